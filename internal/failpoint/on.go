@@ -1,0 +1,33 @@
+//go:build failpoints
+
+package failpoint
+
+import (
+	"fmt"
+	"os"
+	"strings"
+)
+
+// Hit ends the process or returns an error when ZLAYER_FAILPOINT arms name,
+// and returns nil otherwise.
+func Hit(name string) error {
+	armed, action, found := strings.Cut(os.Getenv(Env), "=")
+	if !found || armed != name {
+		return nil
+	}
+	switch action {
+	case "kill":
+		self, err := os.FindProcess(os.Getpid())
+		if err != nil {
+			return fmt.Errorf("failpoint %s: find own process: %w", name, err)
+		}
+		if err := self.Kill(); err != nil {
+			return fmt.Errorf("failpoint %s: kill own process: %w", name, err)
+		}
+		select {} // the signal is on its way; nothing of the caller's may run before it arrives
+	case "error":
+		return fmt.Errorf("failpoint %s", name)
+	default:
+		return fmt.Errorf("failpoint %s: %s knows the actions kill and error, not %q", name, Env, action)
+	}
+}
