@@ -1,0 +1,105 @@
+# Every command that developers and CI run. `make help` lists them.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+GO ?= go
+BIN := $(CURDIR)/bin
+
+# Where programs run: static, so that the image holds nothing else.
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+STATIC := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
+PROGRAMS := overlayd zlayer-cni
+
+# Tools come from a module of their own; users of this one don't inherit them.
+TOOL := $(GO) tool -modfile=tools/go.mod
+REFERENCE := bridge ptp loopback host-local
+
+# The binaries under test have failpoints. TESTFLAGS goes to every `go test`.
+TAGS := -tags failpoints
+TESTFLAGS ?=
+export ZLAYER_BIN := $(BIN)/test
+
+# The race detector is slow and needs a C compiler: it watches the packages
+# where goroutines share state without the kernel in between.
+RACE_PACKAGES := ./internal/... ./pkg/shim/... ./pkg/cni/... ./pkg/dataplane/ipam/... ./pkg/dataplane/wireguard/...
+RACE := $(if $(shell command -v $$($(GO) env CC) 2>/dev/null),-race)
+
+# Tests that need a kernel are those that enter test/netlab.
+NETNS_PACKAGES = $(sort $(dir $(shell grep -rl --include='*_test.go' '"github.com/zlayer/zlayer-cni/test/netlab"' cmd internal pkg test)))
+# How to reach a kernel with WireGuard: empty runs on this one, otherwise a
+# command that is given a folder and a command line to run in it as root.
+KERNEL_RUN ?=
+FUZZTIME ?= 30s
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-19s %s\n", $$1, $$2}'
+
+.PHONY: build
+build: ## build bin/overlayd and bin/zlayer-cni
+	$(STATIC) -o $(BIN)/ $(PROGRAMS:%=./cmd/%)
+
+.PHONY: test-programs
+test-programs: ## build the programs with failpoints into bin/test
+	CGO_ENABLED=0 $(GO) build -trimpath $(TAGS) -o $(BIN)/test/ $(PROGRAMS:%=./cmd/%)
+
+.PHONY: test
+test: test-programs ## run all tests, as root or as an ordinary user
+	$(GO) test $(TAGS) $(RACE) $(TESTFLAGS) $(RACE_PACKAGES)
+	$(GO) test $(TAGS) $(TESTFLAGS) $$($(GO) list ./... | grep -vxFf <($(GO) list $(RACE_PACKAGES)))
+
+.PHONY: test-bundle
+test-bundle: test-programs ## compile the namespace tests into bin/bundle, which runs without Go
+	rm -rf $(BIN)/bundle
+	test/bundle/make.sh $(BIN)/bundle $(BIN)/test $(NETNS_PACKAGES)
+
+.PHONY: test-kernel
+test-kernel: test-bundle ## run the namespace tests on a kernel with WireGuard (KERNEL_RUN=command to reach it)
+	$(if $(KERNEL_RUN),$(KERNEL_RUN) $(BIN)/bundle,cd $(BIN)/bundle &&) sh run.sh --wireguard
+
+.PHONY: demo
+demo: build ## three nodes on this machine, from attach to ping (KEEP=1 leaves them up)
+	$(GO) run ./test/demo $(if $(KEEP),--keep)
+
+.PHONY: bench
+bench: build reference-plugins ## measure against the reference plugins and a bare tunnel
+	$(GO) run ./test/bench
+
+.PHONY: reference-plugins
+reference-plugins: ## build the CNI project's own plugins into bin/reference
+	CGO_ENABLED=0 $(GO) build -modfile=tools/go.mod -trimpath -ldflags '-s -w' -o $(BIN)/reference/ \
+	  $$($(GO) list -modfile=tools/go.mod tool | grep -E '/plugins/.*/($(subst $(eval ) ,|,$(REFERENCE)))$$')
+
+.PHONY: fuzz
+fuzz: ## fuzz every target for FUZZTIME (30s)
+	@grep -rnoE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' cmd internal pkg test | \
+	while IFS=: read -r file _ func; do \
+	  echo "$$(dirname $$file) $${func#func }"; \
+	  $(GO) test -run '^$$' -fuzz "^$${func#func }$$" -fuzztime $(FUZZTIME) ./$$(dirname $$file) </dev/null; \
+	done
+
+.PHONY: lint
+lint: ## run golangci-lint
+	$(TOOL) golangci-lint run ./...
+
+.PHONY: verify
+verify: lint ## formatting, vet on linux and windows, lint, tidy modules, the repository's own rules
+	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \
+	if [ -n "$$unformatted" ]; then echo "not formatted:"; echo "$$unformatted"; exit 1; fi
+	GOOS=linux $(GO) vet $(TAGS) ./...
+	GOOS=windows $(GO) vet ./...
+	$(GO) mod tidy -diff
+	$(GO) -C tools mod tidy -diff
+	$(GO) test ./test/repo
+
+.PHONY: image
+image: build ## pack the static programs as bin/image.tar, for docker load or ctr images import
+	$(GO) run ./deploy/image -out $(BIN)/image.tar -tag zlayer-cni:$(VERSION) $(PROGRAMS:%=$(BIN)/%)
+
+.PHONY: clean
+clean: ## remove bin
+	rm -rf $(BIN)
