@@ -66,11 +66,7 @@ func (c *carver) keepFree(fixed map[string]netip.Prefix) {
 	for _, slice := range fixed {
 		if slice.IsValid() && slice.Overlaps(c.cluster) {
 			slice = slice.Masked()
-			first, last := slice.Addr(), lastOf(slice)
-			if slice.Bits() < c.cluster.Bits() {
-				first, last = c.cluster.Addr(), lastOf(c.cluster)
-			}
-			ranges = append(ranges, slotRange{c.slotOf(first), c.slotOf(last)})
+			ranges = append(ranges, slotRange{c.slotOf(slice.Addr()), c.slotOf(lastOf(slice))})
 		}
 	}
 	slices.SortFunc(ranges, func(a, b slotRange) int { return cmp.Compare(a.first, b.first) })
@@ -123,8 +119,9 @@ func (c *carver) slice(slot uint64) netip.Prefix {
 	return netip.PrefixFrom(addr, c.bits)
 }
 
-// slotOf returns the slot that addr, an address of the cluster, lies in, or
-// the last slot if its own is beyond the count.
+// slotOf returns the slot of addr by its bits below the cluster's, or the last
+// slot if its own is beyond the count. Of the first and last address of a
+// prefix around the cluster these bits are all 0 and all 1: every slot.
 func (c *carver) slotOf(addr netip.Addr) uint64 {
 	var slot uint64
 	raw := addr.AsSlice()

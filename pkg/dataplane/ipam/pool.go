@@ -170,6 +170,17 @@ func (p *Pool) Release(addr netip.Addr, owner string) bool {
 	return true
 }
 
+// Held returns the address that Allocate would give owner again: the first it
+// holds, if it holds any.
+func (p *Pool) Held(owner string) (netip.Addr, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if held := p.owned[owner]; len(held) > 0 {
+		return held[0], true
+	}
+	return netip.Addr{}, false
+}
+
 // Stats returns the pool's counts at this moment.
 func (p *Pool) Stats() Stats {
 	p.mu.Lock()
