@@ -18,6 +18,8 @@ fi
 
 ZLAYER_BIN=$PWD/bin
 export ZLAYER_BIN
+echo
+echo "namespace tests as $(id -un) on Linux $(uname -r)"
 log=$(mktemp) || exit 1
 failed=0
 for binary in $(find tests -type f -name test | sort); do
