@@ -1,0 +1,38 @@
+package shim
+
+// PeerHealthChanged tells that a peer was heard of again, or no longer.
+type PeerHealthChanged struct {
+	Pubkey  string `json:"pubkey"`
+	Healthy bool   `json:"healthy"`
+}
+
+// NATEndpointChanged tells that a peer is reached by another endpoint.
+type NATEndpointChanged struct {
+	Pubkey   string `json:"pubkey"`
+	Endpoint string `json:"endpoint"`
+}
+
+// Lost tells that this subscriber was too slow and missed Count events, the
+// oldest ones, before the next. It is our addition.
+type Lost struct {
+	Count uint64 `json:"count"`
+}
+
+// Event implements Event.
+func (*PeerHealthChanged) Event() string { return "peer_health_changed" }
+
+// Event implements Event.
+func (*NATEndpointChanged) Event() string { return "nat_endpoint_changed" }
+
+// Event implements Event.
+func (*Lost) Event() string { return "lost" }
+
+// newEvent returns an empty event of the tag, or nil if there is none.
+func newEvent(tag string) Event {
+	for _, event := range []Event{&PeerHealthChanged{}, &NATEndpointChanged{}, &Lost{}} {
+		if event.Event() == tag {
+			return event
+		}
+	}
+	return nil
+}
