@@ -1,0 +1,185 @@
+// Package firewall owns two nftables tables, "inet zlayer" and "bridge
+// zlayer", and nothing else in the kernel.
+//
+// The inet table does three things:
+//   - It masquerades what pods send out of the cluster.
+//   - It fails closed: a packet for a pod of another node leaves by a tunnel, a
+//     packet for a pod of this node leaves by a bridge of ours, and whatever
+//     else is counted and dropped, whichever way the routes point.
+//   - It refuses the cluster's addresses as sources where they cannot come
+//     from, and keeps ICMP redirects away from pods.
+//
+// The bridge table pins each pod's port to the pod's own MAC and addresses.
+//
+// # Beside other firewalls
+//
+// A verdict "accept" ends only the chain that holds it: nothing here overrides
+// a drop of kube-proxy, Docker or an administrator, nor theirs ours. The base
+// chains and why they hook in where they do:
+//
+//	inet    prerouting   raw    (-300)  before connection tracking: a forged source costs no entry, and is read as it was on the wire
+//	inet    postrouting  filter (0)     after every DNAT and reroute, before every source NAT (100)
+//	inet    postrouting  srcnat (100)   masquerade, NAT only
+//	bridge  prerouting   filter (-200)  before br_netfilter (0) shows bridged packets to the inet tables
+//
+// Fail closed sits in postrouting rather than in forward and output, because
+// postrouting sees both, and because in the output hook a packet that
+// kube-proxy's DNAT has just rerouted still shows the interface of its old
+// route: a ClusterIP reached from the host would be dropped for nothing.
+//
+// # Promises
+//
+// Every change is one netlink transaction: the kernel takes all of it or none,
+// and no packet sees half of it. The rules never name an address, a prefix or
+// an interface: these are elements of sets, so in daily work only elements
+// change. What the kernel has is compared with what is wanted, and only the
+// difference is written.
+//
+// A Firewall is safe for concurrent use.
+package firewall
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+)
+
+// DefaultTable is the name of our tables when Config names none.
+const DefaultTable = "zlayer"
+
+// ErrNotApplied is returned by Pin before the first Apply: there is no table
+// yet that could hold the pin.
+var ErrNotApplied = errors.New("the firewall's rules have not been applied")
+
+// Config says where a Firewall works.
+type Config struct {
+	// Table names the tables, one in the family inet and one in the family
+	// bridge; empty means DefaultTable. Firewalls with different names live
+	// side by side, in one network namespace too.
+	Table string
+	// NetNS is an open file descriptor of the network namespace to work in; 0
+	// means the one of the calling thread. It must stay open as long as the
+	// Firewall is used.
+	NetNS int
+	// Log receives what was repaired; nil means nowhere.
+	Log *slog.Logger
+}
+
+// Pin ties a port, the host half of a pod's veth, to what may be sent from it.
+type Pin struct {
+	// PortIndex is the interface index of the port.
+	PortIndex int
+	// MAC is the pod's hardware address, six bytes. The link-local IPv6 address
+	// that follows from it (EUI-64) is pinned with it.
+	MAC net.HardwareAddr
+	// Addrs are the pod's addresses. A pod without any may still use its
+	// link-local address.
+	Addrs []netip.Addr
+}
+
+// Rules is everything the firewall enforces: the whole wanted state.
+type Rules struct {
+	// Cluster holds the prefixes that every pod of the cluster is in.
+	Cluster []netip.Prefix
+	// Own holds this node's slices. They count as part of Cluster.
+	Own []netip.Prefix
+	// Masquerade gives what pods send out of the cluster an address of the node
+	// as source.
+	Masquerade bool
+	// NoMasquerade lists destinations outside the cluster that see the pods' own
+	// addresses.
+	NoMasquerade []netip.Prefix
+	// Bridges are the names of our bridges, Tunnels those of our WireGuard
+	// devices. They need not exist yet.
+	Bridges, Tunnels []string
+	// Pins are all ports and their sources. Nil means those that Pin and the
+	// last Apply left, which is what a caller wants who applies while pods come
+	// and go; an empty slice that is not nil means none.
+	Pins []Pin
+}
+
+// The names of the counters. Each counts packets that were dropped.
+const (
+	// CounterFailClosed counts packets for a pod that would have left by
+	// anything but a tunnel, or one of our bridges if the pod is on this node.
+	CounterFailClosed = "fail_closed"
+	// CounterSpoofed counts packets whose source is not the sender's own.
+	CounterSpoofed = "spoofed"
+	// CounterRogue counts router advertisements, redirects and DHCP answers that
+	// pods tried to send.
+	CounterRogue = "rogue"
+	// CounterRefused counts frames of pods that are neither IPv4, IPv6 nor ARP,
+	// VLAN-tagged ones among them.
+	CounterRefused = "refused"
+	// CounterRedirects counts ICMP redirects kept away from pods.
+	CounterRedirects = "redirects"
+)
+
+// Counter is how much a rule has dropped since its table was made.
+type Counter struct{ Packets, Bytes uint64 }
+
+// Counters maps the names above to their values, both families added up.
+type Counters map[string]Counter
+
+// validate checks what the kernel would refuse, or worse, take for something
+// else.
+func (r Rules) validate() error {
+	for name, prefixes := range map[string][]netip.Prefix{"cluster": r.Cluster, "own": r.Own, "no-masquerade": r.NoMasquerade} {
+		for _, p := range prefixes {
+			if !p.IsValid() || p.Addr().Is4In6() {
+				return fmt.Errorf("%s prefix %v: not an IPv4 or IPv6 prefix", name, p)
+			}
+		}
+	}
+	for _, link := range slices.Concat(r.Bridges, r.Tunnels) {
+		if link == "" || len(link) > maxLinkName {
+			return fmt.Errorf("interface name %q: want 1 to %d bytes", link, maxLinkName)
+		}
+	}
+	ports := make(map[int]struct{}, len(r.Pins))
+	for _, p := range r.Pins {
+		if err := p.validate(); err != nil {
+			return err
+		}
+		if _, twice := ports[p.PortIndex]; twice {
+			return fmt.Errorf("port %d is pinned twice", p.PortIndex)
+		}
+		ports[p.PortIndex] = struct{}{}
+	}
+	return nil
+}
+
+// maxLinkName is the kernel's IFNAMSIZ less the terminating zero.
+const maxLinkName = 15
+
+func (p Pin) validate() error {
+	if p.PortIndex <= 0 {
+		return fmt.Errorf("port %d: not an interface index", p.PortIndex)
+	}
+	if len(p.MAC) != macLen {
+		return fmt.Errorf("port %d: MAC %q has %d bytes, want %d", p.PortIndex, p.MAC, len(p.MAC), macLen)
+	}
+	for _, a := range p.Addrs {
+		if !a.IsValid() || a.IsUnspecified() || a.IsMulticast() || a.Zone() != "" {
+			return fmt.Errorf("port %d: %v is no address of a pod", p.PortIndex, a)
+		}
+	}
+	return nil
+}
+
+const macLen = 6
+
+// clone keeps what the caller may change later out of our memory.
+func (p Pin) clone() Pin {
+	return Pin{PortIndex: p.PortIndex, MAC: slices.Clone(p.MAC), Addrs: slices.Clone(p.Addrs)}
+}
+
+func (r Rules) clone() Rules {
+	r.Cluster, r.Own, r.NoMasquerade = slices.Clone(r.Cluster), slices.Clone(r.Own), slices.Clone(r.NoMasquerade)
+	r.Bridges, r.Tunnels = slices.Clone(r.Bridges), slices.Clone(r.Tunnels)
+	r.Pins = nil // kept apart, by port
+	return r
+}
