@@ -1,0 +1,160 @@
+package wireguard
+
+import (
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"golang.zx2c4.com/wireguard/conn"
+)
+
+const (
+	// batchSize is how many packets wireguard-go handles at once. Its own choice
+	// is 128, and every goroutine that reads holds as many buffers of 64 KiB all
+	// the time. One packet of the kernel's, 64 KiB in segments of 1,400 bytes,
+	// makes 47.
+	batchSize = 64
+	// receivePause is the wait after a failed receive.
+	receivePause = 10 * time.Millisecond
+)
+
+// bind is wireguard-go's UDP socket pair with the packets in flight bounded, in
+// the namespace of the device.
+//
+// Being of a type of its own, it also keeps wireguard-go from following the
+// routing table: that asks the kernel for the route to every peer whenever any
+// IPv4 route changes, which is several times for every pod.
+type bind struct {
+	conn.Bind
+	ns      *namespace
+	out, in *gate
+	log     *slog.Logger
+
+	mu   sync.Mutex    // guards stop
+	stop chan struct{} // closed with the sockets; nil while they are closed
+}
+
+func newBind(ns *namespace, out, in *gate, log *slog.Logger) *bind {
+	return &bind{Bind: conn.NewStdNetBind(), ns: ns, out: out, in: in, log: log}
+}
+
+// BatchSize returns what the package's buffers are cut for.
+func (b *bind) BatchSize() int { return batchSize }
+
+// Open opens the sockets in the device's namespace.
+func (b *bind) Open(port uint16) (fns []conn.ReceiveFunc, actual uint16, err error) {
+	err = b.ns.do(func() error {
+		fns, actual, err = b.Bind.Open(port)
+		return err
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.stop = make(chan struct{})
+	for i := range fns {
+		fns[i] = newReceiver(fns[i], b).receive
+	}
+	return fns, actual, nil
+}
+
+// Close closes the sockets and ends the waits of their receivers.
+func (b *bind) Close() error {
+	b.mu.Lock()
+	if b.stop != nil {
+		close(b.stop)
+		b.stop = nil
+	}
+	b.mu.Unlock()
+	return b.Bind.Close()
+}
+
+// Send sends bufs. An endpoint remembers the address and the link it was heard
+// on; if those are gone, the packets go again the way the routing table says.
+func (b *bind) Send(bufs [][]byte, endpoint conn.Endpoint) error {
+	defer b.out.leave(len(bufs))
+	err := b.Bind.Send(bufs, endpoint)
+	var gso conn.ErrUDPGSODisabled
+	if err == nil || errors.As(err, &gso) || !endpoint.SrcIP().IsValid() {
+		return err
+	}
+	endpoint.ClearSrc()
+	return b.Bind.Send(bufs, endpoint)
+}
+
+// receiver gives a receive function of wireguard-go the 128 buffers it insists
+// on while its caller brings only batchSize: what does not fit waits for the
+// next call. It belongs to one goroutine.
+type receiver struct {
+	fn        conn.ReceiveFunc
+	in        *gate
+	log       *slog.Logger
+	stop      <-chan struct{}
+	bufs      [][]byte // the caller's, then our own
+	sizes     []int
+	endpoints []conn.Endpoint
+	next, end int // what waits in our own buffers
+}
+
+func newReceiver(fn conn.ReceiveFunc, b *bind) *receiver {
+	r := &receiver{
+		fn: fn, in: b.in, log: b.log, stop: b.stop,
+		bufs:      make([][]byte, conn.IdealBatchSize),
+		sizes:     make([]int, conn.IdealBatchSize),
+		endpoints: make([]conn.Endpoint, conn.IdealBatchSize),
+	}
+	// Most of this is never touched, so it is address space rather than memory.
+	const longest = 1<<16 - 1
+	own := make([]byte, (conn.IdealBatchSize-batchSize)*longest)
+	for i := batchSize; i < conn.IdealBatchSize; i++ {
+		r.bufs[i], own = own[:longest:longest], own[longest:]
+	}
+	return r
+}
+
+// receive is a conn.ReceiveFunc. wireguard-go stops receiving for good on an
+// error like a lack of memory, so only the end of the sockets is one.
+func (r *receiver) receive(bufs [][]byte, sizes []int, endpoints []conn.Endpoint) (int, error) {
+	if !r.in.wait(r.stop) {
+		return 0, net.ErrClosed
+	}
+	if r.next == r.end {
+		copy(r.bufs[:batchSize], bufs)
+		n, err := r.read()
+		if err != nil {
+			return 0, err
+		}
+		first := min(n, batchSize)
+		copy(sizes, r.sizes[:first])
+		copy(endpoints, r.endpoints[:first])
+		r.next, r.end = first, n
+		r.in.enter(first)
+		return first, nil
+	}
+	n := 0
+	for ; n < len(bufs) && r.next < r.end; n++ {
+		sizes[n] = copy(bufs[n], r.bufs[r.next][:r.sizes[r.next]])
+		endpoints[n], r.endpoints[r.next] = r.endpoints[r.next], nil
+		r.next++
+	}
+	r.in.enter(n)
+	return n, nil
+}
+
+func (r *receiver) read() (int, error) {
+	for {
+		n, err := r.fn(r.bufs, r.sizes, r.endpoints)
+		if err == nil || errors.Is(err, net.ErrClosed) {
+			return n, err
+		}
+		r.log.Debug("receive from underlay", "err", err)
+		select {
+		case <-r.stop:
+			return 0, net.ErrClosed
+		case <-time.After(receivePause):
+		}
+	}
+}

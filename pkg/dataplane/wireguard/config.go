@@ -1,0 +1,194 @@
+package wireguard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+// Backend is what carries a device's packets.
+type Backend string
+
+const (
+	// Auto takes Kernel where the kernel can, else Userspace.
+	Auto Backend = "auto"
+	// Kernel is a wireguard link of the kernel.
+	Kernel Backend = "kernel"
+	// Userspace is wireguard-go in this process, on a TUN.
+	Userspace Backend = "userspace"
+)
+
+// Alias marks a link as this package's device for the cluster's network.
+const Alias = "zlayer/1 device=cluster"
+
+// RouteProtocol is the protocol number ("z") that marks routes as the daemon's.
+const RouteProtocol = 122
+
+const (
+	// defaultMTU is right where the underlay's is 1500, over IPv4 and IPv6.
+	defaultMTU = 1420
+	// MinMTU is the least MTU of a device: IPv6 works on no link with less.
+	MinMTU = 1280
+	// maxMTU is the largest packet wireguard-go's buffers hold with its header and tag.
+	maxMTU = 65535 - 32
+	// maxLinkName is the kernel's IFNAMSIZ less its terminating zero.
+	maxLinkName = 15
+)
+
+// Config says what a device should be.
+type Config struct {
+	// Name is the link's name, at most 15 bytes.
+	Name string
+	// Backend is Auto, Kernel or Userspace; empty means Auto.
+	Backend Backend
+	// PrivateKey is the node's key.
+	PrivateKey PrivateKey
+	// ListenPort is the UDP port; 0 lets the system choose one.
+	ListenPort int
+	// MTU is the device's; 0 means 1420. See [TunnelMTU].
+	MTU int
+	// Addresses are the node's own on the overlay, at most one per family. They
+	// are set as /32 and /128, and are the source of the routes to the peers.
+	Addresses []netip.Addr
+	// Slices are the node's own. Packets to those of their addresses that no pod
+	// has are refused here, instead of leaving by the default route.
+	Slices []netip.Prefix
+	// OnRebuilt is called from Run after the device had to be made or addressed
+	// anew, when routes with its addresses as their source are gone. May be nil.
+	OnRebuilt func()
+	// Resolve looks a host name up; nil means the system's resolver. It must
+	// return when its context ends.
+	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
+	// Log gets changes of the device at Info, what heals at Warn, and what
+	// wireguard-go says at Debug. Nil discards.
+	Log *slog.Logger
+}
+
+// withDefaults checks c and fills in what was left to defaults.
+func (c Config) withDefaults() (Config, error) {
+	if c.Backend == "" {
+		c.Backend = Auto
+	}
+	if c.MTU == 0 {
+		c.MTU = defaultMTU
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Resolve == nil {
+		c.Resolve = func(ctx context.Context, host string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		}
+	}
+	if c.OnRebuilt == nil {
+		c.OnRebuilt = func() {}
+	}
+	c.Slices = slices.Clone(c.Slices)
+	c.Addresses = slices.Clone(c.Addresses)
+	return c, c.check()
+}
+
+func (c Config) check() error {
+	switch {
+	case c.Name == "" || len(c.Name) > maxLinkName:
+		return fmt.Errorf("device name %q is not 1 to %d bytes", c.Name, maxLinkName)
+	case c.Backend != Auto && c.Backend != Kernel && c.Backend != Userspace:
+		return fmt.Errorf("backend %q is not auto, kernel or userspace", c.Backend)
+	case c.PrivateKey.IsZero():
+		return errors.New("no private key")
+	case c.ListenPort < 0 || c.ListenPort > 65535:
+		return fmt.Errorf("listen port %d is not between 0 and 65535", c.ListenPort)
+	}
+	var families [2]int
+	for _, addr := range c.Addresses {
+		if !addr.IsValid() || addr.Is4In6() || addr.Zone() != "" {
+			return fmt.Errorf("%v is no address for a device", addr)
+		}
+		families[family(addr)]++
+	}
+	if max(families[0], families[1]) > 1 {
+		return fmt.Errorf("of the addresses %v, two are of one family", c.Addresses)
+	}
+	for _, slice := range c.Slices {
+		if !slice.IsValid() || slice != slice.Masked() {
+			return fmt.Errorf("slice %v is not a network prefix", slice)
+		}
+	}
+	return checkMTU(c.MTU)
+}
+
+func checkMTU(mtu int) error {
+	if mtu < MinMTU || mtu > maxMTU {
+		return fmt.Errorf("MTU %d is not between %d and %d", mtu, MinMTU, maxMTU)
+	}
+	return nil
+}
+
+// family is 0 for IPv4 and 1 for IPv6.
+func family(addr netip.Addr) int {
+	if addr.Is4() {
+		return 0
+	}
+	return 1
+}
+
+// Status is a device at one moment.
+type Status struct {
+	// Device is the link's name.
+	Device string
+	// Backend is Kernel or Userspace.
+	Backend Backend
+	// PublicKey is what the peers must know.
+	PublicKey wgtypes.Key
+	// ListenPort is the UDP port in use.
+	ListenPort int
+	// MTU is the link's.
+	MTU int
+	// Addresses are the node's own on the overlay.
+	Addresses []netip.Addr
+	// Peers are in the order of SetPeers.
+	Peers []PeerStatus
+}
+
+// PeerStatus is a peer at one moment.
+type PeerStatus struct {
+	// Node is the peer's name.
+	Node string
+	// PublicKey tells peers apart.
+	PublicKey wgtypes.Key
+	// Endpoint is where the next packet to the peer goes; the zero value if that
+	// is not known.
+	Endpoint netip.AddrPort
+	// LastHandshake is zero if there was none.
+	LastHandshake time.Time
+	// RxBytes and TxBytes count encrypted traffic since the peer was added.
+	RxBytes, TxBytes uint64
+	// AllowedIPs are the addresses behind the peer.
+	AllowedIPs []netip.Prefix
+}
+
+// checkPeers refuses a set that no device can hold as it stands.
+func checkPeers(peers []Peer) error {
+	keys := make(map[wgtypes.Key]string, len(peers))
+	holders := make(map[netip.Prefix]string, 2*len(peers))
+	for _, peer := range peers {
+		if other, taken := keys[peer.PublicKey]; taken {
+			return fmt.Errorf("peers %s and %s have one public key", other, peer.Node)
+		}
+		keys[peer.PublicKey] = peer.Node
+		for _, prefix := range peer.AllowedIPs {
+			if other, taken := holders[prefix]; taken {
+				return fmt.Errorf("peers %s and %s both hold %v", other, peer.Node, prefix)
+			}
+			holders[prefix] = peer.Node
+		}
+	}
+	return nil
+}

@@ -1,0 +1,320 @@
+package wireguard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/wgctrl"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+// Device is a WireGuard device of this node, with its addresses, its peers and
+// the routes to them. It stays in the network namespace it was opened in.
+type Device struct {
+	cfg       Config
+	ns        *namespace
+	resolver  *resolver
+	kick      chan struct{} // Run has something to do
+	greetings chan struct{} // there are peers to greet
+	readiness atomic.Pointer[error]
+	mtu       atomic.Int32
+
+	// free holds one token while nobody works on the device; it guards all below.
+	free    chan struct{}
+	nl      *netlink.Handle
+	routes  *routeSocket
+	wg      *wgctrl.Client
+	backend Backend // Kernel or Userspace; constant once opened
+	index   int     // of the link; 0 while there is none
+	user    *userspace
+	planned bool // SetPeers was called
+	peers   []Peer
+	written map[wgtypes.Key]netip.AddrPort
+	greet   []wgtypes.Key // peers to greet
+	fresh   bool          // wireguard-go has started and not greeted yet
+	changed bool          // OnRebuilt is due
+	checked time.Time     // when everything was last compared
+	retry   bool          // something failed then
+	closed  bool
+}
+
+var (
+	errClosed     = errors.New("device is closed")
+	errNotOpened  = errors.New("device is not opened yet")
+	errRebuilding = errors.New("device is being rebuilt")
+)
+
+// Open makes the device cfg describes, or adopts the one a former process left:
+// a kernel device without disturbing it, a TUN by starting wireguard-go on it
+// again. Peers and the routes to them stay as they are until SetPeers. A device
+// of ours with another key gets the one wanted, and one of another backend is
+// removed and made anew; a link of somebody else with the name is an error. If
+// Open fails, it leaves nothing that was not there before.
+func Open(ctx context.Context, cfg Config) (*Device, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, fmt.Errorf("open WireGuard device: %w", err)
+	}
+	d := &Device{
+		cfg:       cfg,
+		resolver:  newResolver(cfg),
+		kick:      make(chan struct{}, 1),
+		greetings: make(chan struct{}, 1),
+		free:      make(chan struct{}, 1),
+	}
+	d.mtu.Store(int32(cfg.MTU))
+	d.setReady(errNotOpened)
+	if d.ns, err = currentNamespace(); err != nil {
+		return nil, fmt.Errorf("open WireGuard device %s: %w", cfg.Name, err)
+	}
+	err = d.ns.do(func() error {
+		if err := d.openHandles(); err != nil {
+			return err
+		}
+		return d.start(ctx)
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open WireGuard device %s: %w", cfg.Name, err), d.release(), d.ns.close())
+	}
+	d.changed = false
+	d.free <- struct{}{}
+	return d, nil
+}
+
+// openHandles must run in the namespace; its sockets stay there.
+func (d *Device) openHandles() (err error) {
+	if d.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+		return fmt.Errorf("open netlink: %w", err)
+	}
+	d.routes, err = openRouteSocket()
+	return err
+}
+
+// start brings the device up for the first time, and takes back what it made
+// if that fails.
+func (d *Device) start(ctx context.Context) error {
+	before, err := findLink(d.nl, d.cfg.Name)
+	if err != nil {
+		return err
+	}
+	err, partial := d.ensure(ctx)
+	if err = errors.Join(err, partial); err == nil {
+		d.checked = time.Now()
+		d.setReady(nil)
+		return nil
+	}
+	if d.user != nil {
+		err = errors.Join(err, d.user.stop())
+		d.user = nil
+	}
+	if before == nil && d.index != 0 {
+		err = errors.Join(err, d.removeOwn())
+	}
+	return err
+}
+
+// removeOwn deletes the link and the routes that the device made.
+func (d *Device) removeOwn() error {
+	link, err := findLink(d.nl, d.cfg.Name)
+	if err == nil && link != nil && link.Attrs().Index == d.index {
+		err = deleteLink(d.nl, link)
+	}
+	d.index = 0
+	return errors.Join(err, removeRefusals(d.routes))
+}
+
+// release closes what the device holds in this process.
+func (d *Device) release() error {
+	var errs []error
+	if d.user != nil {
+		errs = append(errs, d.user.stop())
+		d.user = nil
+	}
+	if d.wg != nil {
+		errs = append(errs, d.wg.Close())
+	}
+	if d.routes != nil {
+		errs = append(errs, d.routes.close())
+	}
+	if d.nl != nil {
+		d.nl.Close()
+	}
+	return errors.Join(errs...)
+}
+
+// lock waits until nobody else works on the device.
+func (d *Device) lock(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-d.free:
+	}
+	if d.closed {
+		d.unlock()
+		return errClosed
+	}
+	return nil
+}
+
+func (d *Device) unlock() { d.free <- struct{}{} }
+
+// Name returns the link's name.
+func (d *Device) Name() string { return d.cfg.Name }
+
+// Backend returns Kernel or Userspace.
+func (d *Device) Backend() Backend { return d.backend }
+
+// MTU returns the MTU that the link should have.
+func (d *Device) MTU() int { return int(d.mtu.Load()) }
+
+// Ready returns nil while the device stands, and otherwise what is wrong.
+func (d *Device) Ready() error { return *d.readiness.Load() }
+
+func (d *Device) setReady(err error) { d.readiness.Store(&err) }
+
+// SetPeers makes peers the device's peers, and the routes to their AllowedIPs
+// the routes through the device. It takes the whole set, compares it with what
+// is there, and writes only what differs; a set that is in place already writes
+// nothing. Sessions of peers that stay survive.
+//
+// A peer or route that cannot be written costs only itself: the rest is in
+// place when SetPeers returns its error, and Run tries again. Endpoints that are
+// host names follow from Run, as they are resolved.
+func (d *Device) SetPeers(ctx context.Context, peers []Peer) error {
+	if err := checkPeers(peers); err != nil {
+		return fmt.Errorf("set peers of %s: %w", d.cfg.Name, err)
+	}
+	if err := d.lock(ctx); err != nil {
+		return fmt.Errorf("set peers of %s: %w", d.cfg.Name, err)
+	}
+	defer d.unlock()
+	d.peers, d.planned = clonePeers(peers), true
+	d.resolver.set(hostsOf(d.peers))
+	if err := d.pass(ctx); err != nil {
+		return fmt.Errorf("set peers of %s: %w", d.cfg.Name, err)
+	}
+	return nil
+}
+
+// SetMTU changes the link's MTU.
+func (d *Device) SetMTU(ctx context.Context, mtu int) error {
+	if err := checkMTU(mtu); err != nil {
+		return fmt.Errorf("set MTU of %s: %w", d.cfg.Name, err)
+	}
+	if err := d.lock(ctx); err != nil {
+		return fmt.Errorf("set MTU of %s: %w", d.cfg.Name, err)
+	}
+	defer d.unlock()
+	d.mtu.Store(int32(mtu))
+	if err := d.pass(ctx); err != nil {
+		return fmt.Errorf("set MTU of %s: %w", d.cfg.Name, err)
+	}
+	return nil
+}
+
+// Status reads the device.
+func (d *Device) Status(ctx context.Context) (Status, error) {
+	if err := d.lock(ctx); err != nil {
+		return Status{}, fmt.Errorf("read %s: %w", d.cfg.Name, err)
+	}
+	defer d.unlock()
+	status := Status{
+		Device: d.cfg.Name, Backend: d.backend, PublicKey: d.cfg.PrivateKey.PublicKey(),
+		ListenPort: d.cfg.ListenPort, MTU: d.MTU(), Addresses: d.cfg.Addresses,
+	}
+	device, err := d.wg.Device(d.cfg.Name)
+	if err != nil {
+		return Status{}, fmt.Errorf("read %s: %w", d.cfg.Name, err)
+	}
+	status.ListenPort = device.ListenPort
+	status.Peers = peerStatus(d.peers, device.Peers)
+	return status, nil
+}
+
+// Close ends this process's part. A kernel device goes on; a TUN keeps its
+// addresses and routes, and drops what is sent to it until the next Open.
+// Closing twice is fine.
+func (d *Device) Close() error {
+	return d.end(func() error { return nil })
+}
+
+// Remove closes the device and removes it with its routes. After Close it does
+// nothing; see the function [Remove].
+func (d *Device) Remove(ctx context.Context) error {
+	return d.end(func() error { return Remove(ctx, d.cfg.Name) })
+}
+
+// end closes the device, calling last in its namespace.
+func (d *Device) end(last func() error) error {
+	<-d.free
+	defer d.unlock()
+	if d.closed {
+		return nil
+	}
+	d.closed = true
+	d.setReady(errClosed)
+	if err := errors.Join(d.release(), d.ns.do(last), d.ns.close()); err != nil {
+		return fmt.Errorf("close WireGuard device %s: %w", d.cfg.Name, err)
+	}
+	return nil
+}
+
+// Remove removes the device name of this or a former process with its routes.
+// What is not there, or not ours, is left as it is.
+func Remove(ctx context.Context, name string) error {
+	if err := remove(ctx, name); err != nil {
+		return fmt.Errorf("remove WireGuard device %s: %w", name, err)
+	}
+	return nil
+}
+
+func remove(ctx context.Context, name string) error {
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("open netlink: %w", err)
+	}
+	defer nl.Close()
+	routes, err := openRouteSocket()
+	if err != nil {
+		return err
+	}
+	link, err := findLink(nl, name)
+	if err == nil && link != nil && checkOurs(link) == nil {
+		err = deleteLink(nl, link)
+	}
+	return errors.Join(err, removeRefusals(routes), routes.close(), removeStaleSocket(name))
+}
+
+// removeRefusals removes the routes that refuse own slices: no other routes
+// with our protocol number refuse.
+func removeRefusals(routes *routeSocket) error {
+	const noLink = 0
+	found, err := routes.ours(noLink)
+	if err != nil {
+		return err
+	}
+	return routes.remove(found, noLink)
+}
+
+// removeStaleSocket removes what a killed process left for wgctrl.
+func removeStaleSocket(name string) error {
+	conn, err := net.Dial("unix", uapiPath(name))
+	switch {
+	case err == nil:
+		return conn.Close()
+	case errors.Is(err, unix.ECONNREFUSED):
+		return os.Remove(uapiPath(name))
+	}
+	return nil
+}

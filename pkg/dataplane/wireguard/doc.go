@@ -1,0 +1,21 @@
+// Package wireguard runs a node's WireGuard devices: it decides who the peers
+// are, and keeps a device, its addresses and its routes as decided.
+//
+// [Plan] turns what is told about the nodes into peers, and [Diff] turns the
+// peers a device has into those it should have; both are pure and work on every
+// system. [Device] is a link of the kernel where the kernel knows WireGuard, and
+// wireguard-go on a TUN in this process elsewhere. Both kinds are configured
+// through wgctrl, so `wg show` works for both.
+//
+// The kernel is the database. Every pass reads the link, its addresses, the
+// device's peers and the routes, and writes only what differs, so a restarted
+// daemon adopts what it finds. Links are told by their alias and routes by their
+// protocol number; what belongs to others is neither changed nor removed.
+//
+// The device outlives the process. A kernel device goes on by itself. A TUN
+// stays with its addresses and routes, so that nothing finds another way out,
+// and passes traffic again as soon as the next process has shaken hands.
+//
+// The package does no firewalling and reads no files but the key. All methods
+// of Device are safe for concurrent use.
+package wireguard

@@ -1,0 +1,126 @@
+package wireguard
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+// redacted is all that ever shows of a private key.
+const redacted = "redacted"
+
+// PrivateKey holds a WireGuard private key that can be used but not printed:
+// every fmt verb, slog and every encoder see the word "redacted". The key
+// itself sits behind a pointer, so that not even a struct printed with the key
+// in an unexported field shows its bytes. The zero value holds no key.
+type PrivateKey struct {
+	secret *wgtypes.Key
+}
+
+// NewPrivateKey wraps key.
+func NewPrivateKey(key wgtypes.Key) PrivateKey { return PrivateKey{secret: &key} }
+
+// IsZero reports whether k holds no key.
+func (k PrivateKey) IsZero() bool { return k.secret == nil || *k.secret == wgtypes.Key{} }
+
+// PublicKey returns the public half, which may be shown to anybody. Without a
+// key it is the zero key.
+func (k PrivateKey) PublicKey() wgtypes.Key {
+	if k.IsZero() {
+		return wgtypes.Key{}
+	}
+	return k.secret.PublicKey()
+}
+
+// String returns "redacted".
+func (k PrivateKey) String() string { return redacted }
+
+// Format writes "redacted" for every verb and flag.
+func (k PrivateKey) Format(state fmt.State, _ rune) { _, _ = io.WriteString(state, redacted) }
+
+// LogValue returns "redacted".
+func (k PrivateKey) LogValue() slog.Value { return slog.StringValue(redacted) }
+
+// MarshalText returns "redacted".
+func (k PrivateKey) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+
+// LoadKey returns the private key kept in the file path, and makes one there
+// if the file does not exist. The file holds the key in base64 and a newline,
+// as `wg genkey` writes it, has mode 0600, and appears whole or not at all: a
+// process that dies half-way leaves either no key or a good one. A file that
+// others may read is given mode 0600. A file with anything else in it is an
+// error and stays as it is.
+//
+// One process at a time may call it for a path.
+func LoadKey(path string) (PrivateKey, error) {
+	key, err := readKey(path)
+	if !errors.Is(err, os.ErrNotExist) {
+		return key, err
+	}
+	secret, err := wgtypes.GeneratePrivateKey()
+	if err != nil {
+		return PrivateKey{}, fmt.Errorf("make private key %s: %w", path, err)
+	}
+	if err := writeKey(path, secret); err != nil {
+		return PrivateKey{}, fmt.Errorf("keep private key %s: %w", path, err)
+	}
+	return NewPrivateKey(secret), nil
+}
+
+func readKey(path string) (PrivateKey, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return PrivateKey{}, fmt.Errorf("read private key: %w", err)
+	}
+	// Neither the parser's error nor the content goes any further: both may hold key material.
+	key, err := wgtypes.ParseKey(string(bytes.TrimSpace(data)))
+	if err != nil || key == (wgtypes.Key{}) {
+		return PrivateKey{}, fmt.Errorf("read private key %s: not 32 bytes in base64", path)
+	}
+	if runtime.GOOS != "windows" { // where modes mean nothing
+		if err := os.Chmod(path, 0o600); err != nil {
+			return PrivateKey{}, fmt.Errorf("read private key: %w", err)
+		}
+	}
+	return NewPrivateKey(key), nil
+}
+
+// writeKey writes beside path, and renames only what has reached the disk.
+func writeKey(path string, key wgtypes.Key) error {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	file, err := os.CreateTemp(dir, "."+filepath.Base(path)+"-*") // CreateTemp makes mode 0600
+	if err != nil {
+		return err
+	}
+	_, err = file.WriteString(key.String() + "\n")
+	err = errors.Join(err, file.Sync(), file.Close())
+	if err == nil {
+		err = os.Rename(file.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(file.Name()))
+	}
+	return syncDir(dir)
+}
+
+// syncDir makes a rename in dir last through a power cut.
+func syncDir(dir string) error {
+	if runtime.GOOS == "windows" { // where folders cannot be flushed
+		return nil
+	}
+	handle, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(handle.Sync(), handle.Close())
+}

@@ -1,0 +1,104 @@
+package wireguard
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/device"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+// inFlight is how many packets may be inside wireguard-go in each direction.
+// Five of the kernel's 64 KiB packets keep every worker of a fast machine busy;
+// more only queue, and each packet takes a buffer of 64 KiB.
+const inFlight = 256
+
+// userspace is a running wireguard-go on a TUN.
+type userspace struct {
+	fd      int // the TUN's, owned by tun
+	tun     *tunDevice
+	device  *device.Device
+	uapi    *uapiServer
+	out, in *gate
+}
+
+// newUserspace takes fd over, a TUN's descriptor. The device is down and has no
+// key until it is configured.
+func newUserspace(cfg Config, ns *namespace, fd int) (*userspace, error) {
+	u := &userspace{fd: fd, out: newGate(inFlight), in: newGate(inFlight)}
+	var err error
+	if u.tun, err = newTUNDevice(fd, u.out, u.in); err != nil {
+		return nil, err
+	}
+	u.device = device.NewDevice(u.tun, newBind(ns, u.out, u.in, cfg.Log), newGoLogger(cfg.Log))
+	if u.uapi, err = serveUAPI(cfg.Name, u.device); err != nil {
+		u.device.Close()
+		return nil, err
+	}
+	return u, nil
+}
+
+// up opens the sockets.
+func (u *userspace) up(port int) error {
+	if err := u.device.Up(); err != nil {
+		if errors.Is(err, unix.EADDRINUSE) {
+			return fmt.Errorf("listen on UDP port %d: %w", port, unix.EADDRINUSE)
+		}
+		return fmt.Errorf("bring wireguard-go up: %w", err)
+	}
+	return nil
+}
+
+// dead reports whether wireguard-go has given up.
+func (u *userspace) dead() bool {
+	select {
+	case <-u.device.Wait():
+		return true
+	default:
+		return false
+	}
+}
+
+// serve makes sure that wgctrl finds the device.
+func (u *userspace) serve(name string) error {
+	if u.uapi.alive() {
+		return nil
+	}
+	if err := u.uapi.close(); err != nil {
+		return fmt.Errorf("close lost wgctrl socket: %w", err)
+	}
+	uapi, err := serveUAPI(name, u.device)
+	if err != nil {
+		return err
+	}
+	u.uapi = uapi
+	return nil
+}
+
+// stop ends wireguard-go. The TUN stays if it is persistent.
+func (u *userspace) stop() error {
+	err := u.uapi.close()
+	u.device.Close()
+	return err
+}
+
+// greet begins a handshake with each peer at once. After a start that ends the
+// silence at the first round trip; by themselves the peers would notice after
+// 15 s that nobody knows their sessions any more. A device that receives more
+// than 128 handshakes at once begins to refuse some, so wait is called now and
+// then.
+func (u *userspace) greet(keys []wgtypes.Key, wait func() error) error {
+	const atOnce = 32
+	for i, key := range keys {
+		if i > 0 && i%atOnce == 0 {
+			if err := wait(); err != nil {
+				return err
+			}
+		}
+		if peer := u.device.LookupPeer(device.NoisePublicKey(key)); peer != nil {
+			_ = peer.SendHandshakeInitiation(false) // it tries again by itself
+		}
+	}
+	return nil
+}
