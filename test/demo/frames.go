@@ -1,0 +1,153 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
+
+// kind is what a frame on the underlay carries.
+type kind int
+
+const (
+	// wgHandshake is a WireGuard initiation, response or cookie.
+	wgHandshake kind = iota
+	// wgData is an encrypted packet, or an empty one that keeps a session alive.
+	wgData
+	// addressResolution is the underlay's own ARP.
+	addressResolution
+	// neighbourDiscovery is the underlay's own IPv6 ND, router solicitation and MLD.
+	neighbourDiscovery
+	// clearText is a frame in which the marker of a pod's ping is readable.
+	clearText
+	// other is everything else.
+	other
+)
+
+// kinds in the order of the report.
+var kinds = [...]kind{wgHandshake, wgData, addressResolution, neighbourDiscovery, clearText, other}
+
+// String names the kind in the report.
+func (k kind) String() string {
+	return [...]string{"WireGuard handshake", "WireGuard data", "ARP of the underlay", "ND and MLD of the underlay", "readable pod traffic", "anything else"}[k]
+}
+
+// expected tells whether frames of the kind may cross the underlay.
+func (k kind) expected() bool { return k != clearText && k != other }
+
+// classifier knows what belongs on the underlay.
+type classifier struct {
+	port   uint16 // WireGuard's
+	marker []byte // stands in every ping of a pod
+}
+
+// Offsets and lengths of Ethernet, IPv4, IPv6 and UDP headers, in bytes.
+const (
+	ethernetLen = 14
+	ipv4MinLen  = 20
+	ipv6Len     = 40
+	udpLen      = 8
+)
+
+// classify tells what an Ethernet frame carries. A frame whose beginning was
+// cut off, or that makes no sense, is other.
+func (c classifier) classify(frame []byte) kind {
+	if bytes.Contains(frame, c.marker) {
+		return clearText
+	}
+	if len(frame) < ethernetLen {
+		return other
+	}
+	switch binary.BigEndian.Uint16(frame[12:]) {
+	case unix.ETH_P_ARP:
+		return addressResolution
+	case unix.ETH_P_IP, unix.ETH_P_IPV6:
+		protocol, payload := transport(frame)
+		switch {
+		case protocol == unix.IPPROTO_UDP:
+			return c.classifyUDP(payload)
+		case protocol == unix.IPPROTO_ICMPV6 && isNeighbourDiscovery(payload):
+			return neighbourDiscovery
+		}
+	}
+	return other
+}
+
+// classifyUDP recognises WireGuard by its port and its four message types.
+func (c classifier) classifyUDP(packet []byte) kind {
+	if len(packet) < udpLen+4 || binary.BigEndian.Uint16(packet[2:]) != c.port {
+		return other
+	}
+	switch binary.LittleEndian.Uint32(packet[udpLen:]) { // one byte of type, three of zero
+	case 1, 2, 3:
+		return wgHandshake
+	case 4:
+		return wgData
+	}
+	return other
+}
+
+func isNeighbourDiscovery(packet []byte) bool {
+	if len(packet) == 0 {
+		return false
+	}
+	// RFC 4861: 133 to 137; MLD: 130 to 132 (RFC 2710) and 143 (RFC 3810).
+	return packet[0] >= 130 && packet[0] <= 137 || packet[0] == 143
+}
+
+// transport returns the protocol above IP and its packet, nil if there is none.
+func transport(frame []byte) (protocol byte, packet []byte) {
+	ip := frame[ethernetLen:]
+	if binary.BigEndian.Uint16(frame[12:]) == unix.ETH_P_IP {
+		if len(ip) < ipv4MinLen {
+			return 0, nil
+		}
+		header := int(ip[0]&0xf) * 4
+		if header < ipv4MinLen || header > len(ip) {
+			return 0, nil
+		}
+		return ip[9], ip[header:]
+	}
+	if len(ip) < ipv6Len {
+		return 0, nil
+	}
+	next, rest := ip[6], ip[ipv6Len:]
+	if next == unix.IPPROTO_HOPOPTS && len(rest) >= 8 { // MLD carries a router alert option
+		length := (int(rest[1]) + 1) * 8
+		if length > len(rest) {
+			return 0, nil
+		}
+		return rest[0], rest[length:]
+	}
+	return next, rest
+}
+
+// describe says in a few words what a frame is.
+func describe(frame []byte) string {
+	if len(frame) < ethernetLen {
+		return fmt.Sprintf("a frame of %d bytes", len(frame))
+	}
+	etherType := binary.BigEndian.Uint16(frame[12:])
+	ip := frame[ethernetLen:]
+	protocol, packet := byte(0), []byte(nil)
+	var from, to netip.Addr
+	switch {
+	case etherType == unix.ETH_P_IP && len(ip) >= ipv4MinLen:
+		protocol, packet = transport(frame)
+		from, to = netip.AddrFrom4([4]byte(ip[12:])), netip.AddrFrom4([4]byte(ip[16:]))
+	case etherType == unix.ETH_P_IPV6 && len(ip) >= ipv6Len:
+		protocol, packet = transport(frame)
+		from, to = netip.AddrFrom16([16]byte(ip[8:])), netip.AddrFrom16([16]byte(ip[24:]))
+	default:
+		return fmt.Sprintf("a frame of EtherType %#04x", etherType)
+	}
+	if protocol == unix.IPPROTO_UDP && len(packet) >= udpLen {
+		return fmt.Sprintf("UDP %v > %v port %d", from, to, binary.BigEndian.Uint16(packet[2:]))
+	}
+	return fmt.Sprintf("IP protocol %d %v > %v", protocol, from, to)
+}
