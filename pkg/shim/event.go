@@ -27,9 +27,14 @@ func (*NATEndpointChanged) Event() string { return "nat_endpoint_changed" }
 // Event implements Event.
 func (*Lost) Event() string { return "lost" }
 
+// events returns an empty event of every kind.
+func events() []Event {
+	return []Event{&PeerHealthChanged{}, &NATEndpointChanged{}, &Lost{}}
+}
+
 // newEvent returns an empty event of the tag, or nil if there is none.
 func newEvent(tag string) Event {
-	for _, event := range []Event{&PeerHealthChanged{}, &NATEndpointChanged{}, &Lost{}} {
+	for _, event := range events() {
 		if event.Event() == tag {
 			return event
 		}

@@ -235,16 +235,21 @@ func (*Ready) Op() string { return "ready" }
 // Op implements Request.
 func (*Subscribe) Op() string { return "subscribe" }
 
-// newRequest returns an empty request of the operation, or nil if there is no
-// such operation.
-func newRequest(op string) Request {
-	for _, req := range []Request{
+// requests returns an empty request of every operation.
+func requests() []Request {
+	return []Request{
 		&AttachContainer{}, &DetachContainer{}, &CheckContainer{}, &GCContainers{}, &Ready{}, &Status{},
 		&Hello{}, &Subscribe{}, &SetLocalNodeID{}, &SetLocalWGPubkey{}, &SetupGlobalOverlay{},
 		&TeardownGlobalOverlay{}, &SetupServiceOverlay{}, &TeardownServiceOverlay{}, &AllocateIP{},
 		&ReleaseIP{}, &AddPeer{}, &RemovePeer{}, &AddAllowedIP{}, &RemoveAllowedIP{}, &RegisterDNS{},
 		&UnregisterDNS{}, &NATTick{}, &Shutdown{},
-	} {
+	}
+}
+
+// newRequest returns an empty request of the operation, or nil if there is no
+// such operation.
+func newRequest(op string) Request {
+	for _, req := range requests() {
 		if req.Op() == op {
 			return req
 		}

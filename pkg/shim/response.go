@@ -126,12 +126,17 @@ func (*StatusSnapshot) Result() string { return "status" }
 // Result implements Response.
 func (*Welcome) Result() string { return "hello" }
 
-// newResponse returns an empty response of the tag, or nil if there is none.
-func newResponse(result string) Response {
-	for _, resp := range []Response{
+// responses returns an empty response of every kind.
+func responses() []Response {
+	return []Response{
 		&OK{}, &Error{}, &Attached{}, &StatusSnapshot{}, &AllocatedIP{}, &BridgeName{},
 		&ServiceOverlay{}, &GuestConfig{}, &Welcome{},
-	} {
+	}
+}
+
+// newResponse returns an empty response of the tag, or nil if there is none.
+func newResponse(result string) Response {
+	for _, resp := range responses() {
 		if resp.Result() == result {
 			return resp
 		}
