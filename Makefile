@@ -18,10 +18,12 @@ PROGRAMS := overlayd zlayer-cni
 TOOL := $(GO) tool -modfile=tools/go.mod
 REFERENCE := bridge ptp loopback host-local
 
-# The binaries under test have failpoints. TESTFLAGS goes to every `go test`.
+# ZLAYER_BIN names the programs that are run. Those under test have failpoints.
+# TESTFLAGS goes to every `go test`.
 TAGS := -tags failpoints
 TESTFLAGS ?=
-export ZLAYER_BIN := $(BIN)/test
+test fuzz: export ZLAYER_BIN := $(BIN)/test
+demo bench: export ZLAYER_BIN := $(BIN)
 
 # The race detector is slow and needs a C compiler: it watches the packages
 # where goroutines share state without the kernel in between.
@@ -62,8 +64,9 @@ test-kernel: test-bundle ## run the namespace tests on a kernel with WireGuard (
 	$(if $(KERNEL_RUN),$(KERNEL_RUN) $(BIN)/bundle,cd $(BIN)/bundle &&) sh run.sh --wireguard
 
 .PHONY: demo
+demo: export KEEP := $(KEEP)
 demo: build ## three nodes on this machine, from attach to ping (KEEP=1 leaves them up)
-	$(GO) run ./test/demo $(if $(KEEP),--keep)
+	$(GO) run ./test/demo
 
 .PHONY: bench
 bench: build reference-plugins ## measure against the reference plugins and a bare tunnel
@@ -75,7 +78,7 @@ reference-plugins: ## build the CNI project's own plugins into bin/reference
 	  $$($(GO) list -modfile=tools/go.mod tool | grep -E '/plugins/.*/($(subst $(eval ) ,|,$(REFERENCE)))$$')
 
 .PHONY: fuzz
-fuzz: ## fuzz every target for FUZZTIME (30s)
+fuzz: test-programs ## fuzz every target for FUZZTIME (30s)
 	@grep -rnoE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' cmd internal pkg test | \
 	while IFS=: read -r file _ func; do \
 	  echo "$$(dirname $$file) $${func#func }"; \
