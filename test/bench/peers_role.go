@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -53,8 +54,8 @@ func playPeers(r *roleInput) error {
 	if err == nil {
 		result.Resident, _, err = settledMemory(ctx, os.Getpid())
 	}
-	if err == nil {
-		err = countWrites(ctx, setter, peers, &result)
+	if ours, ok := setter.(ourSetter); ok && err == nil {
+		err = countWrites(ctx, ours, peers, &result)
 	}
 	if err := errors.Join(err, setter.close()); err != nil {
 		return err
@@ -86,20 +87,18 @@ func measureSetter(ctx context.Context, setter peerSetter, peers []wireguard.Pee
 }
 
 // countWrites changes one peer and then none once more, and counts what is
-// written; watching would disturb the times.
-func countWrites(ctx context.Context, setter peerSetter, peers []wireguard.Peer, result *peersResult) error {
-	written, err := watchWrites(tunnelLink)
-	if err != nil {
-		return err
-	}
+// written; listening would disturb the times.
+func countWrites(ctx context.Context, setter ourSetter, peers []wireguard.Peer, result *peersResult) error {
+	setter.writes.watch()
 	if err := setter.change(ctx, peers, moveOne(peers, 2)); err != nil {
 		return err
 	}
-	result.WrittenByChange = written()
+	result.WrittenByChange = setter.writes.written()
+	setter.writes.watch()
 	if err := setter.set(ctx, peers); err != nil {
 		return err
 	}
-	result.WrittenByNone = max(-1, written()-result.WrittenByChange)
+	result.WrittenByNone = setter.writes.written()
 	return nil
 }
 
@@ -147,7 +146,10 @@ func (a peersArgs) open(ctx context.Context) (peerSetter, error) {
 }
 
 // ourSetter is the daemon's device.
-type ourSetter struct{ device *wireguard.Device }
+type ourSetter struct {
+	device *wireguard.Device
+	writes *writeCounter
+}
 
 // bareMTU is wireguard-go's own default.
 const bareMTU = 1420
@@ -162,14 +164,15 @@ func openOurs(ctx context.Context, kernel bool, key wgtypes.Key) (peerSetter, er
 	if kernel {
 		backend = wireguard.Kernel
 	}
+	writes := &writeCounter{}
 	device, err := wireguard.Open(ctx, wireguard.Config{
 		Name: tunnelLink, Backend: backend, PrivateKey: wireguard.NewPrivateKey(key),
-		ListenPort: cluster.ListenPort, MTU: bareMTU, Addresses: overlayAddrs(),
+		ListenPort: cluster.ListenPort, MTU: bareMTU, Addresses: overlayAddrs(), Log: slog.New(writes),
 	})
 	if err != nil {
 		return nil, err
 	}
-	return ourSetter{device: device}, nil
+	return ourSetter{device: device, writes: writes}, nil
 }
 
 func (o ourSetter) set(ctx context.Context, peers []wireguard.Peer) error {

@@ -46,12 +46,18 @@ func (x budget) judged() judgement {
 		return j
 	}
 	if j.verdict == "" {
-		j.verdict = "MISSED"
-		if met {
-			j.verdict = "met"
-		}
+		j.verdict = verdictOf(met)
 	}
 	return j
+}
+
+const missedVerdict = "MISSED"
+
+func verdictOf(met bool) string {
+	if met {
+		return "met"
+	}
+	return missedVerdict
 }
 
 func limit(value float64, unit string) string {
@@ -80,7 +86,7 @@ func (b *bench) verdicts() int {
 	missed := 0
 	for _, j := range b.judgements {
 		rows = append(rows, []string{j.what, j.measured, j.limit, j.verdict})
-		if j.verdict == "MISSED" {
+		if j.verdict == missedVerdict {
 			missed++
 		}
 	}

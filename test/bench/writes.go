@@ -3,73 +3,61 @@
 package main
 
 import (
-	"bufio"
-	"errors"
-	"fmt"
-	"io"
-	"io/fs"
-	"net"
-	"os"
-	"path/filepath"
+	"context"
+	"log/slog"
 	"strings"
-	"sync/atomic"
+	"sync"
 )
 
-// watchWrites puts itself between wgctrl and a userspace device's socket and
-// returns a function that counts the peers written so far. For a kernel device
-// there is nothing to put oneself between, and it returns -1.
-func watchWrites(device string) (func() int, error) {
-	const uapiDir = "/var/run/wireguard"
-	public := filepath.Join(uapiDir, device+".sock")
-	hidden := filepath.Join(uapiDir, "behind", device+".sock")
-	err := os.Mkdir(filepath.Dir(hidden), 0o700)
-	if err == nil {
-		err = os.Rename(public, hidden)
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return func() int { return -1 }, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("watch writes: %w", err)
-	}
-	listener, err := net.Listen("unix", public)
-	if err != nil {
-		return nil, fmt.Errorf("watch writes: %w", err)
-	}
-	var written atomic.Int64
-	go func() { // until the process ends, which measures one contender
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			go relay(conn, hidden, &written)
-		}
-	}()
-	return func() int { return int(written.Load()) }, nil
+// writeCounter is a log handler that counts the peers a userspace device is
+// told to change: wireguard-go notes every such line of its configuration,
+// whoever wrote it, as "peer(KEY) - UAPI: WHAT". It listens only between watch
+// and written, since noting everything takes time.
+type writeCounter struct {
+	mu    sync.Mutex // guards peers
+	peers map[string]bool
 }
 
-// relay passes one conversation of WireGuard's cross-platform protocol on. In
-// it every peer of a "set" begins with its public key.
-func relay(client net.Conn, device string, written *atomic.Int64) {
-	defer func() { _ = client.Close() }()
-	server, err := net.Dial("unix", device)
-	if err != nil {
-		return
-	}
-	defer func() { _ = server.Close() }()
-	go func() {
-		defer func() { _ = server.Close() }()
-		lines := bufio.NewReader(client)
-		for {
-			line, err := lines.ReadString('\n')
-			if strings.HasPrefix(line, "public_key=") {
-				written.Add(1)
-			}
-			if _, writeErr := io.WriteString(server, line); err != nil || writeErr != nil {
-				return
+// watch begins to count.
+func (w *writeCounter) watch() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.peers = map[string]bool{}
+}
+
+// written returns how many peers were written since watch.
+func (w *writeCounter) written() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := len(w.peers)
+	w.peers = nil
+	return n
+}
+
+// Enabled tells whether it counts now.
+func (w *writeCounter) Enabled(context.Context, slog.Level) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.peers != nil
+}
+
+// Handle counts a record of wireguard-go's.
+func (w *writeCounter) Handle(_ context.Context, record slog.Record) error {
+	record.Attrs(func(a slog.Attr) bool {
+		if peer, _, found := strings.Cut(a.Value.String(), " - UAPI: "); found {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if w.peers != nil {
+				w.peers[peer] = true
 			}
 		}
-	}()
-	_, _ = io.Copy(client, server) // an end either way ends the conversation
+		return true
+	})
+	return nil
 }
+
+// WithAttrs returns the same handler: only records matter.
+func (w *writeCounter) WithAttrs([]slog.Attr) slog.Handler { return w }
+
+// WithGroup returns the same handler: only records matter.
+func (w *writeCounter) WithGroup(string) slog.Handler { return w }

@@ -161,9 +161,10 @@ func (n *Node) await(ctx context.Context, what string, wanted func(shim.StatusSn
 		}
 		select {
 		case <-running.done:
-			return fmt.Errorf("wait for overlayd on %s to %s: it ended: %w; its log ends with: %s", n.Name, what, running.err, n.LogTail())
+			return fmt.Errorf("wait for overlayd on %s to %s: it ended (%v); its log ends with: %s", n.Name, what, running.Cmd.ProcessState, n.LogTail())
 		case <-ctx.Done():
-			return fmt.Errorf("wait for overlayd on %s to %s: %w: last status %+v, error: %w", n.Name, what, ctx.Err(), status, err)
+			return fmt.Errorf("wait for overlayd on %s to %s: %w; last status: ready %v, %d peers, waiting for %q; its log ends with: %s",
+				n.Name, what, errors.Join(ctx.Err(), err), status.Ready, status.PeerCount, status.Waiting, n.LogTail())
 		case <-time.After(pollInterval):
 		}
 	}

@@ -1,0 +1,136 @@
+//go:build linux
+
+package main
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+)
+
+const testPort = 51820
+
+func testClassifier() classifier { return classifier{port: testPort, marker: []byte("MARKER")} }
+
+// ethernet puts a header before a packet.
+func ethernet(etherType uint16, packet []byte) []byte {
+	frame := make([]byte, ethernetLen, ethernetLen+len(packet))
+	binary.BigEndian.PutUint16(frame[12:], etherType)
+	return append(frame, packet...)
+}
+
+func ipv4(protocol byte, payload []byte) []byte {
+	header := make([]byte, ipv4MinLen, ipv4MinLen+len(payload))
+	header[0], header[9] = 0x45, protocol
+	copy(header[12:], netip.MustParseAddr("172.31.0.1").AsSlice())
+	copy(header[16:], netip.MustParseAddr("172.31.0.2").AsSlice())
+	return ethernet(unix.ETH_P_IP, append(header, payload...))
+}
+
+func ipv6(next byte, payload []byte) []byte {
+	header := make([]byte, ipv6Len, ipv6Len+len(payload))
+	header[0], header[6] = 0x60, next
+	copy(header[8:], netip.MustParseAddr("fe80::1").AsSlice())
+	copy(header[24:], netip.MustParseAddr("ff02::16").AsSlice())
+	return ethernet(unix.ETH_P_IPV6, append(header, payload...))
+}
+
+func udp(port uint16, payload ...byte) []byte {
+	header := make([]byte, udpLen, udpLen+len(payload))
+	binary.BigEndian.PutUint16(header[2:], port)
+	return append(header, payload...)
+}
+
+func TestClassify(t *testing.T) {
+	routerAlert := []byte{unix.IPPROTO_ICMPV6, 0, 5, 2, 0, 0, 1, 0}
+	for _, test := range []struct {
+		name  string
+		frame []byte
+		want  kind
+	}{
+		{"WireGuard initiation", ipv4(unix.IPPROTO_UDP, udp(testPort, 1, 0, 0, 0)), wgHandshake},
+		{"WireGuard response over IPv6", ipv6(unix.IPPROTO_UDP, udp(testPort, 2, 0, 0, 0)), wgHandshake},
+		{"WireGuard cookie", ipv4(unix.IPPROTO_UDP, udp(testPort, 3, 0, 0, 0)), wgHandshake},
+		{"WireGuard data", ipv4(unix.IPPROTO_UDP, udp(testPort, 4, 0, 0, 0, 9, 9)), wgData},
+		{"no message of WireGuard", ipv4(unix.IPPROTO_UDP, udp(testPort, 5, 0, 0, 0)), other},
+		{"reserved bytes not zero", ipv4(unix.IPPROTO_UDP, udp(testPort, 4, 0, 1, 0)), other},
+		{"another port", ipv4(unix.IPPROTO_UDP, udp(53, 4, 0, 0, 0)), other},
+		{"the marker, whatever carries it", ipv4(unix.IPPROTO_UDP, udp(testPort, append([]byte{4, 0, 0, 0}, "xMARKERx"...)...)), clearText},
+		{"ICMP in clear", ipv4(unix.IPPROTO_ICMP, []byte{8, 0}), other},
+		{"ARP", ethernet(unix.ETH_P_ARP, make([]byte, 28)), addressResolution},
+		{"neighbour solicitation", ipv6(unix.IPPROTO_ICMPV6, []byte{135}), neighbourDiscovery},
+		{"MLD report behind a router alert", ipv6(unix.IPPROTO_HOPOPTS, append(routerAlert, 143)), neighbourDiscovery},
+		{"IPv6 echo in clear", ipv6(unix.IPPROTO_ICMPV6, []byte{128}), other},
+		{"options longer than the frame", ipv6(unix.IPPROTO_HOPOPTS, []byte{unix.IPPROTO_ICMPV6, 200, 0, 0, 0, 0, 0, 0}), other},
+		{"IPv4 cut off", ipv4(unix.IPPROTO_UDP, nil)[:ethernetLen+5], other},
+		{"IPv4 header longer than the frame", func() []byte { f := ipv4(unix.IPPROTO_UDP, nil); f[ethernetLen] = 0x4f; return f }(), other},
+		{"empty", nil, other},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if got := testClassifier().classify(test.frame); got != test.want {
+				t.Errorf("classify is %v, want %v", got, test.want)
+			}
+		})
+	}
+}
+
+func TestDescribe(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		frame []byte
+		want  string
+	}{
+		{"UDP", ipv4(unix.IPPROTO_UDP, udp(53)), "UDP 172.31.0.1 > 172.31.0.2 port 53"},
+		{"no UDP", ipv6(unix.IPPROTO_ICMPV6, []byte{128}), "IP protocol 58 fe80::1 > ff02::16"},
+		{"no IP", ethernet(0x88cc, nil), "a frame of EtherType 0x88cc"},
+		{"short", []byte{1, 2}, "a frame of 2 bytes"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if diff := cmp.Diff(test.want, describe(test.frame)); diff != "" {
+				t.Errorf("describe (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// FuzzFrame looks for frames that the capture cannot bear: it must keep
+// counting whatever a host sends.
+func FuzzFrame(f *testing.F) {
+	f.Add(ipv4(unix.IPPROTO_UDP, udp(testPort, 4, 0, 0, 0)))
+	f.Add(ipv6(unix.IPPROTO_HOPOPTS, []byte{unix.IPPROTO_ICMPV6, 0, 5, 2, 0, 0, 1, 0, 143}))
+	f.Add(ethernet(unix.ETH_P_ARP, make([]byte, 28)))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, frame []byte) {
+		what := testClassifier().classify(frame)
+		if describe(frame) == "" || what.String() == "" {
+			t.Errorf("a frame of kind %d is not described", what)
+		}
+	})
+}
+
+func TestVerdict(t *testing.T) {
+	clean := func() tally {
+		return tally{Frames: map[kind]int{wgHandshake: 6, wgData: 90, addressResolution: 6, clearText: 1}}
+	}
+	for _, test := range []struct {
+		name  string
+		spoil func(*tally)
+		fails bool
+	}{
+		{name: "WireGuard and the probe", spoil: func(*tally) {}},
+		{name: "a readable ping", spoil: func(t *tally) { t.Frames[clearText]++ }, fails: true},
+		{name: "something unknown", spoil: func(t *tally) { t.Frames[other]++ }, fails: true},
+		{name: "frames missed", spoil: func(t *tally) { t.Missed = 1 }, fails: true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			seen := clean()
+			test.spoil(&seen)
+			if err := verdict(seen); (err != nil) != test.fails {
+				t.Errorf("verdict is %v, want an error: %v", err, test.fails)
+			}
+		})
+	}
+}
