@@ -68,6 +68,12 @@ func (c *clientConn) roundTrip(ctx context.Context, id uint64, req Request) (Res
 	if err != nil {
 		return nil, err
 	}
+	file := fileOf(req)
+	if file != nil {
+		if _, err := file.Stat(); err != nil {
+			return nil, fmt.Errorf("pass network namespace: %w", err)
+		}
+	}
 	answer := make(chan Response, 1)
 	c.mu.Lock()
 	c.waiting[id] = answer
@@ -77,7 +83,7 @@ func (c *clientConn) roundTrip(ctx context.Context, id uint64, req Request) (Res
 		defer c.mu.Unlock()
 		delete(c.waiting, id)
 	}()
-	sent, err := c.send(ctx, frame, fileOf(req))
+	sent, err := c.send(ctx, frame, file)
 	if err != nil && ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
