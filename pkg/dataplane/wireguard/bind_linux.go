@@ -75,7 +75,7 @@ func (b *bind) Close() error {
 // Send sends bufs. An endpoint remembers the address and the link it was heard
 // on; if those are gone, the packets go again the way the routing table says.
 func (b *bind) Send(bufs [][]byte, endpoint conn.Endpoint) error {
-	defer b.out.leave(len(bufs))
+	defer b.out.leave(bufs)
 	err := b.Bind.Send(bufs, endpoint)
 	var gso conn.ErrUDPGSODisabled
 	if err == nil || errors.As(err, &gso) || !endpoint.SrcIP().IsValid() {
@@ -90,7 +90,7 @@ func (b *bind) Send(bufs [][]byte, endpoint conn.Endpoint) error {
 // next call. It belongs to one goroutine.
 type receiver struct {
 	fn        conn.ReceiveFunc
-	in        *gate
+	out, in   *gate
 	log       *slog.Logger
 	stop      <-chan struct{}
 	bufs      [][]byte // the caller's, then our own
@@ -101,16 +101,15 @@ type receiver struct {
 
 func newReceiver(fn conn.ReceiveFunc, b *bind) *receiver {
 	r := &receiver{
-		fn: fn, in: b.in, log: b.log, stop: b.stop,
+		fn: fn, out: b.out, in: b.in, log: b.log, stop: b.stop,
 		bufs:      make([][]byte, conn.IdealBatchSize),
 		sizes:     make([]int, conn.IdealBatchSize),
 		endpoints: make([]conn.Endpoint, conn.IdealBatchSize),
 	}
 	// Most of this is never touched, so it is address space rather than memory.
-	const longest = 1<<16 - 1
-	own := make([]byte, (conn.IdealBatchSize-batchSize)*longest)
+	own := make([]byte, (conn.IdealBatchSize-batchSize)*bufferSize)
 	for i := batchSize; i < conn.IdealBatchSize; i++ {
-		r.bufs[i], own = own[:longest:longest], own[longest:]
+		r.bufs[i], own = own[:bufferSize:bufferSize], own[bufferSize:]
 	}
 	return r
 }
@@ -131,7 +130,7 @@ func (r *receiver) receive(bufs [][]byte, sizes []int, endpoints []conn.Endpoint
 		copy(sizes, r.sizes[:first])
 		copy(endpoints, r.endpoints[:first])
 		r.next, r.end = first, n
-		r.in.enter(first)
+		r.in.enter(bufs[:first], r.out)
 		return first, nil
 	}
 	n := 0
@@ -140,7 +139,7 @@ func (r *receiver) receive(bufs [][]byte, sizes []int, endpoints []conn.Endpoint
 		endpoints[n], r.endpoints[r.next] = r.endpoints[r.next], nil
 		r.next++
 	}
-	r.in.enter(n)
+	r.in.enter(bufs[:n], r.out)
 	return n, nil
 }
 

@@ -195,6 +195,7 @@ func (d *Device) SetPeers(ctx context.Context, peers []Peer) error {
 	if err := d.lock(ctx); err != nil {
 		return fmt.Errorf("set peers of %s: %w", d.cfg.Name, err)
 	}
+	defer notify(d.kick) // a rebuilt device is announced by Run alone
 	defer d.unlock()
 	d.peers, d.planned = clonePeers(peers), true
 	d.resolver.set(hostsOf(d.peers))

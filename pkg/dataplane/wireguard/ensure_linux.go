@@ -26,9 +26,6 @@ func (d *Device) pass(ctx context.Context) error {
 	}
 	d.checked, d.retry = time.Now(), err != nil || partial != nil
 	d.setReady(err)
-	if d.changed || d.retry {
-		notify(d.kick)
-	}
 	return errors.Join(err, partial)
 }
 

@@ -19,7 +19,10 @@ import (
 	"github.com/zlayer/zlayer-cni/test/netlab"
 )
 
-func TestMain(m *testing.M) { os.Exit(netlab.Main(m)) }
+func TestMain(m *testing.M) {
+	runIfNode()
+	os.Exit(netlab.Main(m))
+}
 
 // patience is how long a test waits for what should happen soon: tests also run
 // in an emulated machine that is 30 times slower.

@@ -50,9 +50,9 @@ func (d *Device) compareSoon(ctx context.Context) {
 func (d *Device) watch(ctx context.Context) {
 	ticker := time.NewTicker(glanceEvery)
 	defer ticker.Stop()
-	lastErr := ""
+	w := watcher{device: d}
 	for {
-		died := d.look(ctx, &lastErr)
+		died := w.look(ctx)
 		select {
 		case <-ctx.Done():
 			return
@@ -63,43 +63,65 @@ func (d *Device) watch(ctx context.Context) {
 	}
 }
 
+// watcher is what Run remembers from look to look.
+type watcher struct {
+	device *Device
+	failed string // the last failure, which is logged once
+	idle   idleness
+}
+
 // look glances at the device and repairs it if it has to. It returns a channel
-// that is closed when wireguard-go ends, nil with a kernel device. An error is
-// logged when it is another than last time.
-func (d *Device) look(ctx context.Context, lastErr *string) <-chan struct{} {
+// that is closed when wireguard-go ends, nil with a kernel device.
+func (w *watcher) look(ctx context.Context) <-chan struct{} {
+	d := w.device
 	if d.lock(ctx) != nil {
 		return nil
 	}
-	stands := d.stands()
-	since := time.Since(d.checked)
-	if !stands && d.Ready() == nil {
-		d.setReady(errRebuilding)
-	}
-	if d.Ready() != nil || since >= compareEvery || (d.retry && since >= retryAfter) {
-		began := time.Now()
-		err := d.pass(ctx)
-		switch {
-		case err != nil && ctx.Err() == nil && err.Error() != *lastErr:
-			d.cfg.Log.Warn("cannot put device right, trying again", "iface", d.cfg.Name, "err", err)
-			*lastErr = err.Error()
-		case err == nil && (*lastErr != "" || !stands):
-			d.cfg.Log.Warn("device stands again", "iface", d.cfg.Name, "took", time.Since(began))
-			*lastErr = ""
-		}
-	}
+	w.repair(ctx)
 	changed := d.changed && d.Ready() == nil
 	if changed {
 		d.changed = false
 	}
 	var died <-chan struct{}
+	quiet := false
 	if d.user != nil && !d.user.dead() {
 		died = d.user.device.Wait()
+		quiet = w.idle.ended(d.user.out.left.Load() + d.user.in.left.Load())
 	}
 	d.unlock()
 	if changed {
 		d.cfg.OnRebuilt()
 	}
+	if quiet {
+		releaseBuffers()
+	}
 	return died
+}
+
+// repair puts everything right if the link does not stand as it should, if
+// something failed before, or if it is time to compare. The caller holds the
+// lock.
+func (w *watcher) repair(ctx context.Context) {
+	d := w.device
+	stands := d.stands()
+	since := time.Since(d.checked)
+	if !stands && d.Ready() == nil {
+		d.setReady(errRebuilding)
+	}
+	if d.Ready() == nil && since < compareEvery && (!d.retry || since < retryAfter) {
+		return
+	}
+	began := time.Now()
+	err := d.pass(ctx)
+	switch {
+	case ctx.Err() != nil:
+	case err != nil && err.Error() != w.failed:
+		d.cfg.Log.Warn("cannot put device right, trying again", "iface", d.cfg.Name, "err", err)
+		w.failed = err.Error()
+	case err == nil && (!stands || w.failed != ""):
+		d.cfg.Log.Warn("device stands again", "iface", d.cfg.Name, "took", time.Since(began))
+		w.failed = ""
+	}
 }
 
 // stands reports whether the link is there, up and carried.

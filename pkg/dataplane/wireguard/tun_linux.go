@@ -114,13 +114,13 @@ func (t *tunDevice) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	default:
 		return 0, nil
 	}
-	t.out.enter(n)
+	t.out.enter(bufs[:n], t.in)
 	return n, err
 }
 
 // Write passes packets to the kernel.
 func (t *tunDevice) Write(bufs [][]byte, offset int) (int, error) {
 	n, err := t.Device.Write(bufs, offset)
-	t.in.leave(len(bufs))
+	t.in.leave(bufs)
 	return n, err
 }

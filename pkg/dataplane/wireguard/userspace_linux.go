@@ -26,7 +26,7 @@ type userspace struct {
 // newUserspace takes fd over, a TUN's descriptor. The device is down and has no
 // key until it is configured.
 func newUserspace(cfg Config, ns *namespace, fd int) (*userspace, error) {
-	u := &userspace{fd: fd, out: newGate(inFlight), in: newGate(inFlight)}
+	u := &userspace{fd: fd, out: newGate(markOut, inFlight), in: newGate(markIn, inFlight)}
 	var err error
 	if u.tun, err = newTUNDevice(fd, u.out, u.in); err != nil {
 		return nil, err
