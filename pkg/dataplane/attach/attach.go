@@ -1,0 +1,180 @@
+// Package attach puts sandboxes on segments.
+//
+// A segment is a bridge on this node, a sandbox a container's network
+// namespace, an attachment the veth pair between them with everything the host
+// needs to reach the sandbox: forwarding entry, neighbours and routes. The
+// package owns these and nothing else: which addresses a sandbox gets, which
+// sources it may send from, and how packets leave the node is decided above.
+//
+// The kernel is the database. An attachment is its host link, and the link's
+// alias, written last, says that it is complete and whose it is; Recover reads
+// them back after a restart. Ours is what bears our mark: a link by its alias,
+// or by kind, name, link group and bridge together; a route by its protocol
+// and its bridge. Nothing else is ever changed.
+//
+// Every packet of a sandbox, also to its neighbour on the same bridge, crosses
+// the host's routing: ports are isolated and the bridge answers for the
+// gateways 169.254.1.1 and fe80::1.
+//
+// An Attacher is safe for concurrent use.
+package attach
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+)
+
+// RouteProtocol marks our routes and neighbours in the kernel ("z").
+const RouteProtocol = 122
+
+// LinkGroup is the group of our links: "zl" in its upper half. Links that are
+// being deleted together share another number of that half.
+const LinkGroup = 0x7a6c0000
+
+var (
+	// ErrExists says that the sandbox has an interface of the wanted name that is not ours.
+	ErrExists = errors.New("the sandbox has an interface of that name already")
+	// ErrConflict says that what was asked for contradicts an attachment or a route that exists.
+	ErrConflict = errors.New("in conflict with what is attached already")
+	// ErrNotAttached says that there is no such attachment.
+	ErrNotAttached = errors.New("not attached")
+	// ErrInvalid says that a request cannot be carried out on any node.
+	ErrInvalid = errors.New("invalid attachment")
+)
+
+// Gateway returns the next hop of a sandbox's default route in the family of
+// addr: 169.254.1.1 or fe80::1, which every segment's bridge holds.
+func Gateway(addr netip.Addr) netip.Addr {
+	if addr.Is4() {
+		return netip.AddrFrom4([4]byte{169, 254, 1, 1})
+	}
+	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 15: 1})
+}
+
+// Key names a sandbox as the container runtime does.
+type Key struct {
+	// ContainerID is the runtime's, of any length.
+	ContainerID string
+	// IfName is the interface's name inside the sandbox.
+	IfName string
+	// Digest is the key's ID where the two others did not fit the link's alias and are no longer known.
+	Digest string
+}
+
+// ID is a short name of the key, equal for equal keys and the same after a
+// restart: the SHA-256, in hexadecimal, of container ID, slash and interface.
+func (k Key) ID() string {
+	if k.ContainerID == "" && k.Digest != "" {
+		return k.Digest
+	}
+	sum := sha256.Sum256([]byte(k.ContainerID + "/" + k.IfName))
+	return hex.EncodeToString(sum[:])
+}
+
+// String is the key for messages, cut where it is long.
+func (k Key) String() string {
+	if k.ContainerID == "" && k.Digest != "" {
+		return k.Digest
+	}
+	return shorten(k.ContainerID) + "/" + shorten(k.IfName)
+}
+
+// shorten cuts what was chosen elsewhere and may be of any length.
+func shorten(s string) string {
+	const longest = 64
+	if len(s) > longest {
+		return s[:longest] + "..."
+	}
+	return s
+}
+
+// Spec is a wanted attachment.
+type Spec struct {
+	// Key names the sandbox.
+	Key Key
+	// Netns is the sandbox's network namespace; the caller keeps and closes it.
+	Netns *os.File
+	// Segment is the segment's name, of any length; it is made where it does not exist.
+	Segment string
+	// Addrs are the sandbox's addresses, at least one. A family without an address gets no route.
+	Addrs []netip.Addr
+	// MAC is the sandbox's hardware address; nil derives one from the key.
+	MAC net.HardwareAddr
+	// MTU is that of the sandbox's interface in bytes; 0 takes the Config's.
+	MTU int
+	// BeforeUp, if set, is called when the host half exists and the sandbox cannot send yet: the place to pin its sources.
+	// A repeated Attach calls it again. Its error undoes the attachment. It must not call the Attacher's Attach, Detach,
+	// Reconcile, Recover, EnsureSegment or Teardown.
+	BeforeUp func(ctx context.Context, a Attachment) error
+}
+
+// Attachment is a sandbox on a segment.
+type Attachment struct {
+	// Key names the sandbox.
+	Key Key
+	// Segment is the segment's name.
+	Segment string
+	// Addrs are the sandbox's addresses in the order they were given.
+	Addrs []netip.Addr
+	// MAC is the sandbox's hardware address, HostMAC the port's.
+	MAC, HostMAC net.HardwareAddr
+	// Port is the host's link, PortIndex its number, never used again while the host is up.
+	Port      string
+	PortIndex int
+	// Bridge is the segment's link.
+	Bridge string
+	// MTU is that of both halves, in bytes.
+	MTU int
+}
+
+// Segment is a bridge of ours.
+type Segment struct {
+	// Name is the segment's; "sha256:" and digits where it did not fit the link's alias and nobody has named it since a restart.
+	Name string
+	// Bridge is the link, Index its number.
+	Bridge string
+	Index  int
+	// Ports is the number of attachments.
+	Ports int
+}
+
+// Config configures an Attacher.
+type Config struct {
+	// Sources are the node's overlay addresses: what the host itself sends from to sandboxes. One that is on no link of
+	// the host is left out of the routes until it appears.
+	Sources []netip.Addr
+	// MTU is that of bridges and the default of attachments, in bytes; 0 leaves it to the kernel.
+	MTU int
+	// Log takes what is repaired and what vanished; nil discards it.
+	Log *slog.Logger
+}
+
+// Failpoints returns the names of the failpoints in the order in which a first
+// Attach and then a Detach reach them.
+func Failpoints() []string {
+	return []string{
+		failSegmentCreated, failSegmentReady,
+		failBeforeCreate, failCreated, failHostReady, failHooked, failSandboxReady, failCommitted,
+		failBeforeDetach, failUnrouted, failDeleted,
+	}
+}
+
+const (
+	failSegmentCreated = "attach/segment-created"
+	failSegmentReady   = "attach/segment-ready"
+	failBeforeCreate   = "attach/before-create"
+	failCreated        = "attach/created"
+	failHostReady      = "attach/host-ready"
+	failHooked         = "attach/hooked"
+	failSandboxReady   = "attach/sandbox-ready"
+	failCommitted      = "attach/committed"
+	failBeforeDetach   = "detach/before"
+	failUnrouted       = "detach/unrouted"
+	failDeleted        = "detach/deleted"
+)

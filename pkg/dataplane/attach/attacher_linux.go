@@ -1,0 +1,144 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach/internal/rtnl"
+)
+
+const (
+	kindVeth   = "veth"
+	kindBridge = "bridge"
+)
+
+// Attacher attaches sandboxes to the segments of one host: the network
+// namespace of the thread that called New. One host has one Attacher at a
+// time.
+//
+// Lock order: a sandbox's lock, then a slot of the kernel, then bridges.
+type Attacher struct {
+	cfg     Config
+	log     *slog.Logger
+	host    *rtnl.Host
+	kernel  *kernel
+	deleter *deleter
+	table   *table
+	keys    locks
+
+	loaded  atomic.Bool                  // the table mirrors the kernel
+	sources atomic.Pointer[[]netip.Addr] // those of Config.Sources that are on a link
+	bridges sync.Mutex                   // held while a bridge is made
+
+	wishes sync.Mutex   // guards wanted
+	wanted []netip.Addr // Config.Sources, or what SetSources said last
+
+	watch watch
+}
+
+// New prepares an Attacher and changes nothing. Close gives back its files.
+func New(cfg Config) (*Attacher, error) {
+	host, err := rtnl.OpenHost()
+	if err != nil {
+		return nil, fmt.Errorf("open host: %w", err)
+	}
+	a := &Attacher{
+		cfg: cfg, log: cfg.Log, host: host, kernel: newKernel(host), table: newTable(),
+		wanted: slices.Clone(cfg.Sources), watch: watch{poke: make(chan struct{}, 1)},
+	}
+	if a.log == nil {
+		a.log = slog.New(slog.DiscardHandler)
+	}
+	a.deleter = newDeleter(host)
+	a.sources.Store(&[]netip.Addr{})
+	// The first call must not pay for what every call needs.
+	slot, err := a.kernel.enter(context.Background())
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open netlink: %w", err), host.Close())
+	}
+	slot.leave()
+	return a, nil
+}
+
+// Close waits for deletions that are under way and gives back what New opened.
+// What is attached stays. Nothing may be called afterwards.
+func (a *Attacher) Close() error {
+	a.deleter.wait()
+	return errors.Join(a.deleter.close(), a.kernel.close(), a.host.Close())
+}
+
+// SetSources replaces Config.Sources, and changes the routes that exist.
+func (a *Attacher) SetSources(ctx context.Context, sources []netip.Addr) error {
+	a.wishes.Lock()
+	a.wanted = slices.Clone(sources)
+	a.wishes.Unlock()
+	return a.Reconcile(ctx)
+}
+
+// List returns what is attached, in the order of the host's links.
+func (a *Attacher) List() []Attachment {
+	var list []Attachment
+	for _, e := range a.table.all() {
+		if e.state == attached {
+			list = append(list, e.Attachment)
+		}
+	}
+	return list
+}
+
+// Lookup returns one attachment of those List returns.
+func (a *Attacher) Lookup(key Key) (Attachment, bool) {
+	e, found := a.table.get(key.ID())
+	return e.Attachment, found && e.state == attached
+}
+
+// Segments returns the segments of this host, in the order of the host's links.
+func (a *Attacher) Segments() []Segment {
+	ports := map[string]int{}
+	for _, attachment := range a.List() {
+		ports[digestOf(attachment.Segment)]++
+	}
+	var list []Segment
+	for _, s := range a.table.allSegments() {
+		list = append(list, s.public(ports[digestOf(s.name)]))
+	}
+	return list
+}
+
+func (s segment) public(ports int) Segment {
+	return Segment{Name: s.name, Bridge: s.bridge, Index: s.index, Ports: ports}
+}
+
+// load reads the kernel once, for those who did not call Recover.
+func (a *Attacher) load(ctx context.Context) error {
+	if a.loaded.Load() {
+		return nil
+	}
+	_, err := a.Recover(ctx)
+	return err
+}
+
+// sourceFor is the address that the host sends from to a sandbox's address,
+// the zero Addr for the kernel's choice.
+func sourceFor(addr netip.Addr, sources []netip.Addr) netip.Addr {
+	for _, source := range sources {
+		if source.Is4() == addr.Is4() {
+			return source
+		}
+	}
+	return netip.Addr{}
+}
+
+// inSandbox names the sandbox in errors about it.
+func inSandbox(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("in the sandbox: %w", err)
+}

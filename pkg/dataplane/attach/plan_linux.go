@@ -1,0 +1,201 @@
+package attach
+
+import (
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach/internal/rtnl"
+)
+
+// repair is one difference between what is wanted and what the kernel has.
+type repair struct {
+	what  string // for people: "route to 10.0.0.5/32 is missing"
+	owner string // key ID of the attachment it belongs to; empty for bridges and leftovers
+	write func(b *rtnl.Batch)
+}
+
+// plan finds the differences. It is a pure function of its fields.
+type plan struct {
+	have     snapshot
+	segments []segment
+	entries  []entry
+	sources  []netip.Addr
+	mtu      int
+
+	repairs []repair
+}
+
+// repairs of p, in the order in which they have to be written.
+func (p *plan) run() []repair {
+	bridges := map[string]segment{}
+	for _, s := range p.segments {
+		bridges[digestOf(s.name)] = s
+		p.bridge(s)
+	}
+	busy := map[netip.Addr]bool{} // held by attachments on their way in or out: their own call writes for them
+	var want []rtnl.Route
+	neighbours := map[int]map[netip.Addr]entry{}
+	for _, e := range p.entries {
+		bridge, found := bridges[digestOf(e.Segment)]
+		if e.state != attached || !found {
+			for _, addr := range e.Addrs {
+				busy[addr] = true
+			}
+			continue
+		}
+		p.port(e, bridge)
+		if neighbours[bridge.index] == nil {
+			neighbours[bridge.index] = map[netip.Addr]entry{}
+		}
+		for _, addr := range e.Addrs {
+			neighbours[bridge.index][addr] = e
+			want = append(want, routeTo(addr, e.Attachment, bridge.index, p.sources, p.mtu))
+		}
+	}
+	p.neighbours(neighbours, busy)
+	p.routes(want, busy)
+	return p.repairs
+}
+
+func (p *plan) add(what, owner string, write func(b *rtnl.Batch)) {
+	p.repairs = append(p.repairs, repair{what: what, owner: owner, write: write})
+}
+
+// bridge compares a segment's link. One that is gone was made anew before.
+func (p *plan) bridge(s segment) {
+	link := p.have.links[s.index]
+	if link.Bridge.STP || link.Bridge.Snooping {
+		p.add("bridge "+s.bridge+" has STP or multicast snooping", "", func(b *rtnl.Batch) { setBridge(b, s.index) })
+	}
+	if !slices.Equal(link.MAC, s.mac) {
+		p.add("bridge "+s.bridge+" has another hardware address", "", func(b *rtnl.Batch) { setMAC(b, s.index, s.mac) })
+	}
+	if p.mtu > 0 && link.MTU != p.mtu {
+		p.add("bridge "+s.bridge+" has another MTU", "", func(b *rtnl.Batch) { setMTU(b, s.index, p.mtu) })
+	}
+	p.common(link, bridgeAlias(s.name), "")
+	gateways := []netip.Addr{netip.IPv4Unspecified()}
+	if s.ipv6 {
+		gateways = append(gateways, netip.IPv6Unspecified())
+	}
+	for _, of := range gateways {
+		if prefix := gatewayPrefix(of); !p.have.hasAddr(s.index, prefix) {
+			p.add("bridge "+s.bridge+" lacks "+prefix.String(), "", func(b *rtnl.Batch) {
+				addAddress(b, s.index, prefix, unix.RT_SCOPE_LINK)
+			})
+		}
+	}
+}
+
+// common compares what bridges and ports have in common.
+func (p *plan) common(link rtnl.Link, alias, owner string) {
+	if link.Group != LinkGroup {
+		p.add("link "+link.Name+" is in another group", owner, func(b *rtnl.Batch) { setGroup(b, link.Index, LinkGroup) })
+	}
+	if link.Alias != alias {
+		p.add("link "+link.Name+" has another alias", owner, func(b *rtnl.Batch) { setAlias(b, link.Index, alias) })
+	}
+	if !link.Up() {
+		p.add("link "+link.Name+" is down", owner, func(b *rtnl.Batch) { setUp(b, link.Index) })
+	}
+}
+
+// port compares an attachment's link and what the bridge knows about it.
+func (p *plan) port(e entry, bridge segment) {
+	id, link := e.Key.ID(), p.have.links[e.PortIndex]
+	moved := link.Master != bridge.index
+	if moved {
+		p.add("port "+e.Port+" is not on bridge "+bridge.bridge, id, func(b *rtnl.Batch) { setMaster(b, e.PortIndex, bridge.index) })
+	}
+	if moved || link.Port != (rtnl.PortFlags{Isolated: true}) {
+		p.add("port "+e.Port+" is not isolated", id, func(b *rtnl.Batch) { setPort(b, e.PortIndex) })
+	}
+	if alias, err := portAlias(e.Attachment); err == nil {
+		p.common(link, alias, id)
+	}
+	known := slices.ContainsFunc(p.have.forwarding[e.PortIndex], func(n rtnl.Neigh) bool { return slices.Equal(n.MAC, e.MAC) && n.VLAN == 0 })
+	if moved || !known {
+		p.add("forwarding entry of port "+e.Port+" is missing", id, func(b *rtnl.Batch) { setForwarding(b, e.PortIndex, e.MAC) })
+	}
+}
+
+// neighbours compares the host's neighbours on our bridges.
+func (p *plan) neighbours(want map[int]map[netip.Addr]entry, busy map[netip.Addr]bool) {
+	for _, have := range p.have.neighbours {
+		e, wanted := want[have.Link][have.Dst]
+		switch {
+		case wanted && slices.Equal(have.MAC, e.MAC):
+			delete(want[have.Link], have.Dst)
+		case !wanted && !busy[have.Dst] && have.Protocol == RouteProtocol:
+			p.add("neighbour "+have.Dst.String()+" is nobody's", "", func(b *rtnl.Batch) { deleteNeighbour(b, have.Link, have.Dst) })
+		}
+	}
+	for bridge, missing := range want {
+		for addr, e := range missing {
+			p.add("neighbour "+addr.String()+" is missing", e.Key.ID(), func(b *rtnl.Batch) { setNeighbour(b, bridge, addr, e.MAC) })
+		}
+	}
+}
+
+// routes compares the host's routes of our protocol over our bridges.
+func (p *plan) routes(want []rtnl.Route, busy map[netip.Addr]bool) {
+	owners := map[netip.Prefix]string{}
+	for _, e := range p.entries {
+		for _, addr := range e.Addrs {
+			owners[netip.PrefixFrom(addr, addr.BitLen())] = e.Key.ID()
+		}
+	}
+	for _, have := range p.have.routes {
+		i := slices.IndexFunc(want, func(w rtnl.Route) bool {
+			return w.Dst == have.Dst && w.Link == have.Link && w.Metric == have.Metric
+		})
+		switch {
+		case i < 0 && busy[have.Dst.Addr()]:
+		case i < 0:
+			p.add("route to "+have.Dst.String()+" is nobody's", "", func(b *rtnl.Batch) { deleteRoute(b, have) })
+		default:
+			if wanted := want[i]; wanted != have {
+				p.add("route to "+have.Dst.String()+" differs", owners[have.Dst], func(b *rtnl.Batch) { addRoute(b, wanted, unix.NLM_F_REPLACE) })
+			}
+			want = slices.Delete(want, i, i+1)
+		}
+	}
+	for _, missing := range want {
+		p.add("route to "+missing.Dst.String()+" is missing", owners[missing.Dst], func(b *rtnl.Batch) { addRoute(b, missing, unix.NLM_F_EXCL) })
+	}
+}
+
+// ipv6Metric is the kernel's default for routes of IPv6.
+const ipv6Metric = 1024
+
+// routeTo is the host's route to an address of an attachment.
+//
+// The next hop is the address itself. A route without one would mean "on the
+// link", and the host would tell each sandbox by an ICMP redirect to reach its
+// neighbours on the same bridge directly; IPv6 obeys, and isolated ports drop
+// what it then sends. The host does not redirect to destinations that it
+// reaches through a next hop.
+func routeTo(addr netip.Addr, a Attachment, bridge int, sources []netip.Addr, bridgeMTU int) rtnl.Route {
+	r := rtnl.Route{
+		Dst: netip.PrefixFrom(addr, addr.BitLen()), Gateway: addr, Source: sourceFor(addr, sources), Link: bridge,
+		Table: unix.RT_TABLE_MAIN, Protocol: RouteProtocol, Type: unix.RTN_UNICAST, Flags: unix.RTNH_F_ONLINK,
+	}
+	if addr.Is6() {
+		r.Metric = ipv6Metric
+	}
+	// A bridge drops silently what does not fit its port; a route that knows makes the host answer.
+	if bridgeMTU > 0 && a.MTU < bridgeMTU {
+		r.MTU = a.MTU
+	}
+	return r
+}
+
+// unroute removes what the host knows about an attachment's addresses.
+func unroute(b *rtnl.Batch, a Attachment, bridge int) {
+	for _, addr := range a.Addrs {
+		deleteRoute(b, routeTo(addr, a, bridge, nil, 0))
+		deleteNeighbour(b, bridge, addr)
+	}
+}

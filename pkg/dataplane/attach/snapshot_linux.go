@@ -1,0 +1,130 @@
+package attach
+
+import (
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach/internal/rtnl"
+)
+
+// snapshot is what the kernel has of what could be ours.
+type snapshot struct {
+	links      map[int]rtnl.Link
+	addrs      []rtnl.Addr
+	routes     []rtnl.Route         // of our protocol, in the main table, over a bridge of ours
+	neighbours []rtnl.Neigh         // permanent, on a bridge of ours
+	forwarding map[int][]rtnl.Neigh // static entries by port
+}
+
+// readLinks returns the links of the host.
+func readLinks(slot *slot) (map[int]rtnl.Link, error) {
+	slot.Link(rtnl.Request{What: "read links", Type: unix.RTM_GETLINK, Flags: unix.NLM_F_DUMP}, unix.IfInfomsg{})
+	slot.Uint32(unix.IFLA_EXT_MASK, rtnl.SkipStats)
+	list, err := rtnl.Dump(slot.Socket, &slot.Batch, rtnl.ParseLink)
+	links := map[int]rtnl.Link{}
+	for _, link := range list {
+		links[link.Index] = link
+	}
+	return links, err
+}
+
+// readAddrs returns the addresses of the host's links.
+func readAddrs(slot *slot) ([]rtnl.Addr, error) {
+	slot.Addr(rtnl.Request{What: "read addresses", Type: unix.RTM_GETADDR, Flags: unix.NLM_F_DUMP}, unix.IfAddrmsg{})
+	return rtnl.Dump(slot.Socket, &slot.Batch, rtnl.ParseAddr)
+}
+
+// readHost reads what stands around the bridges given.
+func readHost(slot *slot, bridges []segment) (snapshot, error) {
+	have := snapshot{forwarding: map[int][]rtnl.Neigh{}}
+	var err error
+	if have.links, err = readLinks(slot); err != nil {
+		return have, err
+	}
+	if have.addrs, err = readAddrs(slot); err != nil {
+		return have, err
+	}
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		if err := have.readFamily(slot, family, bridges); err != nil && !noIPv6(err) {
+			return have, err
+		}
+	}
+	for _, bridge := range bridges {
+		if err := have.readForwarding(slot, bridge); err != nil {
+			return have, err
+		}
+	}
+	return have, nil
+}
+
+// readRoutes returns the routes of the main table that have what filter says. A
+// family without routes may have no main table yet.
+func readRoutes(s *rtnl.Socket, b *rtnl.Batch, filter unix.RtMsg) ([]rtnl.Route, error) {
+	filter.Table = unix.RT_TABLE_MAIN
+	b.Route(rtnl.Request{
+		What: "read routes", Type: unix.RTM_GETROUTE, Flags: unix.NLM_F_DUMP, Tolerate: []unix.Errno{unix.ENOENT},
+	}, filter)
+	return rtnl.Dump(s, b, rtnl.ParseRoute)
+}
+
+// readFamily reads routes and neighbours. The kernel sorts out foreign routes.
+func (have *snapshot) readFamily(slot *slot, family uint8, bridges []segment) error {
+	isOurs := func(link int) bool {
+		return slices.ContainsFunc(bridges, func(s segment) bool { return s.index == link })
+	}
+	routes, err := readRoutes(slot.Socket, &slot.Batch, unix.RtMsg{Family: family, Protocol: RouteProtocol})
+	if err != nil {
+		return err
+	}
+	for _, route := range routes {
+		if isOurs(route.Link) && route.Protocol == RouteProtocol && route.Table == unix.RT_TABLE_MAIN {
+			route.Flags &= unix.RTNH_F_ONLINK // the others tell how the link is
+			have.routes = append(have.routes, route)
+		}
+	}
+	slot.Neigh(rtnl.Request{What: "read neighbours", Type: unix.RTM_GETNEIGH, Flags: unix.NLM_F_DUMP}, unix.NdMsg{Family: family})
+	neighbours, err := rtnl.Dump(slot.Socket, &slot.Batch, rtnl.ParseNeigh)
+	if err != nil {
+		return err
+	}
+	for _, neighbour := range neighbours {
+		if isOurs(neighbour.Link) && neighbour.State == unix.NUD_PERMANENT {
+			have.neighbours = append(have.neighbours, neighbour)
+		}
+	}
+	return nil
+}
+
+// readForwarding reads a bridge's entries that were set, not learned, and are
+// not the bridge's own.
+func (have *snapshot) readForwarding(slot *slot, bridge segment) error {
+	slot.Neigh(rtnl.Request{
+		What: "read forwarding entries", Type: unix.RTM_GETNEIGH, Flags: unix.NLM_F_DUMP,
+	}, unix.NdMsg{Family: unix.AF_BRIDGE})
+	slot.Uint32(unix.NDA_MASTER, uint32(bridge.index)) //nolint:gosec // an int in the kernel
+	entries, err := rtnl.Dump(slot.Socket, &slot.Batch, rtnl.ParseNeigh)
+	for _, entry := range entries {
+		if entry.Master == bridge.index && entry.State == unix.NUD_NOARP {
+			have.forwarding[entry.Link] = append(have.forwarding[entry.Link], entry)
+		}
+	}
+	return err
+}
+
+// hasAddr tells whether a link has an address, as it stands there.
+func (have *snapshot) hasAddr(link int, prefix netip.Prefix) bool {
+	return slices.ContainsFunc(have.addrs, func(a rtnl.Addr) bool { return a.Link == link && a.Prefix == prefix })
+}
+
+// onLink returns those of the wanted addresses that some link has.
+func onLink(wanted []netip.Addr, addrs []rtnl.Addr) []netip.Addr {
+	found := []netip.Addr{}
+	for _, source := range wanted {
+		if slices.ContainsFunc(addrs, func(a rtnl.Addr) bool { return a.Prefix.Addr() == source }) {
+			found = append(found, source)
+		}
+	}
+	return found
+}
