@@ -165,6 +165,13 @@ func (c *capture) tally() (tally, error) {
 	return copied, nil
 }
 
+// reset forgets what was seen.
+func (c *capture) reset() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.seen = tally{Frames: map[kind]int{}}
+}
+
 // missed returns the frames dropped since the last call: the kernel resets its
 // counter when it is read.
 func (c *capture) missed() (int, error) {

@@ -192,7 +192,7 @@ func (d *demo) deletePods(ctx context.Context) error {
 		return err
 	}
 	slices.Sort(took)
-	d.report.step("clean up", "%d pods detached, median DEL %s ms", len(took), milliseconds(took[len(took)/2]))
+	d.report.step("detach", "%d pods detached, median DEL %s ms", len(took), milliseconds(took[len(took)/2]))
 	return nil
 }
 
@@ -208,8 +208,8 @@ func (d *demo) removeNodes(ctx context.Context) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	d.report.note("daemons ended, overlayd teardown on each: links, addresses, routes,")
-	d.report.note("rules and nftables tables of the nodes are as before")
+	d.report.step("clean up", "daemons ended, overlayd teardown on each node: links, addresses,")
+	d.report.note("routes, rules and nftables tables are as before")
 	return nil
 }
 

@@ -19,6 +19,9 @@ const (
 	wgHandshake kind = iota
 	// wgData is an encrypted packet, or an empty one that keeps a session alive.
 	wgData
+	// wgRejected is a host's ICMP answer to WireGuard's UDP while nobody listens
+	// for it; it quotes the encrypted packet.
+	wgRejected
 	// addressResolution is the underlay's own ARP.
 	addressResolution
 	// neighbourDiscovery is the underlay's own IPv6 ND, router solicitation and MLD.
@@ -30,11 +33,11 @@ const (
 )
 
 // kinds in the order of the report.
-var kinds = [...]kind{wgHandshake, wgData, addressResolution, neighbourDiscovery, clearText, other}
+var kinds = [...]kind{wgHandshake, wgData, wgRejected, addressResolution, neighbourDiscovery, clearText, other}
 
 // String names the kind in the report.
 func (k kind) String() string {
-	return [...]string{"WireGuard handshake", "WireGuard data", "ARP of the underlay", "ND and MLD of the underlay", "readable pod traffic", "anything else"}[k]
+	return [...]string{"WireGuard handshake", "WireGuard data", "ICMP that WireGuard's port is closed (overlayd away)", "ARP of the underlay", "ND and MLD of the underlay", "readable pod traffic", "anything else"}[k]
 }
 
 // expected tells whether frames of the kind may cross the underlay.
@@ -69,6 +72,8 @@ func (c classifier) classify(frame []byte) kind {
 	case unix.ETH_P_IP, unix.ETH_P_IPV6:
 		protocol, payload := transport(frame)
 		switch {
+		case protocol == unix.IPPROTO_ICMP:
+			return c.classifyICMP(payload)
 		case protocol == unix.IPPROTO_UDP:
 			return c.classifyUDP(payload)
 		case protocol == unix.IPPROTO_ICMPV6 && isNeighbourDiscovery(payload):
@@ -92,6 +97,20 @@ func (c classifier) classifyUDP(packet []byte) kind {
 	return other
 }
 
+// classifyICMP knows one message: "port unreachable" with a packet of
+// WireGuard's behind it.
+func (c classifier) classifyICMP(packet []byte) kind {
+	const header, unreachable, port = 8, 3, 3 // RFC 792
+	if len(packet) < header || packet[0] != unreachable || packet[1] != port {
+		return other
+	}
+	protocol, quoted := ipv4Transport(packet[header:])
+	if protocol != unix.IPPROTO_UDP || c.classifyUDP(quoted) == other {
+		return other
+	}
+	return wgRejected
+}
+
 func isNeighbourDiscovery(packet []byte) bool {
 	if len(packet) == 0 {
 		return false
@@ -104,14 +123,7 @@ func isNeighbourDiscovery(packet []byte) bool {
 func transport(frame []byte) (protocol byte, packet []byte) {
 	ip := frame[ethernetLen:]
 	if binary.BigEndian.Uint16(frame[12:]) == unix.ETH_P_IP {
-		if len(ip) < ipv4MinLen {
-			return 0, nil
-		}
-		header := int(ip[0]&0xf) * 4
-		if header < ipv4MinLen || header > len(ip) {
-			return 0, nil
-		}
-		return ip[9], ip[header:]
+		return ipv4Transport(ip)
 	}
 	if len(ip) < ipv6Len {
 		return 0, nil
@@ -125,6 +137,17 @@ func transport(frame []byte) (protocol byte, packet []byte) {
 		return rest[0], rest[length:]
 	}
 	return next, rest
+}
+
+func ipv4Transport(ip []byte) (protocol byte, packet []byte) {
+	if len(ip) < ipv4MinLen {
+		return 0, nil
+	}
+	header := int(ip[0]&0xf) * 4
+	if header < ipv4MinLen || header > len(ip) {
+		return 0, nil
+	}
+	return ip[9], ip[header:]
 }
 
 // describe says in a few words what a frame is.

@@ -44,6 +44,11 @@ func udp(port uint16, payload ...byte) []byte {
 	return append(header, payload...)
 }
 
+// rejected is the ICMP error that a host answers when nobody listens.
+func rejected(frame []byte) []byte {
+	return append([]byte{3, 3, 0, 0, 0, 0, 0, 0}, frame[ethernetLen:]...)
+}
+
 func TestClassify(t *testing.T) {
 	routerAlert := []byte{unix.IPPROTO_ICMPV6, 0, 5, 2, 0, 0, 1, 0}
 	for _, test := range []struct {
@@ -59,6 +64,9 @@ func TestClassify(t *testing.T) {
 		{"reserved bytes not zero", ipv4(unix.IPPROTO_UDP, udp(testPort, 4, 0, 1, 0)), other},
 		{"another port", ipv4(unix.IPPROTO_UDP, udp(53, 4, 0, 0, 0)), other},
 		{"the marker, whatever carries it", ipv4(unix.IPPROTO_UDP, udp(testPort, append([]byte{4, 0, 0, 0}, "xMARKERx"...)...)), clearText},
+		{"ICMP that rejects WireGuard", ipv4(unix.IPPROTO_ICMP, rejected(ipv4(unix.IPPROTO_UDP, udp(testPort, 4, 0, 0, 0)))), wgRejected},
+		{"ICMP that rejects something else", ipv4(unix.IPPROTO_ICMP, rejected(ipv4(unix.IPPROTO_UDP, udp(53, 4, 0, 0, 0)))), other},
+		{"ICMP that rejects a ping", ipv4(unix.IPPROTO_ICMP, rejected(ipv4(unix.IPPROTO_ICMP, []byte{8, 0}))), other},
 		{"ICMP in clear", ipv4(unix.IPPROTO_ICMP, []byte{8, 0}), other},
 		{"ARP", ethernet(unix.ETH_P_ARP, make([]byte, 28)), addressResolution},
 		{"neighbour solicitation", ipv6(unix.IPPROTO_ICMPV6, []byte{135}), neighbourDiscovery},
@@ -113,14 +121,14 @@ func FuzzFrame(f *testing.F) {
 
 func TestVerdict(t *testing.T) {
 	clean := func() tally {
-		return tally{Frames: map[kind]int{wgHandshake: 6, wgData: 90, addressResolution: 6, clearText: 1}}
+		return tally{Frames: map[kind]int{wgHandshake: 6, wgData: 90, wgRejected: 2, addressResolution: 6}}
 	}
 	for _, test := range []struct {
 		name  string
 		spoil func(*tally)
 		fails bool
 	}{
-		{name: "WireGuard and the probe", spoil: func(*tally) {}},
+		{name: "WireGuard and ARP", spoil: func(*tally) {}},
 		{name: "a readable ping", spoil: func(t *tally) { t.Frames[clearText]++ }, fails: true},
 		{name: "something unknown", spoil: func(t *tally) { t.Frames[other]++ }, fails: true},
 		{name: "frames missed", spoil: func(t *tally) { t.Missed = 1 }, fails: true},

@@ -36,17 +36,20 @@ func (d *demo) hints() []string {
 	if inUserNamespace() {
 		enter = "nsenter --preserve-credentials -U -m -n"
 	}
-	node, pod, peer := d.cluster.Nodes[0], d.pods[0], d.pods[len(d.pods)-1]
+	node := d.cluster.Nodes[0]
 	lab := fmt.Sprintf("%s -t %d", enter, os.Getpid())
-	return []string{
-		lab + "                    # a shell in the lab",
-		lab + " ip netns            # its nodes and pods",
-		fmt.Sprintf("%s ip netns exec %s ping %v", lab, pod.Name, peer.Addrs[0]),
-		fmt.Sprintf("%s ip netns exec underlay tcpdump -ni fabric", lab),
-		fmt.Sprintf("%s -t %d %s status --socket %s", enter, node.PID(), node.Binary("overlayd"), node.Socket()),
+	hints := []string{
+		lab + " ip netns   # nodes and pods",
 		fmt.Sprintf("%s ip netns exec %s nft list ruleset", lab, node.Name),
+		fmt.Sprintf("%s ip netns exec underlay tcpdump -ni fabric", lab),
+		fmt.Sprintf("%s %s status --socket %s", lab, node.Binary("overlayd"), node.Socket()),
 		"less " + node.LogFile(),
 	}
+	if len(d.pods) > 0 {
+		from, to := d.pods[0], d.pods[len(d.pods)-1]
+		hints = append(hints, fmt.Sprintf("%s ip netns exec %s ping %v", lab, from.Name, to.Addrs[0]))
+	}
+	return hints
 }
 
 // inUserNamespace tells whether root here is an ordinary user outside.

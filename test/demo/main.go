@@ -12,7 +12,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -44,20 +43,23 @@ func run() int {
 	r := newReport(os.Stdout)
 	d := &demo{report: r, dir: dir}
 	err = d.play(ctx)
-	if err == nil && os.Getenv("KEEP") == "1" {
+	interrupted := ctx.Err() != nil
+	if err != nil && !interrupted {
+		r.failed(err)
+	}
+	if os.Getenv("KEEP") == "1" && !interrupted && d.cluster != nil {
 		d.keep(ctx)
 	}
-	return conclude(r, ctx.Err() != nil, errors.Join(err, d.clean()))
-}
-
-// conclude prints the last line.
-func conclude(r *report, interrupted bool, err error) int {
+	cleanErr := d.clean()
 	switch {
-	case interrupted && (err == nil || errors.Is(err, context.Canceled)):
+	case cleanErr != nil:
+		r.failed(cleanErr)
+		return 1
+	case interrupted:
 		r.step("stopped", "as asked; everything is removed")
 		return interruptedStatus
 	case err != nil:
-		r.failed(err)
+		r.step("ended", "in failure, as said above; everything is removed")
 		return 1
 	}
 	r.step("done", "all as it should be; everything is removed")

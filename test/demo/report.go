@@ -40,7 +40,7 @@ func (r *report) paint(style, text string) string {
 }
 
 // margin keeps tables and notes below the text of their step.
-const margin = "                     "
+const margin = "                      "
 
 // step prints what was just done.
 func (r *report) step(name, format string, args ...any) {

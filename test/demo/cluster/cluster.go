@@ -14,6 +14,7 @@ package cluster
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -45,6 +46,8 @@ type Config struct {
 	ClusterCIDRs []netip.Prefix
 	// Backend is overlayd's choice of WireGuard: auto, kernel or userspace.
 	Backend string
+	// Slices are those of the nodes that shall not carve theirs, by name.
+	Slices map[string][]netip.Prefix
 	// Strangers are further nodes, which exist in the nodes file alone.
 	Strangers []Entry
 }
@@ -116,6 +119,29 @@ func (c *Cluster) Start(ctx context.Context) error {
 	}
 	peers := len(c.Nodes) + len(c.config.Strangers) - 1
 	return c.each(func(n *Node) error { return n.AwaitPeers(ctx, peers) })
+}
+
+// Replug gives a node a new network namespace in place of its own, as a reboot
+// does: links, routes and firewall are gone, files stay. No daemon may run.
+func (c *Cluster) Replug(ctx context.Context, n *Node) error {
+	ctx, cancel := context.WithTimeout(ctx, Patience)
+	defer cancel()
+	if err := n.NS.Close(); err != nil {
+		return err
+	}
+	for {
+		// The kernel takes a moment to remove the old namespace's link to the fabric.
+		host, err := c.Fabric.Host(n.Name, netip.PrefixFrom(n.Underlay, Underlay().Bits()))
+		if err == nil {
+			n.NS = host
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("replug %s: %w: %w", n.Name, ctx.Err(), err)
+		case <-time.After(pollInterval):
+		}
+	}
 }
 
 // Stop ends all daemons as a service manager would.

@@ -57,7 +57,7 @@ func (n *Node) stateDir() string   { return filepath.Join(n.dir, "state") }
 func (n *Node) configFile() string { return filepath.Join(n.dir, "overlayd.yaml") }
 func (n *Node) nodesFile() string  { return filepath.Join(n.dir, "nodes.yaml") }
 
-// entries lists all nodes, with the keys known so far. No slice is given, so
+// entries lists all nodes, with the keys known so far. Where no slice is given,
 // every daemon carves the same ones.
 func (c *Cluster) entries() []Entry {
 	var entries []Entry
@@ -66,6 +66,7 @@ func (c *Cluster) entries() []Entry {
 			Name:      node.Name,
 			PublicKey: node.PublicKey,
 			Endpoint:  netip.AddrPortFrom(node.Underlay, ListenPort).String(),
+			Slices:    c.config.Slices[node.Name],
 		})
 	}
 	return append(entries, c.config.Strangers...)

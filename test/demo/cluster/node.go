@@ -33,6 +33,8 @@ type Node struct {
 	Underlay netip.Addr
 	// PublicKey is its WireGuard key, known once the daemon made it.
 	PublicKey string
+	// Env is added to the environment of the daemons that are started from now on.
+	Env []string
 
 	dir, binaries string
 	daemon        *Process
@@ -47,6 +49,7 @@ func (n *Node) Start(ctx context.Context) error {
 	defer func() { _ = log.Close() }() // the child has its own copy
 	cmd := n.NS.Command(context.WithoutCancel(ctx), n.Binary("overlayd"), "run", "--config", n.configFile())
 	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Env = append(os.Environ(), n.Env...)
 	// Ctrl-C in a terminal must reach the lab alone, which then ends its daemons in order.
 	cmd.SysProcAttr.Setpgid = true
 	if n.daemon, err = Start(cmd); err != nil {
@@ -98,6 +101,22 @@ func (n *Node) Kill() error {
 	<-n.daemon.done
 	n.daemon = nil
 	return nil
+}
+
+// AwaitEnd waits until the daemon has ended without being told to.
+func (n *Node) AwaitEnd(ctx context.Context) error {
+	if n.daemon == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, Patience)
+	defer cancel()
+	select {
+	case <-n.daemon.done:
+		n.daemon = nil
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("overlayd on %s still runs: %w", n.Name, ctx.Err())
+	}
 }
 
 // Status asks the daemon by `overlayd status -o json`.
