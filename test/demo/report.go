@@ -49,7 +49,30 @@ func (r *report) step(name, format string, args ...any) {
 
 // failed prints why the demo ends early.
 func (r *report) failed(err error) {
-	r.line(red, "FAILED", strings.ReplaceAll(err.Error(), "\n", "\n"+margin))
+	r.line(red, "FAILED", strings.Join(wrap(err.Error()), "\n"+margin))
+}
+
+// wrap breaks text into lines that fit beside the margin. A word that is longer
+// than a line stays whole.
+func wrap(text string) []string {
+	const width = 76
+	var lines []string
+	for paragraph := range strings.SplitSeq(text, "\n") {
+		line := ""
+		for _, word := range strings.Fields(paragraph) {
+			switch {
+			case line == "":
+				line = word
+			case len(line)+1+len(word) > width:
+				lines = append(lines, line)
+				line = word
+			default:
+				line += " " + word
+			}
+		}
+		lines = append(lines, line)
+	}
+	return lines
 }
 
 func (r *report) line(style, name, text string) {

@@ -182,11 +182,21 @@ func (n *Node) await(ctx context.Context, what string, wanted func(shim.StatusSn
 		case <-running.done:
 			return fmt.Errorf("wait for overlayd on %s to %s: it ended (%v); its log ends with: %s", n.Name, what, running.Cmd.ProcessState, n.LogTail())
 		case <-ctx.Done():
-			return fmt.Errorf("wait for overlayd on %s to %s: %w; last status: ready %v, %d peers, waiting for %q; its log ends with: %s",
-				n.Name, what, errors.Join(ctx.Err(), err), status.Ready, status.PeerCount, status.Waiting, n.LogTail())
+			return fmt.Errorf("wait for overlayd on %s to %s: %w: %s", n.Name, what, ctx.Err(), n.lastWords(status, err))
 		case <-time.After(pollInterval):
 		}
 	}
+}
+
+// lastWords says why a daemon did not come as far as wanted.
+func (n *Node) lastWords(status shim.StatusSnapshot, err error) string {
+	if err != nil {
+		return fmt.Sprintf("%v; its log ends with: %s", err, n.LogTail())
+	}
+	if len(status.Waiting) > 0 {
+		return strings.Join(status.Waiting, "; ")
+	}
+	return fmt.Sprintf("it has %d peers", status.PeerCount)
 }
 
 // LogTail returns the last lines of the daemon's log.
