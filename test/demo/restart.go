@@ -47,7 +47,7 @@ func (d *demo) restarts(ctx context.Context) error {
 			milliseconds(result.Gap), milliseconds(result.Slowest), milliseconds(away),
 		})
 	}
-	d.report.step("restart", "overlayd on %s twice, while pod %s pings pod %s there every %s ms:", to.Node.Name, from.Name, to.Name, milliseconds(streamInterval))
+	d.report.step("restart", "overlayd on %s twice, while pod %s pings pod %s there every %d ms:", to.Node.Name, from.Name, to.Name, streamInterval.Milliseconds())
 	d.report.table(rows)
 	if userspace {
 		d.report.note("This kernel has no WireGuard, so it runs inside overlayd and pauses with it.")
