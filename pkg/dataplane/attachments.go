@@ -1,0 +1,189 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/zlayer/zlayer-cni/internal/failpoint"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach"
+)
+
+// forgetTimeout bounds the work after a port vanished.
+const forgetTimeout = 10 * time.Second
+
+// AttachRequest asks for a sandbox to be put on DefaultSegment.
+type AttachRequest struct {
+	// Key names the sandbox.
+	Key attach.Key
+	// Netns is its network namespace; the caller keeps and closes it.
+	Netns *os.File
+	// IPs are wanted addresses, at most one of each slice; the rest is chosen.
+	IPs []netip.Addr
+	// MAC is the sandbox's hardware address; nil derives one.
+	MAC net.HardwareAddr
+	// MTU is that of the sandbox's interface in bytes, at most the overlay's; 0 means the overlay's.
+	MTU int
+}
+
+// Attachment tells how a sandbox is attached.
+type Attachment struct {
+	attach.Attachment
+	// Prefixes are the addresses as they stand on the interface: /32 and /128.
+	Prefixes []netip.Prefix
+	// Gateways are the next hops of the sandbox's default routes, one of each of its families.
+	Gateways []netip.Addr
+}
+
+// Attach puts a sandbox on its segment. The same request again gives the same
+// answer and repairs what is missing. On an error nothing is left of it.
+//
+// Errors: ErrNotReady, ErrInvalid, ipam.ErrExhausted, ipam.ErrTaken,
+// ipam.ErrOutside, and those of attach.Attacher.Attach.
+func (d *Dataplane) Attach(ctx context.Context, req AttachRequest) (Attachment, error) {
+	parts := d.current()
+	if parts == nil {
+		return Attachment{}, fmt.Errorf("attach sandbox %s: %s: %w", req.Key, d.whyWaiting(), ErrNotReady)
+	}
+	if err := parts.device.Ready(); err != nil {
+		return Attachment{}, fmt.Errorf("attach sandbox %s: %w: %w", req.Key, err, ErrNotReady)
+	}
+	if req.MTU > parts.device.MTU() || req.MTU < 0 {
+		return Attachment{}, fmt.Errorf("attach sandbox %s: MTU %d, the overlay's is %d: %w", req.Key, req.MTU, parts.device.MTU(), ErrInvalid)
+	}
+	unlock, err := d.sandboxes.lock(ctx, req.Key.ID())
+	if err != nil {
+		return Attachment{}, fmt.Errorf("attach sandbox %s: wait for earlier work on it: %w", req.Key, err)
+	}
+	defer unlock()
+	attached, err := d.attach(ctx, parts, req)
+	if err != nil {
+		return Attachment{}, fmt.Errorf("attach sandbox %s: %w", req.Key, err)
+	}
+	// From here on only the answer can be lost.
+	return describe(attached), failpoint.Hit("dataplane/attached")
+}
+
+func (d *Dataplane) attach(ctx context.Context, parts *parts, req AttachRequest) (attach.Attachment, error) {
+	addrs, undo, err := parts.addresses.allocate(req.Key.ID(), req.IPs)
+	if err != nil {
+		return attach.Attachment{}, fmt.Errorf("allocate addresses: %w", err)
+	}
+	if err := failpoint.Hit("dataplane/allocated"); err != nil {
+		undo()
+		return attach.Attachment{}, err
+	}
+	spec := attach.Spec{
+		Key: req.Key, Netns: req.Netns, Segment: DefaultSegment, Addrs: addrs, MAC: req.MAC, MTU: req.MTU,
+		BeforeUp: func(ctx context.Context, a attach.Attachment) error { return d.firewall.Pin(ctx, pinOf(a)) },
+	}
+	if spec.MTU == 0 {
+		spec.MTU = parts.device.MTU()
+	}
+	attached, err := parts.attacher.Attach(ctx, spec)
+	if err != nil {
+		undo()
+		return attach.Attachment{}, err
+	}
+	return attached, nil
+}
+
+func describe(a attach.Attachment) Attachment {
+	answer := Attachment{Attachment: a}
+	for _, addr := range a.Addrs {
+		answer.Prefixes = append(answer.Prefixes, netip.PrefixFrom(addr, addr.BitLen()))
+		answer.Gateways = append(answer.Gateways, attach.Gateway(addr))
+	}
+	return answer
+}
+
+// Detach takes a sandbox off its segment and frees its addresses. It needs no
+// namespace; a sandbox that is not attached is no error.
+func (d *Dataplane) Detach(ctx context.Context, key attach.Key) error {
+	parts := d.current()
+	if parts == nil {
+		return fmt.Errorf("detach sandbox %s: %s: %w", key, d.whyWaiting(), ErrNotReady)
+	}
+	unlock, err := d.sandboxes.lock(ctx, key.ID())
+	if err != nil {
+		return fmt.Errorf("detach sandbox %s: wait for earlier work on it: %w", key, err)
+	}
+	defer unlock()
+	attached, known := parts.attacher.Lookup(key)
+	if err := parts.attacher.Detach(ctx, key); err != nil {
+		return fmt.Errorf("detach sandbox %s: %w", key, err)
+	}
+	if err := failpoint.Hit("dataplane/detached"); err != nil {
+		return err
+	}
+	if known {
+		if err := d.firewall.Unpin(ctx, attached.PortIndex); err != nil {
+			return fmt.Errorf("detach sandbox %s: unpin its sources: %w", key, err)
+		}
+	}
+	parts.addresses.release(key.ID())
+	return failpoint.Hit("dataplane/released")
+}
+
+// Check tells what is wrong with an attachment, nil if nothing is. netns is the
+// sandbox's namespace. The firewall is repaired rather than reported: it is the
+// node's, not the sandbox's.
+func (d *Dataplane) Check(ctx context.Context, key attach.Key, netns *os.File) error {
+	parts := d.current()
+	if parts == nil {
+		return fmt.Errorf("check sandbox %s: %s: %w", key, d.whyWaiting(), ErrNotReady)
+	}
+	unlock, err := d.sandboxes.lock(ctx, key.ID())
+	if err != nil {
+		return fmt.Errorf("check sandbox %s: wait for earlier work on it: %w", key, err)
+	}
+	defer unlock()
+	if err := errors.Join(parts.attacher.Check(ctx, key, netns), d.applyFirewall(ctx, parts, nil)); err != nil {
+		return fmt.Errorf("check sandbox %s: %w", key, err)
+	}
+	return nil
+}
+
+// GC detaches every sandbox that is not among the valid ones. It goes on after
+// an error and reports them all.
+func (d *Dataplane) GC(ctx context.Context, valid []attach.Key) error {
+	parts := d.current()
+	if parts == nil {
+		return fmt.Errorf("collect stale attachments: %s: %w", d.whyWaiting(), ErrNotReady)
+	}
+	keep := map[string]bool{}
+	for _, key := range valid {
+		keep[key.ID()] = true
+	}
+	var errs []error
+	for _, attached := range parts.attacher.List() {
+		if !keep[attached.Key.ID()] {
+			errs = append(errs, d.Detach(ctx, attached.Key))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// forget frees what a port held that vanished without a detach: its namespace
+// was removed, or someone deleted the link.
+func (d *Dataplane) forget(ctx context.Context, parts *parts, gone attach.Attachment) {
+	ctx, cancel := context.WithTimeout(ctx, forgetTimeout)
+	defer cancel()
+	unlock, err := d.sandboxes.lock(ctx, gone.Key.ID())
+	if err != nil {
+		return // shutting down: the next start finds no link and so no lease
+	}
+	defer unlock()
+	if err := d.firewall.Unpin(ctx, gone.PortIndex); err != nil {
+		d.log.Warn("unpin sources of a vanished port, the next resync will", "op", "forget", "sandbox", gone.Key.String(), "err", err)
+	}
+	if _, again := parts.attacher.Lookup(gone.Key); again {
+		return // attached anew meanwhile, with the same addresses
+	}
+	parts.addresses.release(gone.Key.ID())
+	d.log.Info("port vanished, addresses freed", "op", "forget", "sandbox", gone.Key.String(), "iface", gone.Port)
+}

@@ -1,0 +1,222 @@
+// Package dataplane is a node's part of the overlay: it composes address
+// pools, attachments, the WireGuard device and the firewall, which know
+// nothing of each other, and makes no system calls of its own.
+//
+// It owns the order of things. Coming up: device, then what the kernel still
+// holds of earlier attachments, then the firewall, and only then new
+// attachments. Attaching: addresses, the sandbox's port, its pinned sources,
+// and last the sandbox's own half. Every step is undone when a later one
+// fails, and everything is compared with the kernel and repaired again and
+// again, so a crash at any point is mended by the next start.
+//
+// What Run leaves behind when it ends keeps working: bridges, ports, rules and,
+// with a kernel device, the tunnels too. Only Teardown removes them.
+//
+// All methods are safe for concurrent use. Work on one sandbox is serialized;
+// different sandboxes do not wait for each other.
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/zlayer/zlayer-cni/internal/linkname"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/firewall"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
+)
+
+var (
+	// ErrNotReady means that the node cannot attach sandboxes yet or at the
+	// moment; trying again later may help.
+	ErrNotReady = errors.New("data plane is not ready")
+	// ErrInvalid means that a request cannot be met as it is written.
+	ErrInvalid = errors.New("invalid request")
+)
+
+// DefaultSegment is the segment of sandboxes that name no service.
+const DefaultSegment = "default"
+
+// resyncInterval bounds how long a foreign change that raised no event stays.
+const resyncInterval = 30 * time.Second
+
+// Node is a member of the overlay, this node included, as a file or the API
+// server tells of it.
+type Node = wireguard.Node
+
+// Config says what is fixed for the life of a Dataplane.
+type Config struct {
+	// Node is this node's name in the node set.
+	Node string
+	// Cluster holds the prefixes of all slices, one for each family in use.
+	Cluster []netip.Prefix
+	// StateDir is where the node's key lives.
+	StateDir string
+	// Backend is how WireGuard runs.
+	Backend wireguard.Backend
+	// ListenPort is the UDP port of the cluster's WireGuard device.
+	ListenPort int
+	// MTU is that of the overlay, in bytes; 0 derives it from the underlay.
+	MTU int
+	// Masquerade hides pods behind the node's address outside the cluster.
+	Masquerade bool
+	// NoMasquerade holds destinations outside the cluster that see pod addresses.
+	NoMasquerade []netip.Prefix
+	// Log receives what an operator should know.
+	Log *slog.Logger
+}
+
+// Dataplane is the overlay on this node. Make one with New.
+type Dataplane struct {
+	cfg      Config
+	log      *slog.Logger
+	key      wireguard.PrivateKey
+	firewall *firewall.Firewall
+
+	sandboxes keyLock // serializes work on one sandbox; taken before mu
+
+	upOnce sync.Once
+	up     chan struct{} // closed when parts is set
+
+	setNodes sync.Mutex // serializes SetNodes; taken before mu
+
+	mu       sync.Mutex          // guards the fields below
+	parts    *parts              // nil until this node has slices
+	peers    []wireguard.Peer    // the wanted set
+	problems []wireguard.Problem // what SetNodes refused
+	waiting  string              // why parts is nil, or what is wrong with this node's own entry
+	fault    error               // the last resync's, nil when all was well
+}
+
+// parts exist once the node knows its slices.
+type parts struct {
+	slices    []netip.Prefix
+	addresses *addresses
+	device    *wireguard.Device
+	attacher  *attach.Attacher
+}
+
+// New returns a Dataplane that touches nothing yet, apart from the node's key,
+// which is made on first use.
+func New(cfg Config) (*Dataplane, error) {
+	key, err := wireguard.LoadKey(filepath.Join(cfg.StateDir, "key"))
+	if err != nil {
+		return nil, fmt.Errorf("load node key: %w", err)
+	}
+	fw, err := firewall.New(firewall.Config{Log: cfg.Log})
+	if err != nil {
+		return nil, fmt.Errorf("open firewall: %w", err)
+	}
+	return &Dataplane{
+		cfg: cfg, log: cfg.Log, firewall: fw, key: key,
+		up:      make(chan struct{}),
+		waiting: "the node set has not been read yet",
+	}, nil
+}
+
+// PublicKey is the node's, in WireGuard's base64.
+func (d *Dataplane) PublicKey() string { return d.key.PublicKey().String() }
+
+// deviceName is the name of the cluster's WireGuard device.
+func deviceName() string { return linkname.Name([]string{"cluster"}, "g") }
+
+// Run keeps the data plane as wanted until ctx ends, and leaves it up then. It
+// waits for the first node set that gives this node a slice.
+func (d *Dataplane) Run(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-d.up:
+	}
+	parts := d.current()
+	defer func() {
+		if err := parts.device.Close(); err != nil {
+			d.log.Warn("close WireGuard device", "op", "run", "err", err)
+		}
+	}()
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return parts.device.Run(ctx) })
+	group.Go(func() error {
+		return parts.attacher.Run(ctx, func(gone attach.Attachment) { d.forget(ctx, parts, gone) })
+	})
+	group.Go(func() error { d.resync(ctx, parts); return nil })
+	if err := group.Wait(); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("run data plane: %w", err)
+	}
+	return nil
+}
+
+// resync repairs what foreign hands changed without an event that we follow.
+func (d *Dataplane) resync(ctx context.Context, parts *parts) {
+	ticker := time.NewTicker(resyncInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			if err := d.reconcile(ctx, parts); err != nil && ctx.Err() == nil {
+				d.log.Warn("repair data plane, will try again", "op", "resync", "err", err)
+			}
+		}
+	}
+}
+
+// reconcile compares every part with the kernel and writes the differences.
+// The device comes first: pod routes name its address as their source.
+func (d *Dataplane) reconcile(ctx context.Context, parts *parts) error {
+	d.mu.Lock()
+	peers := d.peers
+	d.mu.Unlock()
+	err := errors.Join(
+		parts.device.SetPeers(ctx, peers),
+		parts.attacher.Reconcile(ctx),
+		d.applyFirewall(ctx, parts, nil),
+	)
+	if ctx.Err() == nil {
+		d.mu.Lock()
+		d.fault = err
+		d.mu.Unlock()
+	}
+	return err
+}
+
+// applyFirewall holds the firewall to its rules. Nil pins are those that came
+// and went since they were last given.
+func (d *Dataplane) applyFirewall(ctx context.Context, parts *parts, pins []firewall.Pin) error {
+	rules := firewall.Rules{
+		Cluster: d.cfg.Cluster, Own: parts.slices,
+		Masquerade: d.cfg.Masquerade, NoMasquerade: d.cfg.NoMasquerade,
+		Tunnels: []string{deviceName()}, Pins: pins,
+	}
+	for _, segment := range parts.attacher.Segments() {
+		rules.Bridges = append(rules.Bridges, segment.Bridge)
+	}
+	changed, err := d.firewall.Apply(ctx, rules)
+	if err != nil {
+		return fmt.Errorf("apply firewall: %w", err)
+	}
+	if changed {
+		d.log.Info("firewall written", "op", "firewall")
+	}
+	return nil
+}
+
+func pinOf(a attach.Attachment) firewall.Pin {
+	return firewall.Pin{PortIndex: a.PortIndex, MAC: a.MAC, Addrs: a.Addrs}
+}
+
+// current returns the parts, nil before the node has a slice.
+func (d *Dataplane) current() *parts {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.parts
+}

@@ -1,0 +1,204 @@
+package dataplane
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/firewall"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/forwarding"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
+)
+
+// SetNodes replaces the whole node set, this node included. The first set that
+// gives this node a slice brings the data plane up and adopts what the kernel
+// holds; later ones change peers, by difference only. A node with garbage
+// costs only itself and shows in Status. This node's slices stay as they were
+// first given while it runs; a change is reported until a restart without pods.
+func (d *Dataplane) SetNodes(ctx context.Context, nodes []Node) error {
+	d.setNodes.Lock()
+	defer d.setNodes.Unlock()
+	own, waiting := d.ownSlices(nodes)
+	peers, problems := wireguard.Plan(wireguard.PlanInput{
+		Self: d.cfg.Node, OwnKey: d.key.PublicKey(), Nodes: nodes, Cluster: d.cfg.Cluster,
+	})
+	d.mu.Lock()
+	d.peers, d.problems, d.waiting = peers, problems, waiting
+	running := d.parts
+	d.mu.Unlock()
+	for _, problem := range problems {
+		d.log.Warn("node refused as a peer", "op", "nodes", "node", problem.Node, "err", problem.Err)
+	}
+	if len(own) == 0 {
+		return fmt.Errorf("node %s: %s: %w", d.cfg.Node, waiting, ErrNotReady)
+	}
+	if running == nil {
+		err := d.bringUp(ctx, own, peers)
+		if err != nil {
+			d.mu.Lock()
+			d.waiting = err.Error()
+			d.mu.Unlock()
+		}
+		return err
+	}
+	return d.change(ctx, running, peers)
+}
+
+// change moves a running data plane to other peers. Sandboxes keep the MTU
+// they were attached with.
+func (d *Dataplane) change(ctx context.Context, running *parts, peers []wireguard.Peer) error {
+	mtu, err := d.overlayMTU(peers)
+	if err != nil {
+		return err
+	}
+	if mtu != running.device.MTU() {
+		if err := running.device.SetMTU(ctx, mtu); err != nil {
+			return fmt.Errorf("set MTU %d: %w", mtu, err)
+		}
+		d.log.Info("MTU changed", "op", "nodes", "iface", running.device.Name(), "mtu", mtu)
+	}
+	if err := running.device.SetPeers(ctx, peers); err != nil {
+		return fmt.Errorf("set peers: %w", err)
+	}
+	return nil
+}
+
+// ownSlices finds this node's slices, or the reason why it may not run with
+// what the set says of it.
+func (d *Dataplane) ownSlices(nodes []Node) (own []netip.Prefix, waiting string) {
+	at := slices.IndexFunc(nodes, func(n Node) bool { return n.Name == d.cfg.Node })
+	switch {
+	case at < 0:
+		waiting = "the node set does not name this node"
+	case len(nodes[at].Slices) == 0:
+		waiting = "the node set gives this node no slice"
+	case nodes[at].PublicKey != "" && nodes[at].PublicKey != d.PublicKey():
+		waiting = fmt.Sprintf("the node set gives this node the public key %.8s..., but its own is %.8s...", nodes[at].PublicKey, d.PublicKey())
+	}
+	running := d.current()
+	if running == nil {
+		if waiting == "" {
+			own = nodes[at].Slices
+		}
+		return own, waiting
+	}
+	if waiting == "" && !slices.Equal(running.slices, nodes[at].Slices) {
+		waiting = fmt.Sprintf("the node set gives this node the slices %v, but it runs with %v: drain and restart it", nodes[at].Slices, running.slices)
+	}
+	return running.slices, waiting
+}
+
+// bringUp makes or adopts everything on this node. What was made before an
+// error stays for the next try, which adopts it.
+func (d *Dataplane) bringUp(ctx context.Context, own []netip.Prefix, peers []wireguard.Peer) (err error) {
+	made := &parts{slices: own}
+	if made.addresses, err = newAddresses(own); err != nil {
+		return err
+	}
+	if err := forwarding.Enable(); err != nil {
+		return err
+	}
+	mtu, err := d.overlayMTU(peers)
+	if err != nil {
+		return err
+	}
+	if made.device, err = d.openDevice(ctx, made, mtu); err != nil {
+		return err
+	}
+	if err := d.adopt(ctx, made); err != nil {
+		if closeErr := made.device.Close(); closeErr != nil {
+			d.log.Warn("close WireGuard device", "op", "bring up", "err", closeErr)
+		}
+		return err
+	}
+	d.mu.Lock()
+	d.parts = made
+	d.mu.Unlock()
+	d.upOnce.Do(func() { close(d.up) })
+	d.log.Info("data plane is up", "op", "bring up", "iface", made.device.Name(), "backend", made.device.Backend(), "mtu", mtu, "slices", own)
+	return nil
+}
+
+// overlayMTU is the configured one, else what the paths to the peers allow.
+// Peers known by a host name do not count.
+func (d *Dataplane) overlayMTU(peers []wireguard.Peer) (int, error) {
+	if d.cfg.MTU != 0 {
+		return d.cfg.MTU, nil
+	}
+	var endpoints []netip.Addr
+	for _, peer := range peers {
+		if peer.Endpoint.IsValid() {
+			endpoints = append(endpoints, peer.Endpoint.Addr())
+		}
+	}
+	mtu, err := wireguard.TunnelMTU(endpoints)
+	if err != nil {
+		return 0, fmt.Errorf("derive MTU from the underlay: %w", err)
+	}
+	return mtu, nil
+}
+
+func (d *Dataplane) openDevice(ctx context.Context, made *parts, mtu int) (*wireguard.Device, error) {
+	var nodeAddrs []netip.Addr
+	for _, slice := range made.slices {
+		nodeAddrs = append(nodeAddrs, nodeAddress(slice))
+	}
+	device, err := wireguard.Open(ctx, wireguard.Config{
+		Name: deviceName(), Backend: d.cfg.Backend, PrivateKey: d.key, ListenPort: d.cfg.ListenPort,
+		MTU: mtu, Addresses: nodeAddrs, Slices: made.slices, Log: d.log,
+		OnRebuilt: func() { d.afterRebuild(made) },
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open WireGuard device: %w", err)
+	}
+	return device, nil
+}
+
+// afterRebuild puts back the pod routes, which the kernel drops together with
+// the device that held their source address.
+func (d *Dataplane) afterRebuild(parts *parts) {
+	ctx, cancel := context.WithTimeout(context.Background(), resyncInterval)
+	defer cancel()
+	if err := parts.attacher.Reconcile(ctx); err != nil {
+		d.log.Error("repair pod routes after the WireGuard device was rebuilt", "op", "rebuild", "err", err)
+	}
+}
+
+// adopt takes over the attachments of an earlier run and writes the firewall
+// for them before anything new is attached.
+func (d *Dataplane) adopt(ctx context.Context, made *parts) (err error) {
+	var sources []netip.Addr
+	for _, slice := range made.slices {
+		sources = append(sources, nodeAddress(slice))
+	}
+	if made.attacher, err = attach.New(attach.Config{Sources: sources, Log: d.log}); err != nil {
+		return fmt.Errorf("open attacher: %w", err)
+	}
+	attached, err := made.attacher.Recover(ctx)
+	if err != nil {
+		return fmt.Errorf("adopt attachments: %w", err)
+	}
+	pins := []firewall.Pin{}
+	for _, a := range attached {
+		pins = append(pins, pinOf(a))
+		if err := made.addresses.adopt(a.Key.ID(), a.Addrs); err != nil {
+			d.log.Warn("attachment keeps addresses that no pool of this node covers", "op", "adopt", "sandbox", a.Key.String(), "err", err)
+		}
+	}
+	if _, err := made.attacher.EnsureSegment(ctx, DefaultSegment); err != nil {
+		return fmt.Errorf("make segment %s: %w", DefaultSegment, err)
+	}
+	if err := d.applyFirewall(ctx, made, pins); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	peers := d.peers
+	d.mu.Unlock()
+	if err := made.device.SetPeers(ctx, peers); err != nil {
+		return fmt.Errorf("set peers: %w", err)
+	}
+	d.log.Info("adopted what the kernel holds", "op", "adopt", "attachments", len(attached))
+	return nil
+}

@@ -1,0 +1,101 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/firewall"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/ipam"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
+)
+
+// Status is a snapshot for people and metrics. Parts that do not exist yet are
+// zero.
+type Status struct {
+	// Node is this node's name.
+	Node string
+	// PublicKey is this node's, in base64.
+	PublicKey string
+	// Waiting says why the node is not ready, a line for each reason; empty when it is.
+	Waiting []string
+	// Device is the cluster's WireGuard device with its peers.
+	Device wireguard.Status
+	// Segments are the bridges of this node.
+	Segments []attach.Segment
+	// Attachments are sorted by key.
+	Attachments []attach.Attachment
+	// Pools are those of the node's slices.
+	Pools []ipam.Stats
+	// Problems are the nodes that were refused as peers.
+	Problems []wireguard.Problem
+	// Firewall counts what was dropped.
+	Firewall firewall.Counters
+}
+
+// Status reads the device and the firewall and returns a snapshot. What could
+// be read is returned with the error of what could not.
+func (d *Dataplane) Status(ctx context.Context) (Status, error) {
+	status := Status{Node: d.cfg.Node, PublicKey: d.PublicKey(), Waiting: d.Waiting()}
+	parts := d.current()
+	d.mu.Lock()
+	status.Problems = d.problems
+	d.mu.Unlock()
+	if parts == nil {
+		return status, nil
+	}
+	status.Segments, status.Attachments, status.Pools = parts.attacher.Segments(), parts.attacher.List(), parts.addresses.stats()
+	var deviceErr, firewallErr error
+	status.Device, deviceErr = parts.device.Status(ctx)
+	status.Firewall, firewallErr = d.firewall.Counters(ctx)
+	if err := errors.Join(deviceErr, firewallErr); err != nil {
+		return status, fmt.Errorf("read data plane status: %w", err)
+	}
+	return status, nil
+}
+
+// Ready returns nil if an attach would be served now, else ErrNotReady with
+// every reason.
+func (d *Dataplane) Ready() error {
+	var errs []error
+	for _, reason := range d.Waiting() {
+		errs = append(errs, errors.New(reason))
+	}
+	if len(errs) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", ErrNotReady, errors.Join(errs...))
+}
+
+// Waiting lists why the node is not ready, a line for each reason.
+func (d *Dataplane) Waiting() []string {
+	d.mu.Lock()
+	parts, waiting, fault := d.parts, d.waiting, d.fault
+	d.mu.Unlock()
+	var reasons []string
+	if waiting != "" {
+		reasons = append(reasons, waiting)
+	}
+	if parts == nil {
+		return reasons
+	}
+	if err := parts.device.Ready(); err != nil {
+		reasons = append(reasons, err.Error())
+	}
+	if fault != nil {
+		reasons = append(reasons, fault.Error())
+	}
+	for _, pool := range parts.addresses.stats() {
+		if uint64(pool.Used) >= pool.Capacity {
+			reasons = append(reasons, fmt.Sprintf("no free address in %s: all %d are used", pool.Prefix, pool.Capacity))
+		}
+	}
+	return reasons
+}
+
+func (d *Dataplane) whyWaiting() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.waiting
+}

@@ -1,0 +1,39 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/firewall"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
+)
+
+// Teardown removes everything of ours from the kernel: attachments, segments,
+// the WireGuard device with its routes, and last the firewall, so that nothing
+// leaves in clear meanwhile. No Dataplane may run. It goes on after an error
+// and reports them all; what is gone already is no error. Keys and settings on
+// disk stay.
+func Teardown(ctx context.Context, log *slog.Logger) error {
+	var errs []error
+	attacher, err := attach.New(attach.Config{Log: log})
+	if err == nil {
+		err = attacher.Teardown(ctx)
+	}
+	if err != nil {
+		errs = append(errs, fmt.Errorf("remove attachments: %w", err))
+	}
+	if err := wireguard.Remove(ctx, deviceName()); err != nil {
+		errs = append(errs, fmt.Errorf("remove WireGuard device: %w", err))
+	}
+	fw, err := firewall.New(firewall.Config{Log: log})
+	if err == nil {
+		err = fw.Teardown(ctx)
+	}
+	if err != nil {
+		errs = append(errs, fmt.Errorf("remove firewall: %w", err))
+	}
+	return errors.Join(errs...)
+}
