@@ -1,0 +1,157 @@
+//go:build linux
+
+// Package audit compares what a node's kernel holds with what its daemon says
+// it holds. Tests run it after everything that could leak: a link, an address,
+// a route, a neighbour, a forwarding entry or a firewall element that belongs
+// to nobody, or that somebody lacks, is an error that names it. It only reads.
+package audit
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/zlayer/zlayer-cni/pkg/shim"
+	"github.com/zlayer/zlayer-cni/test/netlab"
+)
+
+// Node audits the node in ns, whose daemon answered status. It returns every
+// difference found.
+func Node(ns *netlab.NS, status shim.StatusSnapshot) error {
+	found, err := readKernel(ns, bridgesOf(status))
+	if err != nil {
+		return fmt.Errorf("read what %s holds: %w", ns.Name, err)
+	}
+	said, err := expected(status, found.ports)
+	return errors.Join(
+		err,
+		differ("port", said.ports, found.ports),
+		differ("route", said.routes, found.routes),
+		differ("neighbour", said.neighbours, found.neighbours),
+		differ("forwarding entry", said.forwarding, found.forwarding),
+		differ("pinned port", said.pinnedPorts, found.pinnedPorts),
+		differ("pinned source", said.pinnedSources, found.pinnedSources),
+		pools(status),
+	)
+}
+
+// facts are rendered as text, so that a difference reads well.
+type facts struct {
+	ports         map[string]int // index by name of our host links
+	routes        []string
+	neighbours    []string
+	forwarding    []string
+	pinnedPorts   []string
+	pinnedSources []string
+}
+
+func bridgesOf(status shim.StatusSnapshot) []string {
+	var bridges []string
+	for _, segment := range status.Segments {
+		bridges = append(bridges, segment.Bridge)
+	}
+	return bridges
+}
+
+// expected derives from the status what the kernel should hold. Indexes are
+// the kernel's own: only the set of names is the daemon's to say.
+func expected(status shim.StatusSnapshot, indexes map[string]int) (facts, error) {
+	said := facts{ports: map[string]int{}}
+	bridgeOf := map[string]string{}
+	for _, segment := range status.Segments {
+		bridgeOf[segment.Name] = segment.Bridge
+	}
+	var errs []error
+	for _, a := range status.Attachments {
+		index := indexes[a.HostInterface]
+		said.ports[a.HostInterface] = index
+		mac, err := net.ParseMAC(a.MAC)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("attachment %s/%s: %w", a.ContainerID, a.IfName, err))
+			continue
+		}
+		bridge := bridgeOf[a.Segment]
+		said.forwarding = append(said.forwarding, fmt.Sprintf("%s on %s", mac, a.HostInterface))
+		said.pinnedPorts = append(said.pinnedPorts, pinnedPort(index))
+		// Without an address yet, and with the one that IPv6 makes itself.
+		said.pinnedSources = append(said.pinnedSources, pinnedSource(index, mac, netip.IPv6Unspecified()), pinnedSource(index, mac, linkLocal(mac)))
+		for _, addr := range a.Addresses {
+			said.routes = append(said.routes, fmt.Sprintf("%s by %s", netip.PrefixFrom(addr, addr.BitLen()), bridge))
+			said.neighbours = append(said.neighbours, fmt.Sprintf("%s is %s on %s", addr, mac, bridge))
+			said.pinnedSources = append(said.pinnedSources, pinnedSource(index, mac, addr))
+		}
+	}
+	return said, errors.Join(errs...)
+}
+
+func pinnedPort(index int) string { return fmt.Sprintf("port %d", index) }
+
+func pinnedSource(index int, mac net.HardwareAddr, addr netip.Addr) string {
+	return fmt.Sprintf("%s with %s on port %d", addr, mac, index)
+}
+
+// linkLocal is the EUI-64 address of a MAC (RFC 4291, appendix A).
+func linkLocal(mac net.HardwareAddr) netip.Addr {
+	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: mac[0] ^ 2, 9: mac[1], 10: mac[2], 11: 0xff, 12: 0xfe, 13: mac[3], 14: mac[4], 15: mac[5]})
+}
+
+// differ compares two lists, or the names of two maps, as sets.
+func differ[T []string | map[string]int](what string, said, found T) error {
+	wanted, there := names(said), names(found)
+	var errs []error
+	for _, name := range wanted {
+		if !slices.Contains(there, name) {
+			errs = append(errs, fmt.Errorf("%s missing in the kernel: %s", what, name))
+		}
+	}
+	for _, name := range there {
+		if !slices.Contains(wanted, name) {
+			errs = append(errs, fmt.Errorf("%s that belongs to nobody: %s", what, name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func names[T []string | map[string]int](set T) []string {
+	switch set := any(set).(type) {
+	case []string:
+		return set
+	case map[string]int:
+		var list []string
+		for name := range set {
+			list = append(list, name)
+		}
+		return list
+	}
+	return nil
+}
+
+// pools checks that every used address has exactly one holder.
+func pools(status shim.StatusSnapshot) error {
+	holders := map[netip.Addr]string{}
+	var errs []error
+	for _, a := range status.Attachments {
+		key := strings.Join([]string{a.ContainerID, a.IfName, a.Key}, "/")
+		for _, addr := range a.Addresses {
+			if other, taken := holders[addr]; taken {
+				errs = append(errs, fmt.Errorf("address %s is held by both %s and %s", addr, other, key))
+			}
+			holders[addr] = key
+		}
+	}
+	for _, pool := range status.Pools {
+		held := 0
+		for addr := range holders {
+			if pool.Prefix.Contains(addr) {
+				held++
+			}
+		}
+		if pool.Used != held {
+			errs = append(errs, fmt.Errorf("pool %s counts %d used addresses, attachments hold %d", pool.Prefix, pool.Used, held))
+		}
+	}
+	return errors.Join(errs...)
+}
