@@ -12,9 +12,10 @@ import (
 // Diff returns what turns the peers that a device has into those wanted, and
 // nothing if they are the same. It is pure.
 //
-// Peers that are not wanted come first, then peers that lose addresses, then
-// the rest, so that an address which moves is with nobody for a moment rather
-// than with two. A peer that stays keeps its session whatever changes about it.
+// Peers that are not wanted come first, then addresses that peers lose, then
+// the rest, so that an address which moves is with nobody for a moment, and no
+// peer takes it from another. A peer may occur twice by that. One that stays
+// keeps its session whatever changes about it.
 //
 // WireGuard replaces a peer's endpoint by the address its packets come from, so
 // an endpoint that differs from the wanted one is not wrong. It is written only
@@ -41,12 +42,10 @@ func Diff(have []wgtypes.Peer, want []Peer, written map[wgtypes.Key]netip.AddrPo
 			others = append(others, newPeer(&want[i]))
 			continue
 		}
-		config, differs := changedPeer(peer, &want[i], written)
-		switch {
-		case !differs:
-		case config.ReplaceAllowedIPs:
-			shrunk = append(shrunk, config)
-		default:
+		if shrink, differs := shrunkPeer(peer, &want[i]); differs {
+			shrunk = append(shrunk, shrink)
+		}
+		if config, differs := changedPeer(peer, &want[i], written); differs {
 			others = append(others, config)
 		}
 	}
@@ -64,8 +63,19 @@ func newPeer(want *Peer) wgtypes.PeerConfig {
 	}
 }
 
-// changedPeer sets only what differs. Addresses that are merely missing are
-// added one by one, since a replacement takes away all of them for a moment.
+// shrunkPeer leaves a peer those of its addresses that it is to have. It can
+// only replace them, so they are gone for a moment.
+func shrunkPeer(have *wgtypes.Peer, want *Peer) (wgtypes.PeerConfig, bool) {
+	config := wgtypes.PeerConfig{PublicKey: want.PublicKey, UpdateOnly: true, ReplaceAllowedIPs: true}
+	for _, held := range have.AllowedIPs {
+		if slices.Contains(want.AllowedIPs, prefixOf(held)) {
+			config.AllowedIPs = append(config.AllowedIPs, held)
+		}
+	}
+	return config, len(config.AllowedIPs) < len(have.AllowedIPs)
+}
+
+// changedPeer sets what differs, and adds the addresses that are missing.
 func changedPeer(have *wgtypes.Peer, want *Peer, written map[wgtypes.Key]netip.AddrPort) (wgtypes.PeerConfig, bool) {
 	config := wgtypes.PeerConfig{PublicKey: want.PublicKey, UpdateOnly: true}
 	differs := false
@@ -77,19 +87,10 @@ func changedPeer(have *wgtypes.Peer, want *Peer, written map[wgtypes.Key]netip.A
 		keepalive := want.Keepalive
 		config.PersistentKeepaliveInterval, differs = &keepalive, true
 	}
-	kept := 0
-	var missing []netip.Prefix
-	for _, prefix := range want.AllowedIPs {
-		if slices.ContainsFunc(have.AllowedIPs, func(n net.IPNet) bool { return prefixOf(n) == prefix }) {
-			kept++
-		} else {
-			missing = append(missing, prefix)
-		}
-	}
-	switch {
-	case kept < len(have.AllowedIPs):
-		config.ReplaceAllowedIPs, config.AllowedIPs, differs = true, ipNets(want.AllowedIPs), true
-	case len(missing) > 0:
+	missing := slices.DeleteFunc(slices.Clone(want.AllowedIPs), func(prefix netip.Prefix) bool {
+		return slices.ContainsFunc(have.AllowedIPs, func(n net.IPNet) bool { return prefixOf(n) == prefix })
+	})
+	if len(missing) > 0 {
 		config.AllowedIPs, differs = ipNets(missing), true
 	}
 	return config, differs

@@ -213,11 +213,11 @@ func (d *Device) ensureDevice() ([]wgtypes.Peer, error) {
 	}
 	var config wgtypes.Config
 	differs := false
-	if have.PrivateKey != *d.cfg.PrivateKey.secret {
+	if key := d.cfg.PrivateKey.reveal(); have.PrivateKey != key {
 		if have.PrivateKey != (wgtypes.Key{}) {
 			d.cfg.Log.Info("device had another key", "iface", d.cfg.Name, "key", have.PublicKey.String())
 		}
-		config.PrivateKey, differs = d.cfg.PrivateKey.secret, true
+		config.PrivateKey, differs = &key, true
 	}
 	if port := d.cfg.ListenPort; port != 0 && have.ListenPort != port {
 		config.ListenPort, differs = &port, true

@@ -18,17 +18,20 @@ const redacted = "redacted"
 
 // PrivateKey holds a WireGuard private key that can be used but not printed:
 // every fmt verb, slog and every encoder see the word "redacted". The key
-// itself sits behind a pointer, so that not even a struct printed with the key
-// in an unexported field shows its bytes. The zero value holds no key.
+// itself sits in a function, because fmt looks through the unexported fields of
+// whatever holds a key without asking, and follows pointers for verbs that do not
+// suit them. The zero value holds no key.
 type PrivateKey struct {
-	secret *wgtypes.Key
+	reveal func() wgtypes.Key
 }
 
 // NewPrivateKey wraps key.
-func NewPrivateKey(key wgtypes.Key) PrivateKey { return PrivateKey{secret: &key} }
+func NewPrivateKey(key wgtypes.Key) PrivateKey {
+	return PrivateKey{reveal: func() wgtypes.Key { return key }}
+}
 
 // IsZero reports whether k holds no key.
-func (k PrivateKey) IsZero() bool { return k.secret == nil || *k.secret == wgtypes.Key{} }
+func (k PrivateKey) IsZero() bool { return k.reveal == nil || k.reveal() == wgtypes.Key{} }
 
 // PublicKey returns the public half, which may be shown to anybody. Without a
 // key it is the zero key.
@@ -36,7 +39,7 @@ func (k PrivateKey) PublicKey() wgtypes.Key {
 	if k.IsZero() {
 		return wgtypes.Key{}
 	}
-	return k.secret.PublicKey()
+	return k.reveal().PublicKey()
 }
 
 // String returns "redacted".

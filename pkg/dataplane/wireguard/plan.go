@@ -141,7 +141,7 @@ func (p *planner) peer(node Node) (Peer, error) {
 		return Peer{}, errors.New("it has no name")
 	case p.names[node.Name]:
 		return Peer{}, errors.New("another node has the same name")
-	case peer.Keepalive < 0 || peer.Keepalive > maxKeepalive:
+	case node.Keepalive < 0 || node.Keepalive > maxKeepalive:
 		return Peer{}, fmt.Errorf("keepalive %v is not between 0 and %v", node.Keepalive, maxKeepalive)
 	}
 	var err error

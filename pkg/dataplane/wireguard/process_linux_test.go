@@ -144,7 +144,7 @@ func startNode(t testing.TB, n *testNode, bare bool, peers ...Peer) *exec.Cmd {
 		t.Fatal(err)
 	}
 	spec := nodeSpec{
-		Bare: bare, Name: config.Name, Backend: config.Backend, PrivateKey: *n.key.secret, ListenPort: config.ListenPort,
+		Bare: bare, Name: config.Name, Backend: config.Backend, PrivateKey: n.key.reveal(), ListenPort: config.ListenPort,
 		MTU: config.MTU, Addresses: config.Addresses, Slices: config.Slices, Peers: peers,
 	}
 	text, err := json.Marshal(spec)

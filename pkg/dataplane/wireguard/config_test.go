@@ -1,0 +1,57 @@
+package wireguard
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+func TestConfigIsChecked(t *testing.T) {
+	good := func() Config {
+		return Config{Name: "zl-cluster", PrivateKey: NewPrivateKey(named("x")), ListenPort: 51820, Addresses: []netip.Addr{netip.MustParseAddr("10.200.1.1"), netip.MustParseAddr("fd00::1")}, Slices: prefixes("10.200.1.0/24")}
+	}
+	for _, c := range []struct {
+		name   string
+		change func(*Config)
+		reason string
+	}{
+		{"good", func(*Config) {}, ""},
+		{"no name", func(c *Config) { c.Name = "" }, "name"},
+		{"long name", func(c *Config) { c.Name = "zl-sixteen-bytes" }, "name"},
+		{"unknown backend", func(c *Config) { c.Backend = "magic" }, "backend"},
+		{"no key", func(c *Config) { c.PrivateKey = PrivateKey{} }, "key"},
+		{"port", func(c *Config) { c.ListenPort = 65536 }, "port"},
+		{"small MTU", func(c *Config) { c.MTU = 1279 }, "MTU"},
+		{"large MTU", func(c *Config) { c.MTU = 65535 }, "MTU"},
+		{"no address", func(c *Config) { c.Addresses[0] = netip.Addr{} }, "address"},
+		{"two of a family", func(c *Config) { c.Addresses[1] = netip.MustParseAddr("10.200.1.2") }, "family"},
+		{"slice with host bits", func(c *Config) { c.Slices = prefixes("10.200.1.1/24") }, "slice"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			config := good()
+			c.change(&config)
+			full, err := config.withDefaults()
+			switch {
+			case c.reason == "" && (err != nil || full.Backend != Auto || full.MTU != defaultMTU):
+				t.Errorf("defaults %v, %v: %v", full.Backend, full.MTU, err)
+			case c.reason != "" && (err == nil || !strings.Contains(err.Error(), c.reason)):
+				t.Errorf("error %v does not speak of the %s", err, c.reason)
+			}
+		})
+	}
+}
+
+func TestCheckPeersRefusesWhatTwoHold(t *testing.T) {
+	twin := planned(3)
+	twin.PublicKey = planned(2).PublicKey
+	thief := planned(3)
+	thief.AllowedIPs = planned(2).AllowedIPs[:1]
+	for name, peers := range map[string][]Peer{"key": {planned(2), twin}, "address": {planned(2), thief}} {
+		if err := checkPeers(peers); err == nil {
+			t.Errorf("two peers with one %s pass", name)
+		}
+	}
+	if err := checkPeers([]Peer{planned(2), planned(3)}); err != nil {
+		t.Error(err)
+	}
+}
