@@ -1,0 +1,211 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/spf13/pflag"
+
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
+)
+
+// Config is what `overlayd run` obeys, parsed and checked.
+type Config struct {
+	// NodeName is this node's name in the nodes file.
+	NodeName string
+	// ClusterCIDRs hold every slice: at most one prefix per family.
+	ClusterCIDRs []netip.Prefix
+	// SliceBits is the prefix length of a carved slice per family.
+	SliceBits SliceBits
+	// NodesFile is the absolute path of the list of nodes.
+	NodesFile string
+	// Socket is the absolute path that plugins dial.
+	Socket string
+	// StateDir is the absolute path of the key pair and the tombstones.
+	StateDir string
+	// ListenPort is WireGuard's UDP port.
+	ListenPort int
+	// Backend chooses between the kernel's WireGuard and our own process.
+	Backend wireguard.Backend
+	// MTU of tunnel and pods in bytes; 0 computes it from the underlay.
+	MTU int
+	// Masquerade hides pods behind the node when they leave the cluster.
+	Masquerade bool
+	// MasqueradeExclusions are destinations that see the pod's own address.
+	MasqueradeExclusions []netip.Prefix
+	// MetricsAddress serves /metrics and /healthz; the zero value serves neither.
+	MetricsAddress netip.AddrPort
+	// LogLevel is the lowest level that is written.
+	LogLevel slog.Level
+	// LogFormat is "text" or "json".
+	LogFormat string
+}
+
+// SliceBits is the prefix length of a carved slice per family.
+type SliceBits struct {
+	IPv4, IPv6 int
+}
+
+// configLimit bounds the configuration file, in bytes.
+const configLimit = 1 << 20
+
+// maxMTU is what a UDP datagram over IPv6 holds less what WireGuard and the
+// headers take.
+const maxMTU = 65535 - 80
+
+// A slice must hold more than its reserved addresses and the node's own one:
+// a /30 leaves one address for pods after network, broadcast and node, a /126
+// two after subnet-router anycast and node.
+const (
+	maxSliceBitsV4 = 30
+	maxSliceBitsV6 = 126
+)
+
+// maxSocketPath is sun_path (unix(7)) without its closing zero.
+const maxSocketPath = 107
+
+// loadConfig reads the file (if path is not empty) over the defaults, sets the
+// flags that were given over that, and checks the whole. hostname is the
+// default for the node's name. An error names file and key, in one line.
+func loadConfig(path string, flags *pflag.FlagSet, hostname string) (Config, error) {
+	config, err := readConfig(path, flags, hostname)
+	if err != nil {
+		return Config{}, err
+	}
+	if err := config.validate(); err != nil {
+		return Config{}, fmt.Errorf("config: %w", err)
+	}
+	return config, nil
+}
+
+// readConfig is loadConfig without the checks of the whole: keys may be
+// missing.
+func readConfig(path string, flags *pflag.FlagSet, hostname string) (Config, error) {
+	config := defaultConfig(hostname)
+	if path != "" {
+		data, err := readBounded(path, configLimit)
+		if err != nil {
+			return Config{}, fmt.Errorf("config: %w", err)
+		}
+		if err := config.applyFile(data); err != nil {
+			return Config{}, fmt.Errorf("config %s: %w", path, err)
+		}
+	}
+	if err := config.applyFlags(flags); err != nil {
+		return Config{}, err
+	}
+	return config, nil
+}
+
+// readBounded reads a file of at most limit bytes.
+func readBounded(path string, limit int64) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if info.Size() > limit {
+		return nil, fmt.Errorf("%s: %d bytes, more than %d", path, info.Size(), limit)
+	}
+	return os.ReadFile(path)
+}
+
+// validate checks what needs more than one key to be known, and makes paths
+// absolute.
+func (c *Config) validate() error {
+	if err := checkNodeName(c.NodeName); err != nil {
+		return fmt.Errorf("nodeName: %w", err)
+	}
+	if err := c.validateCluster(); err != nil {
+		return err
+	}
+	if c.MTU != 0 && c.MTU < wireguard.MinMTU {
+		return fmt.Errorf("mtu: %d is not between %d and %d (0 computes it)", c.MTU, wireguard.MinMTU, maxMTU)
+	}
+	for _, path := range []struct {
+		key   string
+		value *string
+	}{{"nodesFile", &c.NodesFile}, {"socket", &c.Socket}, {"stateDir", &c.StateDir}} {
+		if *path.value == "" {
+			return fmt.Errorf("%s: not set", path.key)
+		}
+		absolute, err := filepath.Abs(*path.value)
+		if err != nil {
+			return fmt.Errorf("%s: %w", path.key, err)
+		}
+		*path.value = absolute
+	}
+	if len(c.Socket) > maxSocketPath {
+		return fmt.Errorf("socket: %d bytes, a socket's path may have %d", len(c.Socket), maxSocketPath)
+	}
+	return nil
+}
+
+func (c *Config) validateCluster() error {
+	if len(c.ClusterCIDRs) == 0 {
+		return errors.New("clusterCIDRs: not set")
+	}
+	for i, cluster := range c.ClusterCIDRs {
+		for _, earlier := range c.ClusterCIDRs[:i] {
+			if earlier.Addr().Is4() == cluster.Addr().Is4() {
+				return fmt.Errorf("clusterCIDRs: %s and %s are of one family", earlier, cluster)
+			}
+		}
+		if err := checkUnicast(cluster); err != nil {
+			return fmt.Errorf("clusterCIDRs: %w", err)
+		}
+		if err := c.validateSliceBits(cluster); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Config) validateSliceBits(cluster netip.Prefix) error {
+	key, length, highest := "sliceBits.ipv4", c.SliceBits.IPv4, maxSliceBitsV4
+	if cluster.Addr().Is6() {
+		key, length, highest = "sliceBits.ipv6", c.SliceBits.IPv6, maxSliceBitsV6
+	}
+	if length < cluster.Bits() || length > highest {
+		return fmt.Errorf("%s: %d is not between %d (cluster CIDR %s) and %d", key, length, cluster.Bits(), cluster, highest)
+	}
+	return nil
+}
+
+// maxNodeName is Kubernetes' limit for the name of a Node.
+const maxNodeName = 253
+
+// checkNodeName refuses names that could not be told apart in a log or table.
+func checkNodeName(name string) error {
+	switch {
+	case name == "":
+		return errors.New("not set")
+	case len(name) > maxNodeName:
+		return fmt.Errorf("%d bytes, a node's name may have %d", len(name), maxNodeName)
+	case !utf8.ValidString(name):
+		return fmt.Errorf("%q is not valid UTF-8", name)
+	case strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsGraphic(r) || unicode.IsSpace(r) }):
+		return fmt.Errorf("%q holds a space or a control character", name)
+	}
+	return nil
+}
+
+// checkUnicast refuses ranges whose addresses no pod may have: the ranges
+// below stand in RFC 6890 as not usable for hosts.
+func checkUnicast(prefix netip.Prefix) error {
+	for _, special := range []string{
+		"0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3",
+		"::/96", "::ffff:0:0/96", "fe80::/10", "ff00::/8",
+	} {
+		if prefix.Overlaps(netip.MustParsePrefix(special)) {
+			return fmt.Errorf("%s overlaps %s, which is not for hosts", prefix, special)
+		}
+	}
+	return nil
+}

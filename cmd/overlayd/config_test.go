@@ -1,0 +1,242 @@
+package main
+
+import (
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/spf13/pflag"
+
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
+)
+
+// load runs loadConfig on a file with the given text (none if empty) and the
+// given command line.
+func load(t testing.TB, text string, args ...string) (Config, error) {
+	t.Helper()
+	path := ""
+	if text != "" {
+		path = filepath.Join(t.TempDir(), "overlayd.yaml")
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	flags := pflag.NewFlagSet("run", pflag.ContinueOnError)
+	addFlags(flags)
+	if err := flags.Parse(args); err != nil {
+		return Config{}, err
+	}
+	return loadConfig(path, flags, "host-name")
+}
+
+var compareConfigs = cmpopts.EquateComparable(netip.Prefix{}, netip.AddrPort{})
+
+func TestConfigDefaults(t *testing.T) {
+	got, err := load(t, "", "--cluster-cidrs=10.20.0.0/16", "--nodes-file=/n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Config{
+		NodeName: "host-name", ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.20.0.0/16")},
+		SliceBits: SliceBits{IPv4: 24, IPv6: 64}, NodesFile: "/n",
+		Socket: "/run/zlayer/overlayd.sock", StateDir: "/var/lib/zlayer",
+		ListenPort: 51820, Backend: wireguard.Auto, Masquerade: true,
+		MetricsAddress: netip.MustParseAddrPort("127.0.0.1:9551"),
+		LogLevel:       slog.LevelInfo, LogFormat: "text",
+	}
+	if diff := cmp.Diff(want, got, compareConfigs); diff != "" {
+		t.Errorf("config (-want +got):\n%s", diff)
+	}
+}
+
+// everyKey sets every key of the file to something else than its default.
+const everyKey = `
+nodeName: node-a
+clusterCIDRs: [10.20.0.0/16, "fd20::/48"]
+sliceBits:
+  ipv4: 26
+  ipv6: 72
+nodesFile: /etc/zlayer/nodes.yaml
+socket: /run/a.sock
+stateDir: /state
+listenPort: 40000
+backend: userspace
+mtu: 1300
+masquerade: false
+masqueradeExclusions: [192.168.0.0/16]
+metricsAddress: "[::1]:9000"
+logLevel: debug
+logFormat: json
+`
+
+func TestConfigFileSetsEveryKey(t *testing.T) {
+	got, err := load(t, everyKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Config{
+		NodeName: "node-a", ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.20.0.0/16"), netip.MustParsePrefix("fd20::/48")},
+		SliceBits: SliceBits{IPv4: 26, IPv6: 72}, NodesFile: "/etc/zlayer/nodes.yaml",
+		Socket: "/run/a.sock", StateDir: "/state",
+		ListenPort: 40000, Backend: wireguard.Userspace, MTU: 1300,
+		MasqueradeExclusions: []netip.Prefix{netip.MustParsePrefix("192.168.0.0/16")},
+		MetricsAddress:       netip.MustParseAddrPort("[::1]:9000"),
+		LogLevel:             slog.LevelDebug, LogFormat: "json",
+	}
+	if diff := cmp.Diff(want, got, compareConfigs); diff != "" {
+		t.Errorf("config (-want +got):\n%s", diff)
+	}
+}
+
+func TestFlagsOverrideTheFile(t *testing.T) {
+	got, err := load(t, everyKey,
+		"--node-name=flagged", "--cluster-cidrs=10.30.0.0/16", "--cluster-cidrs=fd30::/48", "--slice-bits-ipv4=25", "--slice-bits-ipv6=80",
+		"--nodes-file=/f", "--socket=/run/f.sock", "--state-dir=/fs", "--listen-port=1", "--backend=kernel", "--mtu=1400", "--masquerade=true",
+		"--masquerade-exclusions=", "--metrics-address=", "--log-level=warn", "--log-format=text")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Config{
+		NodeName: "flagged", ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.30.0.0/16"), netip.MustParsePrefix("fd30::/48")},
+		SliceBits: SliceBits{IPv4: 25, IPv6: 80}, NodesFile: "/f", Socket: "/run/f.sock", StateDir: "/fs",
+		ListenPort: 1, Backend: wireguard.Kernel, MTU: 1400, Masquerade: true, MasqueradeExclusions: []netip.Prefix{},
+		LogLevel: slog.LevelWarn, LogFormat: "text",
+	}
+	if diff := cmp.Diff(want, got, compareConfigs); diff != "" {
+		t.Errorf("config (-want +got):\n%s", diff)
+	}
+}
+
+func TestEveryKeyHasAFlagAndIsInTheExample(t *testing.T) {
+	flags := map[string]bool{}
+	for _, s := range settings() {
+		if flags[s.flag] {
+			t.Errorf("flag --%s belongs to two keys", s.flag)
+		}
+		flags[s.flag] = true
+		last := s.key[strings.LastIndex(s.key, ".")+1:]
+		if !strings.Contains(everyKey, "\n"+last+":") && !strings.Contains(everyKey, "\n  "+last+":") {
+			t.Errorf("no test sets key %s", s.key)
+		}
+	}
+}
+
+func TestBadConfigIsOneLineThatNamesTheKey(t *testing.T) {
+	good := "clusterCIDRs: [10.20.0.0/16]\nnodesFile: /n\n"
+	tests := []struct {
+		name, file string
+		args       []string
+		want       string
+	}{
+		{name: "unknown key", file: good + "clusterCidr: x", want: `unknown key "clusterCidr"`},
+		{name: "unknown key in other case", file: good + "listenport: 1", want: `unknown key "listenport" (it is spelled "listenPort")`},
+		{name: "key spelled as a flag", file: good + "log-level: warn", want: `unknown key "log-level" (it is spelled "logLevel")`},
+		{name: "unknown inner key", file: good + "sliceBits: {ipv5: 1}", want: `unknown key "sliceBits.ipv5"`},
+		{name: "dotted key", file: good + "sliceBits.ipv4: 25", want: `unknown key "sliceBits.ipv4"`},
+		{name: "key without inner keys", file: good + "mtu: {ipv4: 1400}", want: `unknown key "mtu.ipv4"`},
+		{name: "key twice", file: good + "mtu: 1400\nmtu: 1300", want: `key "mtu" already set`},
+		{name: "two documents", file: good + "---\nmtu: 1400", want: "more than one YAML document"},
+		{name: "not YAML", file: "a: [", want: "did not find expected node content"},
+		{name: "not keys with values", file: "- a\n- b", want: "want keys with values, got a list"},
+		{name: "key without value", file: good + "mtu:", want: "mtu: want a number, got nothing"},
+		{name: "number in quotes", file: good + `mtu: "1400"`, want: "mtu: want a number, got text"},
+		{name: "text without quotes", file: good + "nodeName: 12", want: "nodeName: want text, got a number (put it in quotes)"},
+		{name: "not a switch", file: good + "masquerade: maybe", want: "masquerade: want true or false, got text"},
+		{name: "not a list", file: "nodesFile: /n\nclusterCIDRs: 10.20.0.0/16", want: "clusterCIDRs: want a list, got text"},
+		{name: "item of the wrong kind", file: "nodesFile: /n\nclusterCIDRs: [10]", want: "clusterCIDRs: item 0: want text, got a number"},
+
+		{name: "no cluster", file: "nodesFile: /n", want: "clusterCIDRs: not set"},
+		{name: "empty cluster", file: "nodesFile: /n\nclusterCIDRs: []", want: "clusterCIDRs: not set"},
+		{name: "bad CIDR", file: "nodesFile: /n\nclusterCIDRs: [10.20.0.0/33]", want: `clusterCIDRs: "10.20.0.0/33" is not a CIDR`},
+		{name: "bits beyond the length", file: "nodesFile: /n\nclusterCIDRs: [10.20.1.0/16]", want: "clusterCIDRs: 10.20.1.0/16 has bits beyond its length, the range is 10.20.0.0/16"},
+		{name: "IPv4 in IPv6 writing", file: "nodesFile: /n\nclusterCIDRs: ['::ffff:10.0.0.0/104']", want: "clusterCIDRs: ::ffff:10.0.0.0/104 is an IPv4 range in IPv6 writing"},
+		{name: "two of a family", file: "nodesFile: /n\nclusterCIDRs: [10.20.0.0/16, 10.30.0.0/16]", want: "clusterCIDRs: 10.20.0.0/16 and 10.30.0.0/16 are of one family"},
+		{name: "overlapping", file: "nodesFile: /n\nclusterCIDRs: [10.20.0.0/16, 10.20.0.0/24]", want: "clusterCIDRs: 10.20.0.0/16 and 10.20.0.0/24 overlap"},
+		{name: "link-local cluster", file: "nodesFile: /n\nclusterCIDRs: [169.254.0.0/16]", want: "clusterCIDRs: 169.254.0.0/16 overlaps 169.254.0.0/16, which is not for hosts"},
+		{name: "everything", file: "nodesFile: /n\nclusterCIDRs: ['::/0']", want: "clusterCIDRs: ::/0 overlaps"},
+		{name: "slices longer than the cluster", file: good + "sliceBits: {ipv4: 15}", want: "sliceBits.ipv4: 15 is not between 16 (cluster CIDR 10.20.0.0/16) and 30"},
+		{name: "slices without room", file: good + "sliceBits: {ipv4: 31}", want: "sliceBits.ipv4: 31 is not between"},
+		{name: "slices without room, IPv6", file: "nodesFile: /n\nclusterCIDRs: ['fd20::/48']\nsliceBits: {ipv6: 127}", want: "sliceBits.ipv6: 127 is not between 48"},
+
+		{name: "no nodes file", file: "clusterCIDRs: [10.20.0.0/16]", want: "nodesFile: not set"},
+		{name: "no socket", file: good + "socket: ''", want: "socket: not set"},
+		{name: "socket too long", file: good + "socket: /" + strings.Repeat("s", 107), want: "socket: 108 bytes, a socket's path may have 107"},
+		{name: "no state folder", file: good + "stateDir: ''", want: "stateDir: not set"},
+		{name: "no node name", file: good + "nodeName: ''", want: "nodeName: not set"},
+		{name: "long node name", file: good + "nodeName: " + strings.Repeat("n", 254), want: "nodeName: 254 bytes, a node's name may have 253"},
+		{name: "node name with a line end", file: good + `nodeName: "a\nb"`, want: `nodeName: "a\nb" holds a space or a control character`},
+
+		{name: "MTU too small", file: good + "mtu: 1279", want: "mtu: 1279 is not between 1280 and 65455"},
+		{name: "MTU too large", file: good + "mtu: 65456", want: "mtu: 65456 is not between 0 and 65455"},
+		{name: "negative MTU", file: good + "mtu: -1", want: "mtu: -1 is not between 0 and 65455"},
+		{name: "fractional MTU", file: good + "mtu: 1400.5", want: `mtu: "1400.5" is not a whole number`},
+		{name: "port zero", file: good + "listenPort: 0", want: "listenPort: 0 is not between 1 and 65535"},
+		{name: "port too large", file: good + "listenPort: 65536", want: "listenPort: 65536 is not between 1 and 65535"},
+		{name: "port beyond any integer", file: good + "listenPort: 99999999999999999999", want: "listenPort: "},
+		{name: "unknown backend", file: good + "backend: magic", want: `backend: "magic" is none of auto, kernel, userspace`},
+		{name: "bad exclusion", file: good + "masqueradeExclusions: [nowhere]", want: `masqueradeExclusions: "nowhere" is not a CIDR`},
+		{name: "metrics without port", file: good + "metricsAddress: 127.0.0.1", want: `metricsAddress: "127.0.0.1" is not an IP address with a port`},
+		{name: "metrics on port zero", file: good + "metricsAddress: 127.0.0.1:0", want: "metricsAddress: 127.0.0.1:0: the port may not be 0"},
+		{name: "unknown log level", file: good + "logLevel: loud", want: `logLevel: "loud" is none of debug, info, warn, error`},
+		{name: "unknown log format", file: good + "logFormat: xml", want: `logFormat: "xml" is none of text, json`},
+
+		{name: "bad flag", file: good, args: []string{"--listen-port=70000"}, want: "--listen-port: 70000 is not between 1 and 65535"},
+		{name: "flag of the wrong kind", file: good, args: []string{"--mtu=much"}, want: `"--mtu" flag`},
+		{name: "bad list in a flag", file: good, args: []string{"--cluster-cidrs=10.0.0.0/8,x"}, want: `--cluster-cidrs: "x" is not a CIDR`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := load(t, tt.file, tt.args...)
+			if err == nil {
+				t.Fatal("accepted")
+			}
+			if strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error:\n%v\nwant one line with:\n%s", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestMissingConfigFileIsNamed(t *testing.T) {
+	flags := pflag.NewFlagSet("run", pflag.ContinueOnError)
+	addFlags(flags)
+	_, err := loadConfig("/nowhere/overlayd.yaml", flags, "h")
+	if err == nil || !strings.Contains(err.Error(), "/nowhere/overlayd.yaml") {
+		t.Errorf("error %v does not name the file", err)
+	}
+}
+
+func TestConfigFileOfComments(t *testing.T) {
+	if _, err := load(t, "# nothing yet\n", "--cluster-cidrs=10.20.0.0/16", "--nodes-file=/n"); err != nil {
+		t.Error(err)
+	}
+}
+
+func FuzzConfig(f *testing.F) {
+	f.Add(everyKey)
+	f.Add("sliceBits: {ipv4: 1e3}")
+	f.Add("a: &a [*a, *a]")
+	f.Add("---\nmtu: 0x580\n...\n")
+	f.Add("? [a]\n: b")
+	f.Fuzz(func(t *testing.T, text string) {
+		config := defaultConfig("h")
+		err := config.applyFile([]byte(text))
+		if err == nil {
+			err = config.validate()
+		}
+		if err != nil {
+			if strings.ContainsAny(err.Error(), "\n\r") {
+				t.Errorf("error of several lines: %q", err)
+			}
+			return
+		}
+		if config.ListenPort < 1 || config.ListenPort > 65535 || len(config.ClusterCIDRs) == 0 || config.MTU != 0 && config.MTU < wireguard.MinMTU {
+			t.Errorf("accepted %+v", config)
+		}
+	})
+}

@@ -1,0 +1,74 @@
+// Command overlayd is the node's daemon: it owns everything that touches the
+// network, and serves zlayer-cni over a Unix socket.
+//
+// This package holds the command line, the configuration, the nodes file, the
+// metrics, and the one place where the object graph is built; the work itself
+// is pkg/dataplane's. A mistake in the configuration is told in one line that
+// names the key, with exit status 1, before anything on the host is changed.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// version is set by the linker (see the Makefile).
+var version = "unknown"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := newCommand(os.Stdout, os.Stderr).ExecuteContext(ctx)
+	stop()
+	if err != nil {
+		_, _ = fmt.Fprintf(os.Stderr, "overlayd: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+// newCommand returns the whole command line. Results go to out; the log, and
+// nothing else, to log.
+func newCommand(out, log io.Writer) *cobra.Command {
+	root := &cobra.Command{
+		Use:           "overlayd",
+		Short:         "The node's part of an encrypted pod network",
+		Args:          cobra.NoArgs,
+		SilenceErrors: true, // main prints them, in one line
+		SilenceUsage:  true,
+	}
+	root.SetOut(out)
+	root.SetErr(log)
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.AddCommand(runCommand(), statusCommand(), teardownCommand(), versionCommand())
+	return root
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "overlayd %s (%s, %s/%s)\n", buildVersion(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			return err
+		},
+	}
+}
+
+// buildVersion is what the linker was told, else what Go knows of the module.
+func buildVersion() string {
+	if version != "unknown" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return version
+}

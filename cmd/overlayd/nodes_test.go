@@ -1,0 +1,194 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
+)
+
+const (
+	keyA = "5qgZMTXnZBHT1lFPJCLgJEW9JdxAEBFcOQrKBAIyE0g="
+	keyB = "QH0rLxzLhZWuwLtfVbQoJAqF1iT4cJzSZ2jKDWW0BGY="
+)
+
+// dualStack is the configuration that node files are read under here.
+func dualStack() Config {
+	config := defaultConfig("a")
+	config.ClusterCIDRs = []netip.Prefix{netip.MustParsePrefix("10.20.0.0/16"), netip.MustParsePrefix("fd20::/48")}
+	return config
+}
+
+func prefixes(texts ...string) []netip.Prefix {
+	var list []netip.Prefix
+	for _, text := range texts {
+		list = append(list, netip.MustParsePrefix(text))
+	}
+	return list
+}
+
+func TestParseNodes(t *testing.T) {
+	got, err := parseNodes([]byte(`
+nodes:
+- name: a
+  slices: [10.20.7.0/24]
+- name: b
+  publicKey: `+keyB+`
+  endpoint: b.example.net:51820
+  slices: ["fd20:0:0:9::/64", 10.20.8.0/25]
+  keepalive: 25s
+- name: c
+  publicKey: ""
+  endpoint: "[2001:db8::3]:7"
+  keepalive: 0
+`), dualStack())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []wireguard.Node{
+		// Slots of FNV-1a 64: a is 0xaf63dc4c8601ec8c, c is 0xaf63de4c8601eff2.
+		{Name: "a", Slices: prefixes("10.20.7.0/24", "fd20:0:0:ec8c::/64")},
+		{Name: "b", PublicKey: keyB, Endpoint: "b.example.net:51820", Slices: prefixes("10.20.8.0/25", "fd20:0:0:9::/64"), Keepalive: 25 * time.Second},
+		{Name: "c", Endpoint: "[2001:db8::3]:7", Slices: prefixes("10.20.242.0/24", "fd20:0:0:eff2::/64")},
+	}
+	if diff := cmp.Diff(want, got, compareConfigs); diff != "" {
+		t.Errorf("nodes (-want +got):\n%s", diff)
+	}
+}
+
+func TestANodeAtTheEndMovesNoOther(t *testing.T) {
+	list := "nodes:\n- name: a\n"
+	before, err := parseNodes([]byte(list), dualStack())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 200 { // of 256 slices: many collide
+		list += fmt.Sprintf("- name: node-%d\n", i)
+		after, err := parseNodes([]byte(list), dualStack())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(before, after[:len(before)], compareConfigs); diff != "" {
+			t.Fatalf("earlier nodes (-before +after):\n%s", diff)
+		}
+		before = after
+	}
+	checkNodesInvariants(t, before, dualStack())
+}
+
+func TestOneKeyHasOneSpelling(t *testing.T) {
+	// The last character before "=" carries two bits that no byte holds.
+	other := keyB[:42] + "Z="
+	_, err := parseNodes([]byte("nodes:\n- {name: a, publicKey: "+keyB+"}\n- {name: b, publicKey: "+other+"}"), dualStack())
+	if err == nil || !strings.Contains(err.Error(), "nodes[1]: b: node a has the same public key") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestBadNodesFileIsOneLineThatNamesTheKey(t *testing.T) {
+	tests := []struct{ name, file, want string }{
+		{"empty", "", "the file is empty"},
+		{"not YAML", "nodes: {", "did not find expected node content"},
+		{"unknown key at the top", "nodes: [{name: a}]\npeers: []", `unknown key "peers"`},
+		{"no list", "nodes:", "nodes: want a list, got nothing"},
+		{"cut short before a value", "nodes:\n- name: a\n- name:", "nodes[1].name: want text, got nothing"},
+		{"cut short before a name", "nodes:\n- name: a\n-", "nodes[1].name: want an entry with a name, got nothing"},
+		{"without this node", "nodes: [{name: b}]", "nodes: this node, a, is not in the list"},
+		{"unknown key", "nodes: [{name: a, pubkey: x}]", "nodes[0].pubkey: unknown key"},
+		{"key in other case", "nodes: [{name: a, publickey: x}]", "nodes[0].publickey: unknown key"},
+		{"key twice", "nodes:\n- name: a\n  name: b", `key "name" already set`},
+		{"no name", "nodes: [{publicKey: ''}]", "nodes[0].name: not set"},
+		{"name of the wrong kind", "nodes: [{name: 7}]", "nodes[0].name: want text, got a number (put it in quotes)"},
+		{"name twice", "nodes: [{name: a}, {name: b}, {name: a}]", "nodes[2].name: a is nodes[0] already"},
+		{"short key", "nodes: [{name: a, publicKey: YWJj}]", "nodes[0]: a: its public key is not 32 bytes in base64"},
+		{"zero key", "nodes: [{name: a, publicKey: AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=}]", "nodes[0]: a: its public key is one that no private key belongs to"},
+		{"key twice on two nodes", "nodes: [{name: a, publicKey: " + keyA + "}, {name: b, publicKey: " + keyA + "}]", "nodes[1]: b: node a has the same public key"},
+		{"endpoint without port", "nodes: [{name: a, endpoint: 192.0.2.1}]", "nodes[0]: a: its endpoint is not HOST:PORT"},
+		{"endpoint with port zero", "nodes: [{name: a, endpoint: '192.0.2.1:0'}]", "its endpoint is not HOST:PORT with a port between 1 and 65535"},
+		{"endpoint with a large port", "nodes: [{name: a, endpoint: '192.0.2.1:65536'}]", "its endpoint is not HOST:PORT with a port between 1 and 65535"},
+		{"endpoint nobody has", "nodes: [{name: a, endpoint: '0.0.0.0:1'}]", "no node can be reached at its endpoint 0.0.0.0"},
+		{"endpoint mistyped", "nodes: [{name: a, endpoint: '192.0.2.256:1'}]", "its endpoint is neither an address nor a host name"},
+		{"endpoint with a space", "nodes: [{name: a, endpoint: 'my host:1'}]", "its endpoint is neither an address nor a host name"},
+		{"endpoint in the overlay", "nodes: [{name: a, endpoint: '10.20.3.4:1'}]", "its endpoint 10.20.3.4 lies in the overlay"},
+		{"endpoint without a host", "nodes: [{name: a, endpoint: ':1'}]", "its endpoint is neither an address nor a host name"},
+		{"keepalive without a unit", "nodes: [{name: a, keepalive: 25}]", "nodes[0].keepalive: want text, got a number"},
+		{"keepalive in words", "nodes: [{name: a, keepalive: often}]", `nodes[0].keepalive: "often" is not a duration such as 25s`},
+		{"keepalive negative", "nodes: [{name: a, keepalive: -1s}]", "nodes[0].keepalive: -1s is not whole seconds"},
+		{"keepalive too long", "nodes: [{name: a, keepalive: 65536s}]", "is not whole seconds between 0s and 65535s"},
+		{"keepalive with parts", "nodes: [{name: a, keepalive: 1500ms}]", "is not whole seconds"},
+		{"slices not a list", "nodes: [{name: a, slices: 10.20.1.0/24}]", "nodes[0].slices: want a list, got text"},
+		{"bad slice", "nodes: [{name: a, slices: [x]}]", `nodes[0].slices: "x" is not a CIDR`},
+		{"slice outside the cluster", "nodes: [{name: a, slices: [10.21.1.0/24]}]", "nodes[0].slices: a: 10.21.1.0/24 is outside the cluster CIDR 10.20.0.0/16, fd20::/48"},
+		{"slice around the cluster", "nodes: [{name: a, slices: [10.0.0.0/8]}]", "nodes[0].slices: a: 10.0.0.0/8 is outside the cluster CIDR"},
+		{"slice without room", "nodes: [{name: a, slices: [10.20.1.0/31]}]", "nodes[0].slices: a: 10.20.1.0/31 is too small, a slice has at most /30"},
+		{"slice without room, IPv6", "nodes: [{name: a, slices: ['fd20::/127']}]", "nodes[0].slices: a: fd20::/127 is too small, a slice has at most /126"},
+		{"two slices of a family", "nodes: [{name: a, slices: [10.20.1.0/24, 10.20.2.0/24]}]", "nodes[0].slices: a: 10.20.2.0/24 is its second slice of one family"},
+		{"slices overlap", "nodes: [{name: a, slices: [10.20.1.0/24]}, {name: b, slices: [10.20.0.0/20]}]", "nodes[1]: b: its slice 10.20.0.0/20 overlaps 10.20.1.0/24 of node a"},
+		{"same slice", "nodes: [{name: a, slices: [10.20.1.0/24]}, {name: b, slices: [10.20.1.0/24]}]", "nodes[1]: b: its slice 10.20.1.0/24 overlaps 10.20.1.0/24 of node a"},
+		{"no slice left", "nodes: [{name: a}, {name: b, slices: [10.20.0.0/16]}]", "nodes: carve 10.20.0.0/16 into /24 for a: "},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := parseNodes([]byte(tt.file), dualStack())
+			if err == nil {
+				t.Fatal("accepted")
+			}
+			if strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error:\n%v\nwant one line with:\n%s", err, tt.want)
+			}
+		})
+	}
+}
+
+// checkNodesInvariants says what holds for every list that is accepted.
+func checkNodesInvariants(t *testing.T, nodes []wireguard.Node, config Config) {
+	t.Helper()
+	names := map[string]bool{}
+	var all []netip.Prefix
+	for _, node := range nodes {
+		if names[node.Name] || node.Name == "" {
+			t.Errorf("name %q is empty or there twice", node.Name)
+		}
+		names[node.Name] = true
+		if len(node.Slices) != len(config.ClusterCIDRs) {
+			t.Errorf("node %s has slices %v", node.Name, node.Slices)
+		}
+		for i, slice := range node.Slices {
+			if !config.ClusterCIDRs[i].Contains(slice.Addr()) || slice.Bits() < config.ClusterCIDRs[i].Bits() || slice != slice.Masked() {
+				t.Errorf("node %s: slice %s of cluster %s", node.Name, slice, config.ClusterCIDRs[i])
+			}
+			for _, other := range all {
+				if slice.Overlaps(other) {
+					t.Errorf("slices %s and %s overlap", slice, other)
+				}
+			}
+			all = append(all, slice)
+		}
+	}
+	if !names[config.NodeName] {
+		t.Errorf("accepted without this node")
+	}
+}
+
+func FuzzNodes(f *testing.F) {
+	f.Add("nodes:\n- name: a\n  publicKey: " + keyA + "\n  endpoint: h:1\n  keepalive: 25s\n  slices: [10.20.1.0/24, 'fd20:0:0:1::/64']\n- name: b\n")
+	f.Add("nodes: [{name: a}, {name: b, slices: [10.20.0.0/17]}, {name: c, slices: [10.20.128.0/18]}]")
+	f.Add("nodes: &n [{name: a, slices: &s [10.20.0.0/30]}, {name: b, slices: *s}]")
+	f.Add("nodes:\n- name: a\n  endpoint: '[fe80::1%eth0]:1'\n  keepalive: 0\n")
+	f.Add("{\"nodes\": [{\"name\": \"a\"}]}")
+	f.Fuzz(func(t *testing.T, text string) {
+		nodes, err := parseNodes([]byte(text), dualStack())
+		if err != nil {
+			if strings.ContainsAny(err.Error(), "\n\r") {
+				t.Errorf("error of several lines: %q", err)
+			}
+			return
+		}
+		checkNodesInvariants(t, nodes, dualStack())
+	})
+}

@@ -1,0 +1,130 @@
+package main
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/zlayer/zlayer-cni/pkg/cni"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane"
+	"github.com/zlayer/zlayer-cni/pkg/shim"
+)
+
+func runCommand() *cobra.Command {
+	var path string
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Run the daemon",
+		Long: "Run the daemon until SIGTERM or SIGINT. The data plane stays up when it ends.\n\n" +
+			"Every key of the configuration file has a flag, which overrides it.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			hostname, err := os.Hostname()
+			if err != nil {
+				return err
+			}
+			config, err := loadConfig(path, cmd.Flags(), hostname)
+			if err != nil {
+				return err
+			}
+			return run(cmd.Context(), config, cmd.ErrOrStderr())
+		},
+	}
+	cmd.Flags().StringVar(&path, "config", "", "configuration file (YAML)")
+	addFlags(cmd.Flags())
+	return cmd
+}
+
+// newLogger writes as the configuration says.
+func newLogger(config Config, out io.Writer) *slog.Logger {
+	options := &slog.HandlerOptions{Level: config.LogLevel}
+	if config.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(out, options))
+	}
+	return slog.New(slog.NewTextHandler(out, options))
+}
+
+// run builds the object graph and keeps it until ctx ends. Nothing on the host
+// is changed before configuration, nodes file, socket and metrics address have
+// proved good.
+func run(ctx context.Context, config Config, logOut io.Writer) error {
+	tuneMemory()
+	log := newLogger(config, logOut)
+	d := &daemon{config: config, log: log, requests: newRequestMetrics(), tried: make(chan struct{})}
+	var err error
+	if d.nodes, err = newNodesFile(config, log, d.setNodes); err != nil {
+		return err
+	}
+	metrics, err := listenMetrics(ctx, config.MetricsAddress)
+	if err != nil {
+		return err
+	}
+	defer closeListener(metrics)
+	// From here on plugins find a daemon, and a second daemon is refused.
+	// Whoever could not get through before has left a tombstone by now.
+	socket, err := shim.Listen(config.Socket)
+	if err != nil {
+		return err
+	}
+	defer closeListener(socket)
+	if d.plane, err = dataplane.New(dataplane.Config{
+		Node: config.NodeName, Cluster: config.ClusterCIDRs, StateDir: config.StateDir,
+		Backend: config.Backend, ListenPort: config.ListenPort, MTU: config.MTU,
+		Masquerade: config.Masquerade, NoMasquerade: config.MasqueradeExclusions, Log: log,
+	}); err != nil {
+		return err
+	}
+	d.graves = &graveyard{dir: cni.TombstoneDir(config.StateDir), log: log, detach: d.plane.Detach}
+	log.Info("starting", "op", "run", "version", buildVersion(), "node", config.NodeName, "public_key", d.plane.PublicKey(),
+		"socket", config.Socket, "nodes", d.nodes.Count())
+	return d.run(ctx, socket, metrics)
+}
+
+// run serves until ctx ends, and then ends everything else: what is being
+// answered still needs the data plane.
+func (d *daemon) run(ctx context.Context, socket, metrics net.Listener) error {
+	ctx, d.end = context.WithCancel(ctx)
+	defer d.end()
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	group, background := errgroup.WithContext(background)
+	group.Go(func() error { return d.plane.Run(background) })
+	group.Go(func() error { return d.nodes.Run(background) })
+	group.Go(func() error { return d.graves.Run(background, d.open.Load) })
+	events := shim.NewBroadcaster(eventQueue)
+	group.Go(func() error { return d.watchPeers(background, events) })
+	group.Go(func() error {
+		return serveHTTP(background, metrics, newMux(newRegistry(d), d.waiting), d.log)
+	})
+	group.Go(func() error {
+		defer stop()
+		return shim.Serve(ctx, socket, d, shim.ServeOptions{Log: d.log, Events: events})
+	})
+	// A part that broke ends the daemon; whoever supervises it starts it anew.
+	unlink := context.AfterFunc(background, d.end)
+	defer unlink()
+	err := group.Wait()
+	if err == nil {
+		d.log.Info("ended, the data plane stays up", "op", "run")
+	}
+	return err
+}
+
+// closeListener closes what a start that failed has opened. Closing again is
+// fine: it only says so.
+func closeListener(listener net.Listener) {
+	if listener != nil {
+		_ = listener.Close()
+	}
+}
+
+// stateFiles are what `overlayd teardown --purge` removes.
+func stateFiles(config Config) []string {
+	return []string{filepath.Join(config.StateDir, "key"), cni.TombstoneDir(config.StateDir)}
+}

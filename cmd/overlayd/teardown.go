@@ -1,0 +1,126 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/zlayer/zlayer-cni/pkg/dataplane"
+	"github.com/zlayer/zlayer-cni/pkg/shim"
+)
+
+// teardownTimeout bounds the removal of the whole data plane.
+const teardownTimeout = 2 * time.Minute
+
+func teardownCommand() *cobra.Command {
+	var paths pathFlags
+	var purge bool
+	cmd := &cobra.Command{
+		Use:   "teardown",
+		Short: "Remove the whole data plane from this node",
+		Long: "Remove attachments, bridges, the WireGuard device, routes and firewall rules of ours.\n" +
+			"The daemon must have ended. IP forwarding stays enabled, since others may need it. Repeating it is fine.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			config, err := paths.load(cmd)
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), teardownTimeout)
+			defer cancel()
+			return teardown(ctx, config, purge, cmd.OutOrStdout())
+		},
+	}
+	paths.add(cmd, "socket", "stateDir")
+	cmd.Flags().BoolVar(&purge, "purge", false, "remove the key pair and tombstones, too: the node gets another key at its next start")
+	return cmd
+}
+
+// teardown removes everything of ours, and says what it removed. It holds the
+// socket meanwhile, so that no daemon can start.
+func teardown(ctx context.Context, config Config, purge bool, out io.Writer) (err error) {
+	socket, err := shim.Listen(config.Socket)
+	if errors.Is(err, shim.ErrInUse) {
+		return fmt.Errorf("a daemon serves %s: end it first", config.Socket)
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, socket.Close()) }()
+	before, err := takeInventory()
+	if err != nil {
+		return err
+	}
+	removing := dataplane.Teardown(ctx, slog.New(slog.DiscardHandler))
+	after, err := takeInventory()
+	if err := errors.Join(removing, err); err != nil {
+		return err
+	}
+	if len(after) > 0 {
+		return fmt.Errorf("left behind: %s", after)
+	}
+	if len(before) == 0 {
+		_, _ = fmt.Fprintln(out, "nothing of ours was there")
+	} else {
+		_, _ = fmt.Fprintf(out, "removed %s\n", before)
+	}
+	if purge {
+		return purgeState(config, out)
+	}
+	return nil
+}
+
+// inventory counts what is ours in the kernel, by kind. It is read from the
+// marks (alias, route protocol, table name) rather than from what the data
+// plane says of itself, so it shows what a teardown leaves behind.
+type inventory map[string]int
+
+// The kinds of an inventory.
+const (
+	kindPort   = "sandbox port"
+	kindBridge = "bridge"
+	kindDevice = "WireGuard device"
+	kindRoute  = "route"
+	kindTable  = "firewall table"
+)
+
+// String lists what there is: 3 sandbox ports, 1 bridge.
+func (i inventory) String() string {
+	var parts []string
+	for _, kind := range []string{kindPort, kindBridge, kindDevice, kindRoute, kindTable} {
+		switch n := i[kind]; n {
+		case 0:
+		case 1:
+			parts = append(parts, "1 "+kind)
+		default:
+			parts = append(parts, fmt.Sprintf("%d %ss", n, kind))
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+// purgeState removes what the daemon wrote to disk, and its folder if nothing
+// of somebody else's is in it.
+func purgeState(config Config, out io.Writer) error {
+	for _, path := range append(stateFiles(config), config.StateDir) {
+		remove := os.RemoveAll
+		if path == config.StateDir {
+			remove = os.Remove
+		}
+		if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err := remove(path); err != nil {
+			return fmt.Errorf("purge: %w", err)
+		}
+		_, _ = fmt.Fprintf(out, "removed %s\n", path)
+	}
+	return nil
+}
