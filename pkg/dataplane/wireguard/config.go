@@ -174,18 +174,20 @@ type PeerStatus struct {
 	AllowedIPs []netip.Prefix
 }
 
-// checkPeers refuses a set that no device can hold as it stands.
-func checkPeers(peers []Peer) error {
-	keys := make(map[wgtypes.Key]string, len(peers))
+// checkPeers refuses a set that the device with the key own cannot hold as it
+// stands.
+func checkPeers(own wgtypes.Key, peers []Peer) error {
+	keys := make(map[wgtypes.Key]string, len(peers)+1)
+	keys[own] = "this node"
 	holders := make(map[netip.Prefix]string, 2*len(peers))
 	for _, peer := range peers {
 		if other, taken := keys[peer.PublicKey]; taken {
-			return fmt.Errorf("peers %s and %s have one public key", other, peer.Node)
+			return fmt.Errorf("peer %s has the public key of %s", peer.Node, other)
 		}
 		keys[peer.PublicKey] = peer.Node
 		for _, prefix := range peer.AllowedIPs {
 			if other, taken := holders[prefix]; taken {
-				return fmt.Errorf("peers %s and %s both hold %v", other, peer.Node, prefix)
+				return fmt.Errorf("peer %s has %v of %s", peer.Node, prefix, other)
 			}
 			holders[prefix] = peer.Node
 		}

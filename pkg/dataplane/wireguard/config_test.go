@@ -46,12 +46,14 @@ func TestCheckPeersRefusesWhatTwoHold(t *testing.T) {
 	twin.PublicKey = planned(2).PublicKey
 	thief := planned(3)
 	thief.AllowedIPs = planned(2).AllowedIPs[:1]
-	for name, peers := range map[string][]Peer{"key": {planned(2), twin}, "address": {planned(2), thief}} {
-		if err := checkPeers(peers); err == nil {
-			t.Errorf("two peers with one %s pass", name)
+	own := planned(3)
+	own.PublicKey = named("n1")
+	for name, peers := range map[string][]Peer{"key": {planned(2), twin}, "address": {planned(2), thief}, "own key": {own}} {
+		if err := checkPeers(named("n1"), peers); err == nil {
+			t.Errorf("peers with one %s pass", name)
 		}
 	}
-	if err := checkPeers([]Peer{planned(2), planned(3)}); err != nil {
+	if err := checkPeers(named("n1"), []Peer{planned(2), planned(3)}); err != nil {
 		t.Error(err)
 	}
 }

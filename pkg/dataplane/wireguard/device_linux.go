@@ -189,7 +189,7 @@ func (d *Device) setReady(err error) { d.readiness.Store(&err) }
 // place when SetPeers returns its error, and Run tries again. Endpoints that are
 // host names follow from Run, as they are resolved.
 func (d *Device) SetPeers(ctx context.Context, peers []Peer) error {
-	if err := checkPeers(peers); err != nil {
+	if err := checkPeers(d.cfg.PrivateKey.PublicKey(), peers); err != nil {
 		return fmt.Errorf("set peers of %s: %w", d.cfg.Name, err)
 	}
 	if err := d.lock(ctx); err != nil {

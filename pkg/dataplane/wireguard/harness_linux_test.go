@@ -3,9 +3,11 @@ package wireguard
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -208,7 +210,7 @@ func pingOnce(t testing.TB, from *testNode, to netip.Addr) error {
 	return nil
 }
 
-// kernelPeers reads a device by wgctrl, as `wg show` would.
+// wgDevice reads a device by wgctrl, as `wg show` would.
 func (n *testNode) wgDevice(t testing.TB) *wgtypes.Device {
 	t.Helper()
 	var device *wgtypes.Device
@@ -227,14 +229,66 @@ func (n *testNode) wgDevice(t testing.TB) *wgtypes.Device {
 	return device
 }
 
-func (n *testNode) handshake(t testing.TB, peer *testNode) time.Time {
+// peerOf is what from's device says of to.
+func (n *testNode) peerOf(t testing.TB, to *testNode) wgtypes.Peer {
 	t.Helper()
 	device := n.wgDevice(t)
-	i := slices.IndexFunc(device.Peers, func(p wgtypes.Peer) bool { return p.PublicKey == peer.key.PublicKey() })
+	i := slices.IndexFunc(device.Peers, func(p wgtypes.Peer) bool { return p.PublicKey == to.key.PublicKey() })
 	if i < 0 {
-		t.Fatalf("%s does not know %s", n.ns.Name, peer.ns.Name)
+		t.Fatalf("%s does not know %s", n.ns.Name, to.ns.Name)
 	}
-	return device.Peers[i].LastHandshakeTime
+	return device.Peers[i]
+}
+
+// ip runs the ip command in the node's namespace.
+func (n *testNode) ip(t testing.TB, args ...string) string {
+	t.Helper()
+	out, err := n.ns.Command(t.Context(), "ip", args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("ip %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// link returns the node's device link, or nil.
+func (n *testNode) link(t testing.TB) netlink.Link {
+	t.Helper()
+	link, err := findLink(n.handle(t), n.config.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return link
+}
+
+// uapiWrites collects what a userspace device says it was told. The kernel's
+// does not say, so there it stays empty.
+type uapiWrites struct {
+	slog.Handler
+	mu   sync.Mutex // guards said
+	said []string
+}
+
+func (u *uapiWrites) Enabled(context.Context, slog.Level) bool { return true }
+
+func (u *uapiWrites) Handle(_ context.Context, record slog.Record) error {
+	record.Attrs(func(attr slog.Attr) bool {
+		if _, said, found := strings.Cut(attr.Value.String(), "UAPI: "); found && record.Message == "wireguard-go" {
+			u.mu.Lock()
+			defer u.mu.Unlock()
+			u.said = append(u.said, said)
+		}
+		return true
+	})
+	return nil
+}
+
+// take returns what was said since the last take.
+func (u *uapiWrites) take() []string {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	said := u.said
+	u.said = nil
+	return said
 }
 
 // checkLeaks fails the test if goroutines outlive what comes after it.

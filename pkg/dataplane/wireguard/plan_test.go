@@ -300,7 +300,7 @@ func FuzzPlan(f *testing.F) {
 
 func checkInvariants(t *testing.T, in PlanInput, peers []Peer) {
 	t.Helper()
-	if err := checkPeers(peers); err != nil {
+	if err := checkPeers(in.OwnKey, peers); err != nil {
 		t.Error(err)
 	}
 	var all []netip.Prefix
