@@ -213,8 +213,15 @@ func pingOnce(t testing.TB, from *testNode, to netip.Addr) error {
 // wgDevice reads a device by wgctrl, as `wg show` would.
 func (n *testNode) wgDevice(t testing.TB) *wgtypes.Device {
 	t.Helper()
-	var device *wgtypes.Device
-	err := n.ns.Do(func() error {
+	device, err := n.tryWgDevice()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return device
+}
+
+func (n *testNode) tryWgDevice() (device *wgtypes.Device, err error) {
+	err = n.ns.Do(func() error {
 		client, err := wgctrl.New()
 		if err != nil {
 			return err
@@ -223,10 +230,7 @@ func (n *testNode) wgDevice(t testing.TB) *wgtypes.Device {
 		device, err = client.Device(n.config.Name)
 		return err
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return device
+	return device, err
 }
 
 // peerOf is what from's device says of to.
