@@ -16,6 +16,12 @@ import (
 // answers in milliseconds; this is for machines that are emulated or drowning.
 const patience = 30 * time.Second
 
+// transactionSize is how large a transaction we ask the socket to take: 20,000
+// prefixes and 1,000 pods. Without CAP_NET_ADMIN on the machine itself, as in a
+// user namespace, the kernel gives less (twice net.core.wmem_max, by default
+// 416 KiB: 5,000 prefixes and 1,000 pods).
+const transactionSize = 2 << 20
+
 // A connection is one netlink socket, opened when first needed and again after
 // an error: answers to what failed may still be in it, and requests that were
 // queued for the same transaction. Not safe for concurrent use.
@@ -37,6 +43,9 @@ func (c *connection) open(ctx context.Context) error {
 			return fmt.Errorf("open netlink: %w", err)
 		}
 		c.nft = nft
+		if err := c.raw.SetWriteBuffer(transactionSize); err != nil {
+			return fmt.Errorf("enlarge netlink buffer: %w", err)
+		}
 	}
 	deadline, ok := ctx.Deadline()
 	if !ok {

@@ -22,7 +22,7 @@ const (
 const (
 	chainPrerouting  = "prerouting"
 	chainPostrouting = "postrouting"
-	chainMasquerade  = "masquerade"
+	chainSourceNAT   = "source_nat"
 	chainFromBridge  = "from_bridge"
 	chainFromTunnel  = "from_tunnel"
 	chainToBridge    = "to_bridge"
@@ -51,7 +51,7 @@ func inetTable(name string, r Rules, p pinned) table {
 	t.sets = append(t.sets, prefixSets(setCluster4, setCluster6, cluster)...)
 	if r.Masquerade {
 		t.sets = append(t.sets, prefixSets(setDirect4, setDirect6, r.NoMasquerade)...)
-		t.chains = append(t.chains, masqueradeChain())
+		t.chains = append(t.chains, sourceNAT())
 	}
 	return t
 }
@@ -143,13 +143,13 @@ func toTunnel() chain {
 	}}
 }
 
-// masqueradeChain gives what pods send out of the cluster an address of the
+// sourceNAT gives what pods send out of the cluster an address of the
 // node. The kernel asks it for the first packet of a connection only, so answers
 // to connections from outside keep the pod's address until conntrack restores
 // what the client knows: externalTrafficPolicy Local sees its clients.
-func masqueradeChain() chain {
+func sourceNAT() chain {
 	return chain{
-		name: chainMasquerade,
+		name: chainSourceNAT,
 		hook: &hook{nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource},
 		rules: []rule{
 			when(toLink(), link("lo"), accept()),

@@ -1,0 +1,328 @@
+//go:build linux
+
+package firewall
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/zlayer/zlayer-cni/test/netlab"
+)
+
+// generation is how many transactions the kernel has committed in f's namespace.
+func generation(t testing.TB, f *Firewall) uint32 {
+	t.Helper()
+	var id uint32
+	err := f.conn.use(testContext(t), func(*nftables.Conn) error {
+		replies, err := f.conn.request(unix.NFT_MSG_GETGEN, nftables.TableFamilyUnspecified, 0)
+		if err != nil {
+			return err
+		}
+		return attributes(replies[0], func(ad *netlink.AttributeDecoder) {
+			if ad.Type() == unix.NFTA_GEN_ID {
+				id = ad.Uint32()
+			}
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+func TestApplyWritesOnlyDifferences(t *testing.T) {
+	ns := netlab.TestNS(t, "differences")
+	f := testFirewall(t, ns, "")
+	rules := testRules()
+	rules.Pins = addPorts(t, ns, 3)
+	mustApply(t, f, rules, true)
+
+	t.Run("again", func(t *testing.T) {
+		before := generation(t, f)
+		mustApply(t, f, rules, false)
+		if now := generation(t, f); now != before {
+			t.Errorf("%d transactions, want none", now-before)
+		}
+	})
+	t.Run("again, by a new process", func(t *testing.T) {
+		before := generation(t, f)
+		mustApply(t, testFirewall(t, ns, ""), rules, false)
+		if now := generation(t, f); now != before {
+			t.Errorf("%d transactions, want none", now-before)
+		}
+	})
+	t.Run("changed, counters stay", func(t *testing.T) {
+		run(t, ns, "nft add rule inet zlayer prerouting counter name spoofed; ip addr add 127.0.0.2/8 dev lo; ping -c1 -W10 127.0.0.2 >/dev/null")
+		run(t, ns, "nft insert rule inet zlayer prerouting counter name spoofed; ping -c1 -W10 127.0.0.2 >/dev/null")
+		counted, err := f.Counters(testContext(t))
+		if err != nil || counted[CounterSpoofed].Packets == 0 || counted[CounterSpoofed].Bytes == 0 {
+			t.Fatalf("nothing to lose: %v, %v", counted, err)
+		}
+		for _, change := range []func(*Rules){
+			func(r *Rules) { r.Tunnels = append(r.Tunnels, "zl-svc") },
+			func(r *Rules) { r.Cluster = prefixes("10.200.0.0/15") },
+			func(r *Rules) { r.Masquerade = false },
+			func(r *Rules) { r.Pins = r.Pins[:1] },
+		} {
+			change(&rules)
+			before := generation(t, f)
+			mustApply(t, f, rules, true)
+			if now := generation(t, f); now != before+1 {
+				t.Errorf("%d transactions, want 1", now-before)
+			}
+			mustApply(t, f, rules, false)
+		}
+		now, err := f.Counters(testContext(t))
+		if diff := cmp.Diff(counted, now); diff != "" || err != nil {
+			t.Errorf("counters (-want +got):\n%s%v", diff, err)
+		}
+	})
+	t.Run("as if made from nothing", func(t *testing.T) {
+		got := nftList(t, ns)
+		if err := f.Teardown(testContext(t)); err != nil {
+			t.Fatal(err)
+		}
+		mustApply(t, f, rules, true)
+		if diff := cmp.Diff(blocks(nftList(t, ns)), blocks(got)); diff != "" {
+			t.Errorf("listing (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// checkRepair lets a stranger run a script, and checks that one Apply makes the
+// listing what it was.
+func checkRepair(t *testing.T, f *Firewall, rules Rules, ns *netlab.NS, script string) {
+	t.Helper()
+	want := blocks(nftList(t, ns))
+	run(t, ns, script)
+	mustApply(t, f, rules, true)
+	if diff := cmp.Diff(want, blocks(nftList(t, ns))); diff != "" {
+		t.Errorf("%s: listing (-want +got):\n%s", script, diff)
+	}
+	mustApply(t, f, rules, false)
+}
+
+func TestEveryDeletionIsRepaired(t *testing.T) {
+	ns := netlab.TestNS(t, "deletions")
+	f := testFirewall(t, ns, "")
+	rules := testRules()
+	rules.Pins = addPorts(t, ns, 2)
+	mustApply(t, f, rules, true)
+	scripts := deletions(t, ns)
+	const atLeast = 80 // rules, chains, sets, elements, counters
+	if len(scripts) < atLeast {
+		t.Fatalf("only %d deletions: %q", len(scripts), scripts)
+	}
+	for _, script := range scripts {
+		checkRepair(t, f, rules, ns, script)
+	}
+}
+
+// deletions returns a script for each thing in the tables that can be deleted.
+// What rules refer to goes together with all rules.
+func deletions(t *testing.T, ns *netlab.NS) []string {
+	t.Helper()
+	var listing struct{ Nftables []map[string]json.RawMessage }
+	if err := json.Unmarshal([]byte(run(t, ns, "nft -j list ruleset")), &listing); err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	rules := map[string]int{}
+	for _, entry := range listing.Nftables {
+		for kind, raw := range entry {
+			var o struct {
+				Family, Table, Name, Chain string
+				Elem                       []json.RawMessage
+			}
+			if err := json.Unmarshal(raw, &o); err != nil {
+				t.Fatalf("%s: %v", raw, err)
+			}
+			table := o.Family + " " + o.Table
+			switch kind {
+			case "table":
+				out = append(out, fmt.Sprintf("nft delete table %s %s", o.Family, o.Name))
+			case "rule":
+				chain := table + " " + o.Chain
+				rules[chain]++
+				out = append(out, fmt.Sprintf("nft delete rule %s handle %s", chain, handleOf(chain, rules[chain])))
+			case "chain":
+				out = append(out, fmt.Sprintf("nft flush chain %s %s", table, o.Name),
+					fmt.Sprintf("nft flush table %[1]s; nft delete chain %[1]s %[2]s", table, o.Name))
+			case "counter", "set":
+				out = append(out, fmt.Sprintf("nft flush table %[1]s; nft delete %[3]s %[1]s %[2]s", table, o.Name, kind))
+				if len(o.Elem) > 0 {
+					out = append(out, fmt.Sprintf("nft flush set %s %s", table, o.Name))
+				}
+				for _, e := range o.Elem {
+					out = append(out, fmt.Sprintf("nft delete element %s %s '{ %s }'", table, o.Name, elementText(t, e)))
+				}
+			}
+		}
+	}
+	return out
+}
+
+// handleOf is a piece of shell: the handle of a chain's nth rule, which a repair
+// changes.
+func handleOf(chain string, nth int) string {
+	return fmt.Sprintf(`$(nft -a list chain %s | sed -n 's/^\t\t.*# handle //p' | sed -n %dp)`, chain, nth)
+}
+
+// elementText turns an element of nft's JSON into its language.
+func elementText(t *testing.T, raw json.RawMessage) string {
+	t.Helper()
+	var e struct {
+		Concat []string
+		Prefix struct {
+			Addr string
+			Len  int
+		}
+	}
+	var plain string
+	switch {
+	case json.Unmarshal(raw, &plain) == nil:
+		return plain
+	case json.Unmarshal(raw, &e) != nil:
+		t.Fatalf("element %s", raw)
+	case len(e.Concat) > 0:
+		return strings.Join(e.Concat, " . ")
+	}
+	return fmt.Sprintf("%s/%d", e.Prefix.Addr, e.Prefix.Len)
+}
+
+func TestEveryAdditionIsRepaired(t *testing.T) {
+	for _, c := range []struct{ name, script string }{
+		{"rule at the end", "nft add rule inet zlayer prerouting drop"},
+		{"rule at the start", "nft insert rule bridge zlayer pinned accept"},
+		{"rule twice", "nft add rule inet zlayer postrouting ip daddr @cluster4 counter name fail_closed drop"},
+		{"rule with a comment", "nft insert rule inet zlayer prerouting iifname lo accept comment '\"mine\"'"},
+		{"rule with an expression we don't know", "nft add rule inet zlayer from_bridge socket transparent 1 accept"},
+		{"rule with an anonymous set", "nft insert rule inet zlayer prerouting tcp dport '{ 22, 80 }' accept"},
+		{"rule with an anonymous chain", "nft insert rule inet zlayer prerouting tcp dport 22 jump '{ accept; }'"},
+		{"rule with a counter", "nft add rule inet zlayer prerouting counter accept"},
+		{"rules in another order", "nft delete rule inet zlayer to_bridge handle " + handleOf("inet zlayer to_bridge", 1) + "; nft add rule inet zlayer to_bridge icmp type redirect counter name redirects drop"},
+		{"rule replaced", "nft replace rule inet zlayer to_bridge handle " + handleOf("inet zlayer to_bridge", 1) + " icmp type echo-request counter name redirects drop"},
+		{"rule of another counter", "nft replace rule bridge zlayer pinned handle " + handleOf("bridge zlayer pinned", 5) + " counter name rogue drop"},
+		{"lookup turned around", "nft replace rule bridge zlayer prerouting handle " + handleOf("bridge zlayer prerouting", 1) + " iif != @ports goto pinned"},
+		{"chain", "nft add chain inet zlayer mine; nft add rule inet zlayer mine drop"},
+		{"chain with a hook", "nft add chain inet zlayer mine '{ type filter hook input priority 0; policy drop; }'"},
+		{"chains that use each other", "nft add chain inet zlayer a; nft add chain inet zlayer b; nft add rule inet zlayer a jump b; nft add rule inet zlayer prerouting jump a"},
+		{"policy", "nft add chain inet zlayer postrouting '{ type filter hook postrouting priority filter; policy drop; }'"},
+		{"hook elsewhere", "nft flush table bridge zlayer; nft delete chain bridge zlayer prerouting; nft add chain bridge zlayer prerouting '{ type filter hook forward priority 0; }'"},
+		{"priority", "nft flush table inet zlayer; nft delete chain inet zlayer prerouting; nft add chain inet zlayer prerouting '{ type filter hook prerouting priority 5; }'"},
+		{"set", "nft add set inet zlayer mine '{ type ipv4_addr; elements = { 10.0.0.1 } }'"},
+		{"set in use", "nft add set inet zlayer mine '{ type ipv4_addr; }'; nft add rule inet zlayer prerouting ip saddr @mine accept"},
+		{"set of a kind we don't know", "nft add set inet zlayer mine '{ type ct_state . mark; flags timeout; }'"},
+		{"set of another type", "nft flush table inet zlayer; nft delete set inet zlayer tunnels; nft add set inet zlayer tunnels '{ type mark; }'"},
+		{"set with timeouts", "nft flush table bridge zlayer; nft delete set bridge zlayer ports; nft add set bridge zlayer ports '{ type iface_index; timeout 1h; }'"},
+		{"map to chains", "nft add chain inet zlayer mine; nft add map inet zlayer vm '{ type ipv4_addr : verdict; elements = { 10.0.0.1 : jump mine } }'"},
+		{"address", "nft add element bridge zlayer sources4 '{ port1 . 02:00:00:01:00:64 . 10.200.7.7 }'"},
+		{"address of an unknown port", "nft add element bridge zlayer sources6 '{ 4711 . 02:00:00:01:00:64 . fd00::7 }'"},
+		{"port", "nft add element inet zlayer ports '{ lo }'"},
+		{"tunnel", "nft add element inet zlayer tunnels '{ eth0 }'"},
+		{"prefix apart", "nft add element inet zlayer own4 '{ 172.16.0.0/12 }'"},
+		{"prefix next to ours", "nft add element inet zlayer own4 '{ 10.200.6.0/24 }'"},
+		{"prefix to the end", "nft add element inet zlayer direct6 '{ ff00::/8 }'"},
+		{"part of a prefix only", "nft delete element inet zlayer own4 '{ 10.200.5.0/24 }'; nft add element inet zlayer own4 '{ 10.200.5.0/25 }'"},
+		{"message type", "nft add element bridge zlayer unaddressed '{ nd-router-advert }'"},
+		{"counter", "nft add counter inet zlayer mine"},
+		{"counter in use", "nft add counter inet zlayer mine; nft add rule inet zlayer prerouting counter name mine"},
+		{"quota", "nft add quota inet zlayer mine '{ over 1 mbytes; }'"},
+		{"object of a kind we don't know", "nft add ct expectation inet zlayer mine '{ protocol tcp; dport 9876; timeout 2m; size 12; l3proto ip; }'"},
+		{"object map", "nft add counter inet zlayer mine; nft add map inet zlayer om '{ type ipv4_addr : counter; elements = { 10.0.0.1 : \"mine\" } }'"},
+		// A kernel without flowtables has only the counter to repair.
+		{"flowtable", "nft add counter inet zlayer mine; nft add flowtable inet zlayer mine '{ hook ingress priority 0; devices = { lo }; }' || true"},
+		{"dormant table", "nft add table inet zlayer '{ flags dormant; }'"},
+		{"much at once", "nft insert rule inet zlayer prerouting tcp dport '{ 1, 2 }' jump '{ accept; }'; nft add chain inet zlayer mine; nft add set inet zlayer s '{ type mark; }'; nft flush set inet zlayer own6; nft delete table bridge zlayer"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			ns := netlab.TestNS(t, "additions")
+			f := testFirewall(t, ns, "")
+			rules := testRules()
+			rules.Pins = addPorts(t, ns, 2)
+			mustApply(t, f, rules, true)
+			checkRepair(t, f, rules, ns, c.script)
+		})
+	}
+}
+
+// A set with room for less than we need looks like ours and takes no element
+// more. Nothing in it can be mended.
+func TestWhatCannotBeMendedIsBuiltAnew(t *testing.T) {
+	ns := netlab.TestNS(t, "anew")
+	f := testFirewall(t, ns, "")
+	rules := testRules()
+	rules.Pins = addPorts(t, ns, 2)
+	mustApply(t, f, rules, true)
+	checkRepair(t, f, rules, ns, "nft flush table inet zlayer; nft delete set inet zlayer ports; nft add set inet zlayer ports '{ type iface_index; size 1; }'")
+}
+
+func TestOthersTablesAreLeftAlone(t *testing.T) {
+	ns := netlab.TestNS(t, "others")
+	run(t, ns, `
+		nft add table ip zlayer
+		nft add chain ip zlayer prerouting '{ type filter hook prerouting priority raw; }'
+		nft add table inet zlayer2
+		nft add set inet zlayer2 own4 '{ type ipv4_addr; flags interval; elements = { 10.0.0.0/8 }; }'
+		nft add table bridge docker`)
+	want := blocks(nftList(t, ns))
+	f, second := testFirewall(t, ns, ""), testFirewall(t, ns, "second")
+	rules := testRules()
+	rules.Pins = addPorts(t, ns, 1)
+	mustApply(t, f, rules, true)
+	mustApply(t, second, Rules{Own: prefixes("10.201.0.0/24")}, true)
+	mustApply(t, f, rules, false)
+	if err := second.Teardown(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	mustApply(t, f, rules, false)
+	for range 2 {
+		if err := f.Teardown(testContext(t)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if diff := cmp.Diff(want, blocks(nftList(t, ns))); diff != "" {
+		t.Errorf("listing after teardown (-want +got):\n%s", diff)
+	}
+	mustApply(t, f, rules, true)
+}
+
+func TestApplyRefuses(t *testing.T) {
+	pin := testPin(7)
+	for _, c := range []struct {
+		name  string
+		rules Rules
+		want  string
+	}{
+		{"prefix without value", Rules{Own: make([]netip.Prefix, 1)}, "own prefix"},
+		{"IPv4 in IPv6", Rules{Cluster: prefixes("::ffff:10.0.0.0/104")}, "cluster prefix"},
+		{"empty link name", Rules{Bridges: []string{""}}, `interface name ""`},
+		{"long link name", Rules{Tunnels: []string{"a-name-of-16-byt"}}, "interface name"},
+		{"short MAC", Rules{Gateways: []net.HardwareAddr{{2, 0}}}, "gateway MAC"},
+		{"port twice", Rules{Pins: []Pin{pin, pin}}, "port 7 is pinned twice"},
+		{"no port", Rules{Pins: []Pin{{MAC: pin.MAC}}}, "port 0"},
+		{"no MAC", Rules{Pins: []Pin{{PortIndex: 7}}}, "MAC"},
+		{"address of nobody", Rules{Pins: []Pin{{PortIndex: 7, MAC: pin.MAC, Addrs: addrs("0.0.0.0")}}}, "0.0.0.0"},
+		{"multicast", Rules{Pins: []Pin{{PortIndex: 7, MAC: pin.MAC, Addrs: addrs("ff02::1")}}}, "ff02::1"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			ns := netlab.TestNS(t, "refused")
+			_, err := testFirewall(t, ns, "").Apply(testContext(t), c.rules)
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("error %v, want one with %q", err, c.want)
+			}
+			if got := nftList(t, ns); got != "" {
+				t.Errorf("it wrote:\n%s", got)
+			}
+		})
+	}
+}
