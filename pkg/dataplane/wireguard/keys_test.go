@@ -92,9 +92,9 @@ func TestPrivateKeyDoesNotPrint(t *testing.T) {
 	secret := testKey(t)
 	key := NewPrivateKey(secret)
 	config := Config{PrivateKey: key}
-	device := &Device{cfg: config}
+	holder := &struct{ cfg Config }{config}
 	var out bytes.Buffer
-	for _, value := range []any{key, &key, config, &config, device, []PrivateKey{key}, map[string]any{"k": key}, struct{ k PrivateKey }{key}} {
+	for _, value := range []any{key, &key, config, &config, holder, []PrivateKey{key}, map[string]any{"k": key}, struct{ k PrivateKey }{key}} {
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d", "%b", "%o", "%c", "%t", "%f"} {
 			_, _ = fmt.Fprintf(&out, verb+"\n", value)
 		}

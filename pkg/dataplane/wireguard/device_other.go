@@ -1,0 +1,52 @@
+//go:build !linux
+
+package wireguard
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+)
+
+// Device cannot be opened on this system. Its methods exist so that programs
+// compile, and return errors.ErrUnsupported.
+type Device struct{}
+
+// Open returns errors.ErrUnsupported.
+func Open(context.Context, Config) (*Device, error) { return nil, errors.ErrUnsupported }
+
+// Remove returns errors.ErrUnsupported.
+func Remove(context.Context, string) error { return errors.ErrUnsupported }
+
+// TunnelMTU returns errors.ErrUnsupported.
+func TunnelMTU([]netip.Addr) (int, error) { return 0, errors.ErrUnsupported }
+
+// Name returns "".
+func (d *Device) Name() string { return "" }
+
+// Backend returns "".
+func (d *Device) Backend() Backend { return "" }
+
+// MTU returns 0.
+func (d *Device) MTU() int { return 0 }
+
+// Ready returns errors.ErrUnsupported.
+func (d *Device) Ready() error { return errors.ErrUnsupported }
+
+// SetPeers returns errors.ErrUnsupported.
+func (d *Device) SetPeers(context.Context, []Peer) error { return errors.ErrUnsupported }
+
+// SetMTU returns errors.ErrUnsupported.
+func (d *Device) SetMTU(context.Context, int) error { return errors.ErrUnsupported }
+
+// Status returns errors.ErrUnsupported.
+func (d *Device) Status(context.Context) (Status, error) { return Status{}, errors.ErrUnsupported }
+
+// Run returns errors.ErrUnsupported.
+func (d *Device) Run(context.Context) error { return errors.ErrUnsupported }
+
+// Close returns errors.ErrUnsupported.
+func (d *Device) Close() error { return errors.ErrUnsupported }
+
+// Remove returns errors.ErrUnsupported.
+func (d *Device) Remove(context.Context) error { return errors.ErrUnsupported }
