@@ -14,7 +14,12 @@
 //
 // Every packet of a sandbox, also to its neighbour on the same bridge, crosses
 // the host's routing: ports are isolated and the bridge answers for the
-// gateways 169.254.1.1 and fe80::1.
+// gateways 169.254.1.1 and fe80::1. What comes in by a bridge for a sandbox of
+// this host leaves by that sandbox's port, by a table of its own; everything
+// else reaches sandboxes by their bridge. The detour around the bridge is for
+// hosts with br_netfilter, as Kubernetes nodes are: it translates addresses
+// before the bridge decides, and would hand a packet whose new destination is
+// on the same bridge straight to the isolated port, which drops it.
 //
 // An Attacher is safe for concurrent use.
 package attach
@@ -32,6 +37,13 @@ import (
 
 // RouteProtocol marks our routes and neighbours in the kernel ("z").
 const RouteProtocol = 122
+
+// RouteTable holds our routes between sandboxes of this host, and RulePriority
+// is that of the rules, one for each bridge, that look there first.
+const (
+	RouteTable   = 122
+	RulePriority = 1220
+)
 
 // LinkGroup is the group of our links: "zl" in its upper half. Links that are
 // being deleted together share another number of that half.

@@ -235,6 +235,9 @@ func (w *work) configureHost(context.Context) error {
 		}
 		w.attacher.watch.wake()
 		unroute(&w.slot.Batch, w.Attachment, w.bridge.index) // the other family's may be there
+		for _, addr := range w.Addrs {
+			deleteRoute(&w.slot.Batch, routeBetween(addr, w.PortIndex))
+		}
 		err = w.writeHost()
 	}
 	if errors.Is(err, unix.EEXIST) {
@@ -251,8 +254,11 @@ func (w *work) writeHost() error {
 	setForwarding(b, w.PortIndex, w.MAC)
 	sources := *w.attacher.sources.Load()
 	for _, addr := range w.Addrs {
-		setNeighbour(b, w.bridge.index, addr, w.MAC)
+		for _, link := range []int{w.bridge.index, w.PortIndex} {
+			setNeighbour(b, link, addr, w.MAC)
+		}
 		addRoute(b, routeTo(addr, w.Attachment, w.bridge.index, sources, w.attacher.cfg.MTU), unix.NLM_F_EXCL)
+		addRoute(b, routeBetween(addr, w.PortIndex), unix.NLM_F_EXCL)
 	}
 	return w.slot.do()
 }

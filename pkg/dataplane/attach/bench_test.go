@@ -198,4 +198,3 @@ func report(b *testing.B, took []time.Duration) {
 }
 
 func micros(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 }
-

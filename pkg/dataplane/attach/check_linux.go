@@ -54,7 +54,7 @@ func (a *Attacher) checkHost(ctx context.Context, e entry) error {
 	}
 	defer slot.leave()
 	segments := a.table.allSegments()
-	have, err := readHost(slot, segments)
+	have, err := readHost(slot, segments, []entry{e})
 	if err != nil {
 		return err
 	}

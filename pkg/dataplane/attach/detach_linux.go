@@ -108,8 +108,9 @@ func (a *Attacher) teardown(ctx context.Context) error {
 		errs = append(errs, a.deleter.delete(ctx, e.PortIndex))
 	}
 	for _, s := range segments {
-		errs = append(errs, a.deleter.delete(ctx, s.index))
+		removeBridge(&slot.Batch, s)
 	}
+	errs = append(errs, slot.do())
 	return errors.Join(errs...)
 }
 

@@ -233,10 +233,14 @@ func deleteRoute(b *rtnl.Batch, r rtnl.Route) {
 }
 
 func routeHeader(r rtnl.Route) unix.RtMsg {
-	return unix.RtMsg{
-		Family: family(r.Dst.Addr()), Dst_len: uint8(r.Dst.Bits()), Table: unix.RT_TABLE_MAIN, Protocol: r.Protocol, //nolint:gosec // at most 128
+	h := unix.RtMsg{
+		Family: family(r.Dst.Addr()), Dst_len: uint8(r.Dst.Bits()), Table: uint8(r.Table), Protocol: r.Protocol, //nolint:gosec // both fit
 		Type: r.Type, Flags: r.Flags,
 	}
+	if !r.Gateway.IsValid() {
+		h.Scope = unix.RT_SCOPE_LINK
+	}
+	return h
 }
 
 func routeAttrs(b *rtnl.Batch, r rtnl.Route) {
@@ -247,21 +251,43 @@ func routeAttrs(b *rtnl.Batch, r rtnl.Route) {
 	b.Uint32(unix.RTA_OIF, uint32(r.Link)) //nolint:gosec // an int in the kernel
 }
 
+// addRule has packets that come in by a bridge look into RouteTable first.
+func addRule(b *rtnl.Batch, family uint8, bridge string) {
+	ruleFor(b, rtnl.Request{
+		What: "add rule for " + bridge, Type: unix.RTM_NEWRULE,
+		Flags: unix.NLM_F_CREATE | unix.NLM_F_EXCL, Tolerate: []unix.Errno{unix.EEXIST},
+	}, family, bridge)
+}
+
+func deleteRule(b *rtnl.Batch, family uint8, bridge string) {
+	ruleFor(b, rtnl.Request{
+		What: "delete rule for " + bridge, Type: unix.RTM_DELRULE,
+		Tolerate: []unix.Errno{unix.ENOENT, unix.EAFNOSUPPORT, unix.EOPNOTSUPP},
+	}, family, bridge)
+}
+
+func ruleFor(b *rtnl.Batch, r rtnl.Request, family uint8, bridge string) {
+	b.Rule(r, unix.RtMsg{Family: family, Table: RouteTable, Type: unix.FR_ACT_TO_TBL})
+	b.String(unix.FRA_IIFNAME, bridge)
+	b.Uint32(unix.FRA_PRIORITY, RulePriority)
+	b.Uint8(unix.FRA_PROTOCOL, RouteProtocol)
+}
+
 // setNeighbour tells the host where an address lives, for good.
-func setNeighbour(b *rtnl.Batch, bridge int, addr netip.Addr, mac net.HardwareAddr) {
+func setNeighbour(b *rtnl.Batch, link int, addr netip.Addr, mac net.HardwareAddr) {
 	b.Neigh(rtnl.Request{
 		What: "set neighbour " + addr.String(), Type: unix.RTM_NEWNEIGH, Flags: unix.NLM_F_CREATE | unix.NLM_F_REPLACE,
-	}, unix.NdMsg{Family: family(addr), Ifindex: int32(bridge), State: unix.NUD_PERMANENT}) //nolint:gosec // an int in the kernel
+	}, unix.NdMsg{Family: family(addr), Ifindex: int32(link), State: unix.NUD_PERMANENT}) //nolint:gosec // an int in the kernel
 	b.IP(unix.NDA_DST, addr)
 	b.Bytes(unix.NDA_LLADDR, mac)
 	b.Uint8(rtnl.NeighProtocol, RouteProtocol)
 }
 
-func deleteNeighbour(b *rtnl.Batch, bridge int, addr netip.Addr) {
+func deleteNeighbour(b *rtnl.Batch, link int, addr netip.Addr) {
 	b.Neigh(rtnl.Request{
 		What: "delete neighbour " + addr.String(), Type: unix.RTM_DELNEIGH,
 		Tolerate: []unix.Errno{unix.ENOENT, unix.ESRCH, unix.ENODEV},
-	}, unix.NdMsg{Family: family(addr), Ifindex: int32(bridge)}) //nolint:gosec // an int in the kernel
+	}, unix.NdMsg{Family: family(addr), Ifindex: int32(link)}) //nolint:gosec // an int in the kernel
 	b.IP(unix.NDA_DST, addr)
 }
 

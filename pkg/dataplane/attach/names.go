@@ -78,8 +78,9 @@ func (s Spec) validate() error {
 		return fmt.Errorf("a segment is needed: %w", ErrInvalid)
 	case s.Netns == nil:
 		return fmt.Errorf("a network namespace is needed: %w", ErrInvalid)
-	case s.MTU < 0 || s.MTU > maxMTU:
-		return fmt.Errorf("MTU %d: %w", s.MTU, ErrInvalid)
+	}
+	if err := checkMTU(s.MTU, s.Addrs); err != nil {
+		return err
 	}
 	if err := checkIfName(s.Key.IfName); err != nil {
 		return err
@@ -92,8 +93,19 @@ func (s Spec) validate() error {
 	return checkAddrs(s.Addrs)
 }
 
-// maxMTU is the kernel's limit for a veth.
-const maxMTU = 65535
+// checkMTU wants what the kernel takes for a veth with such addresses, or 0 for
+// its default.
+func checkMTU(mtu int, addrs []netip.Addr) error {
+	const smallest, smallestIPv6, largest = 68, 1280, 65535
+	least := smallest
+	if slices.ContainsFunc(addrs, netip.Addr.Is6) {
+		least = smallestIPv6
+	}
+	if mtu != 0 && (mtu < least || mtu > largest) {
+		return fmt.Errorf("MTU %d is not between %d and %d: %w", mtu, least, largest, ErrInvalid)
+	}
+	return nil
+}
 
 // checkIfName applies the kernel's rule for interface names (dev_valid_name),
 // and lo is taken.

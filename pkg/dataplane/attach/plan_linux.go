@@ -36,7 +36,7 @@ func (p *plan) run() []repair {
 	}
 	busy := map[netip.Addr]bool{} // held by attachments on their way in or out: their own call writes for them
 	var want []rtnl.Route
-	neighbours := map[int]map[netip.Addr]entry{}
+	neighbours := map[int]map[netip.Addr]entry{} // by link
 	for _, e := range p.entries {
 		bridge, found := bridges[digestOf(e.Segment)]
 		if e.state != attached || !found {
@@ -46,14 +46,17 @@ func (p *plan) run() []repair {
 			continue
 		}
 		p.port(e, bridge)
-		if neighbours[bridge.index] == nil {
-			neighbours[bridge.index] = map[netip.Addr]entry{}
-		}
 		for _, addr := range e.Addrs {
-			neighbours[bridge.index][addr] = e
-			want = append(want, routeTo(addr, e.Attachment, bridge.index, p.sources, p.mtu))
+			for _, link := range []int{bridge.index, e.PortIndex} {
+				if neighbours[link] == nil {
+					neighbours[link] = map[netip.Addr]entry{}
+				}
+				neighbours[link][addr] = e
+			}
+			want = append(want, routeTo(addr, e.Attachment, bridge.index, p.sources, p.mtu), routeBetween(addr, e.PortIndex))
 		}
 	}
+	p.rules()
 	p.neighbours(neighbours, busy)
 	p.routes(want, busy)
 	return p.repairs
@@ -121,7 +124,35 @@ func (p *plan) port(e entry, bridge segment) {
 	}
 }
 
-// neighbours compares the host's neighbours on our bridges.
+// rules compares the rules that lead to our table, one for each bridge and
+// family.
+func (p *plan) rules() {
+	type key struct {
+		family uint8
+		bridge string
+	}
+	want := map[key]bool{}
+	for _, s := range p.segments {
+		want[key{unix.AF_INET, s.bridge}] = true
+		if s.ipv6 {
+			want[key{unix.AF_INET6, s.bridge}] = true
+		}
+	}
+	for _, have := range p.have.rules {
+		k := key{have.Family, have.Link}
+		switch {
+		case want[k] && have.Priority == RulePriority:
+			delete(want, k)
+		case !want[k] && have.Priority == RulePriority && ourName(have.Link, bridgeSuffix):
+			p.add("rule for "+k.bridge+" is nobody's", "", func(b *rtnl.Batch) { deleteRule(b, k.family, k.bridge) })
+		}
+	}
+	for k := range want {
+		p.add("rule for "+k.bridge+" is missing", "", func(b *rtnl.Batch) { addRule(b, k.family, k.bridge) })
+	}
+}
+
+// neighbours compares the host's neighbours on our bridges and ports.
 func (p *plan) neighbours(want map[int]map[netip.Addr]entry, busy map[netip.Addr]bool) {
 	for _, have := range p.have.neighbours {
 		e, wanted := want[have.Link][have.Dst]
@@ -132,14 +163,14 @@ func (p *plan) neighbours(want map[int]map[netip.Addr]entry, busy map[netip.Addr
 			p.add("neighbour "+have.Dst.String()+" is nobody's", "", func(b *rtnl.Batch) { deleteNeighbour(b, have.Link, have.Dst) })
 		}
 	}
-	for bridge, missing := range want {
+	for link, missing := range want {
 		for addr, e := range missing {
-			p.add("neighbour "+addr.String()+" is missing", e.Key.ID(), func(b *rtnl.Batch) { setNeighbour(b, bridge, addr, e.MAC) })
+			p.add("neighbour "+addr.String()+" is missing", e.Key.ID(), func(b *rtnl.Batch) { setNeighbour(b, link, addr, e.MAC) })
 		}
 	}
 }
 
-// routes compares the host's routes of our protocol over our bridges.
+// routes compares the host's routes of our protocol over our links.
 func (p *plan) routes(want []rtnl.Route, busy map[netip.Addr]bool) {
 	owners := map[netip.Prefix]string{}
 	for _, e := range p.entries {
@@ -149,7 +180,7 @@ func (p *plan) routes(want []rtnl.Route, busy map[netip.Addr]bool) {
 	}
 	for _, have := range p.have.routes {
 		i := slices.IndexFunc(want, func(w rtnl.Route) bool {
-			return w.Dst == have.Dst && w.Link == have.Link && w.Metric == have.Metric
+			return w.Dst == have.Dst && w.Link == have.Link && w.Metric == have.Metric && w.Table == have.Table
 		})
 		switch {
 		case i < 0 && busy[have.Dst.Addr()]:
@@ -172,11 +203,10 @@ const ipv6Metric = 1024
 
 // routeTo is the host's route to an address of an attachment.
 //
-// The next hop is the address itself. A route without one would mean "on the
-// link", and the host would tell each sandbox by an ICMP redirect to reach its
-// neighbours on the same bridge directly; IPv6 obeys, and isolated ports drop
-// what it then sends. The host does not redirect to destinations that it
-// reaches through a next hop.
+// The next hop is the address itself. A sandbox that the host reached without
+// one would be a neighbour on the link, and would be told by ICMP redirects to
+// reach others on its bridge directly; IPv6 obeys, and isolated ports drop what
+// it then sends. The kernel redirects no sender who is behind a next hop.
 func routeTo(addr netip.Addr, a Attachment, bridge int, sources []netip.Addr, bridgeMTU int) rtnl.Route {
 	r := rtnl.Route{
 		Dst: netip.PrefixFrom(addr, addr.BitLen()), Gateway: addr, Source: sourceFor(addr, sources), Link: bridge,
@@ -192,7 +222,20 @@ func routeTo(addr netip.Addr, a Attachment, bridge int, sources []netip.Addr, br
 	return r
 }
 
-// unroute removes what the host knows about an attachment's addresses.
+// routeBetween is the route of other sandboxes to an address of an attachment,
+// by its port. It goes with the port.
+func routeBetween(addr netip.Addr, port int) rtnl.Route {
+	r := rtnl.Route{
+		Dst: netip.PrefixFrom(addr, addr.BitLen()), Link: port, Table: RouteTable, Protocol: RouteProtocol, Type: unix.RTN_UNICAST,
+	}
+	if addr.Is6() {
+		r.Metric = ipv6Metric
+	}
+	return r
+}
+
+// unroute removes what the host knows about an attachment's addresses and what
+// would outlive its port.
 func unroute(b *rtnl.Batch, a Attachment, bridge int) {
 	for _, addr := range a.Addrs {
 		deleteRoute(b, routeTo(addr, a, bridge, nil, 0))

@@ -75,7 +75,7 @@ func (a *Attacher) remakeBridges(slot *slot) error {
 // owner, or of all and what is nobody's. For all, the caller holds all slots.
 func (a *Attacher) repair(slot *slot, owner string) error {
 	segments := a.table.allSegments()
-	have, err := readHost(slot, segments)
+	have, err := readHost(slot, segments, a.table.all())
 	if err != nil {
 		return err
 	}
@@ -141,7 +141,7 @@ func (a *Attacher) tryIPv6(slot *slot) {
 		if s.ipv6 {
 			continue
 		}
-		if ok, err := addIPv6Gateway(slot, s.index); err == nil && ok {
+		if ok, err := addIPv6(slot, s); err == nil && ok {
 			s.ipv6 = true
 			a.table.putSegment(s)
 		}

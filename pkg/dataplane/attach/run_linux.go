@@ -99,10 +99,11 @@ func (a *Attacher) listenOnce(ctx context.Context) (err error) {
 	subscription, err := a.host.Watch(
 		[]uint16{
 			unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH,
-			unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE,
+			unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_RULE,
+			unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV6_RULE,
 		},
 		// Nearly all that happens is our own doing or nothing to us; what we want to know is what went, and a source that came.
-		[]uint16{unix.RTM_DELLINK, unix.RTM_DELADDR, unix.RTM_NEWADDR, unix.RTM_DELROUTE, unix.RTM_DELNEIGH},
+		[]uint16{unix.RTM_DELLINK, unix.RTM_DELADDR, unix.RTM_NEWADDR, unix.RTM_DELROUTE, unix.RTM_DELRULE, unix.RTM_DELNEIGH},
 	)
 	if err != nil {
 		return err
@@ -135,6 +136,10 @@ func (a *Attacher) notice(m rtnl.Message) {
 		}
 	case unix.RTM_DELROUTE:
 		if route, ok := rtnl.ParseRoute(m); ok && route.Protocol == RouteProtocol && route.Dst.IsSingleIP() && a.table.owned(route.Dst.Addr()) {
+			a.watch.wake()
+		}
+	case unix.RTM_DELRULE: // systemd-networkd, for one, removes rules that are not its own
+		if rule, ok := rtnl.ParseRule(m); ok && rule.Protocol == RouteProtocol && rule.Table == RouteTable {
 			a.watch.wake()
 		}
 	case unix.RTM_DELNEIGH:
@@ -176,7 +181,8 @@ func (a *Attacher) isOurNeighbour(n rtnl.Neigh) bool {
 		e, found := a.table.at(n.Link)
 		return found && e.state == attached && n.MAC.String() == e.MAC.String()
 	}
-	return a.table.isBridge(n.Link) && a.table.owned(n.Dst)
+	_, port := a.table.at(n.Link)
+	return (port || a.table.isBridge(n.Link)) && a.table.owned(n.Dst)
 }
 
 // tend does what the announcements call for.

@@ -75,7 +75,7 @@ func readDefaults(s *rtnl.Socket) ([]rtnl.Route, error) {
 	var b rtnl.Batch
 	var found []rtnl.Route
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		routes, err := readRoutes(s, &b, unix.RtMsg{Family: family, Type: unix.RTN_UNICAST})
+		routes, err := readRoutes(s, &b, unix.RtMsg{Family: family, Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNICAST})
 		if err != nil && !noIPv6(err) {
 			return nil, err
 		}

@@ -77,7 +77,7 @@ func (a *Attacher) makeBridge(slot *slot, name string) (segment, error) {
 			err = a.finishBridge(slot, &s)
 		}
 		if err != nil && made {
-			deleteLink(&slot.Batch, s.index)
+			removeBridge(&slot.Batch, s)
 			err = errors.Join(err, slot.do())
 		}
 		if err != nil {
@@ -113,10 +113,11 @@ func (a *Attacher) finishBridge(slot *slot, s *segment) error {
 	}
 	setUp(&slot.Batch, s.index)
 	addAddress(&slot.Batch, s.index, gatewayPrefix(netip.IPv4Unspecified()), unix.RT_SCOPE_LINK)
+	addRule(&slot.Batch, unix.AF_INET, s.bridge)
 	if err := slot.do(); err != nil {
 		return err
 	}
-	ipv6, err := addIPv6Gateway(slot, s.index)
+	ipv6, err := addIPv6(slot, *s)
 	if err != nil {
 		return err
 	}
@@ -128,14 +129,24 @@ func (a *Attacher) finishBridge(slot *slot, s *segment) error {
 	return failpoint.Hit(failSegmentReady)
 }
 
-// addIPv6Gateway tells whether the host has IPv6 on the bridge at all.
-func addIPv6Gateway(slot *slot, bridge int) (bool, error) {
-	addAddress(&slot.Batch, bridge, gatewayPrefix(netip.IPv6Unspecified()), unix.RT_SCOPE_LINK)
-	err := slot.do()
-	if noIPv6(err) {
-		return false, nil
+// addIPv6 gives a bridge its part of IPv6, and tells whether the host has any.
+func addIPv6(slot *slot, s segment) (bool, error) {
+	addAddress(&slot.Batch, s.index, gatewayPrefix(netip.IPv6Unspecified()), unix.RT_SCOPE_LINK)
+	if err := slot.do(); err != nil {
+		if noIPv6(err) {
+			err = nil
+		}
+		return false, err
 	}
-	return err == nil, err
+	addRule(&slot.Batch, unix.AF_INET6, s.bridge)
+	return true, slot.do()
+}
+
+// removeBridge takes away a bridge and its rules, which would outlive it.
+func removeBridge(b *rtnl.Batch, s segment) {
+	deleteRule(b, unix.AF_INET, s.bridge)
+	deleteRule(b, unix.AF_INET6, s.bridge)
+	deleteLink(b, s.index)
 }
 
 // gatewayPrefix is the gateway as it stands on a bridge. The one of IPv6 brings

@@ -13,8 +13,9 @@ import (
 type snapshot struct {
 	links      map[int]rtnl.Link
 	addrs      []rtnl.Addr
-	routes     []rtnl.Route         // of our protocol, in the main table, over a bridge of ours
-	neighbours []rtnl.Neigh         // permanent, on a bridge of ours
+	rules      []rtnl.Rule          // of our protocol and table
+	routes     []rtnl.Route         // of our protocol, in the main table or ours, over a link of ours
+	neighbours []rtnl.Neigh         // permanent, on a link of ours
 	forwarding map[int][]rtnl.Neigh // static entries by port
 }
 
@@ -36,8 +37,8 @@ func readAddrs(slot *slot) ([]rtnl.Addr, error) {
 	return rtnl.Dump(slot.Socket, &slot.Batch, rtnl.ParseAddr)
 }
 
-// readHost reads what stands around the bridges given.
-func readHost(slot *slot, bridges []segment) (snapshot, error) {
+// readHost reads what stands around the bridges and ports given.
+func readHost(slot *slot, bridges []segment, entries []entry) (snapshot, error) {
 	have := snapshot{forwarding: map[int][]rtnl.Neigh{}}
 	var err error
 	if have.links, err = readLinks(slot); err != nil {
@@ -46,8 +47,15 @@ func readHost(slot *slot, bridges []segment) (snapshot, error) {
 	if have.addrs, err = readAddrs(slot); err != nil {
 		return have, err
 	}
+	ours := map[int]bool{}
+	for _, s := range bridges {
+		ours[s.index] = true
+	}
+	for _, e := range entries {
+		ours[e.PortIndex] = true
+	}
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		if err := have.readFamily(slot, family, bridges); err != nil && !noIPv6(err) {
+		if err := have.readFamily(slot, family, ours); err != nil && !noIPv6(err) {
 			return have, err
 		}
 	}
@@ -59,42 +67,48 @@ func readHost(slot *slot, bridges []segment) (snapshot, error) {
 	return have, nil
 }
 
-// readRoutes returns the routes of the main table that have what filter says. A
-// family without routes may have no main table yet.
+// readRoutes returns the routes of a table that have what filter says. A table
+// that was never written to may not exist yet.
 func readRoutes(s *rtnl.Socket, b *rtnl.Batch, filter unix.RtMsg) ([]rtnl.Route, error) {
-	filter.Table = unix.RT_TABLE_MAIN
 	b.Route(rtnl.Request{
 		What: "read routes", Type: unix.RTM_GETROUTE, Flags: unix.NLM_F_DUMP, Tolerate: []unix.Errno{unix.ENOENT},
 	}, filter)
 	return rtnl.Dump(s, b, rtnl.ParseRoute)
 }
 
-// readFamily reads routes and neighbours. The kernel sorts out foreign routes.
-func (have *snapshot) readFamily(slot *slot, family uint8, bridges []segment) error {
-	isOurs := func(link int) bool {
-		return slices.ContainsFunc(bridges, func(s segment) bool { return s.index == link })
-	}
-	routes, err := readRoutes(slot.Socket, &slot.Batch, unix.RtMsg{Family: family, Protocol: RouteProtocol})
+// readFamily reads rules, routes and neighbours. The kernel sorts out foreign
+// routes.
+func (have *snapshot) readFamily(slot *slot, family uint8, ours map[int]bool) error {
+	slot.Rule(rtnl.Request{What: "read rules", Type: unix.RTM_GETRULE, Flags: unix.NLM_F_DUMP}, unix.RtMsg{Family: family})
+	rules, err := rtnl.Dump(slot.Socket, &slot.Batch, rtnl.ParseRule)
 	if err != nil {
 		return err
 	}
-	for _, route := range routes {
-		if isOurs(route.Link) && route.Protocol == RouteProtocol && route.Table == unix.RT_TABLE_MAIN {
-			route.Flags &= unix.RTNH_F_ONLINK // the others tell how the link is
-			have.routes = append(have.routes, route)
+	for _, rule := range rules {
+		if rule.Protocol == RouteProtocol && rule.Table == RouteTable {
+			have.rules = append(have.rules, rule)
+		}
+	}
+	for _, table := range []uint8{unix.RT_TABLE_MAIN, RouteTable} {
+		routes, err := readRoutes(slot.Socket, &slot.Batch, unix.RtMsg{Family: family, Table: table, Protocol: RouteProtocol})
+		if err != nil {
+			return err
+		}
+		for _, route := range routes {
+			if ours[route.Link] && route.Protocol == RouteProtocol && route.Table == int(table) {
+				route.Flags &= unix.RTNH_F_ONLINK // the others tell how the link is
+				have.routes = append(have.routes, route)
+			}
 		}
 	}
 	slot.Neigh(rtnl.Request{What: "read neighbours", Type: unix.RTM_GETNEIGH, Flags: unix.NLM_F_DUMP}, unix.NdMsg{Family: family})
 	neighbours, err := rtnl.Dump(slot.Socket, &slot.Batch, rtnl.ParseNeigh)
-	if err != nil {
-		return err
-	}
 	for _, neighbour := range neighbours {
-		if isOurs(neighbour.Link) && neighbour.State == unix.NUD_PERMANENT {
+		if ours[neighbour.Link] && neighbour.State == unix.NUD_PERMANENT {
 			have.neighbours = append(have.neighbours, neighbour)
 		}
 	}
-	return nil
+	return err
 }
 
 // readForwarding reads a bridge's entries that were set, not learned, and are

@@ -68,6 +68,10 @@ func (b *Batch) Addr(r Request, h unix.IfAddrmsg) {
 	b.buf = binary.NativeEndian.AppendUint32(b.buf, h.Index)
 }
 
+// Rule begins a request about a routing policy rule, whose header is laid out
+// like a route's: the action is in Type.
+func (b *Batch) Rule(r Request, h unix.RtMsg) { b.Route(r, h) }
+
 // Route begins a request about a route.
 func (b *Batch) Route(r Request, h unix.RtMsg) {
 	b.begin(r)

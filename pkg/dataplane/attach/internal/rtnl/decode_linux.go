@@ -243,6 +243,38 @@ func ParseRoute(m Message) (Route, bool) {
 	return r, r.Dst.IsValid()
 }
 
+// Rule is a routing policy rule that selects a table by the link a packet came
+// in by.
+type Rule struct {
+	Family   uint8
+	Link     string
+	Table    int
+	Priority int
+	Protocol uint8
+}
+
+// ParseRule reads a message about a rule. Conditions other than the link are
+// left out.
+func ParseRule(m Message) (Rule, bool) {
+	if (m.Type != unix.RTM_NEWRULE && m.Type != unix.RTM_DELRULE) || len(m.Data) < unix.SizeofRtMsg {
+		return Rule{}, false
+	}
+	r := Rule{Family: m.Data[0], Table: int(m.Data[4])}
+	for attr, v := range Attrs(m.Data[unix.SizeofRtMsg:]) {
+		switch attr {
+		case unix.FRA_IIFNAME:
+			r.Link = text(v)
+		case unix.FRA_TABLE:
+			r.Table = number(v)
+		case unix.FRA_PRIORITY:
+			r.Priority = number(v)
+		case unix.FRA_PROTOCOL:
+			r.Protocol = uint8(number(v)) //nolint:gosec // a u8 in the kernel
+		}
+	}
+	return r, true
+}
+
 // Neigh is a neighbour, or, of the family AF_BRIDGE, a forwarding entry.
 type Neigh struct {
 	Family   uint8

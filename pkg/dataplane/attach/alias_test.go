@@ -1,0 +1,190 @@
+package attach
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+var sandboxMAC = net.HardwareAddr{2, 0, 0, 0, 0, 5}
+
+func parseAddrs(addrs ...string) []netip.Addr {
+	var list []netip.Addr
+	for _, addr := range addrs {
+		list = append(list, netip.MustParseAddr(addr))
+	}
+	return list
+}
+
+func TestPortAlias(t *testing.T) {
+	long := strings.Repeat("x", 4096)
+	both := parseAddrs("10.42.0.5", "fd42::5")
+	longest := parseAddrs("255.255.255.254", "fd00:1111:2222:3333:4444:5555:6666:7777")
+	digest := Key{ContainerID: long, IfName: "eth0"}.ID()
+	for _, tc := range []struct {
+		name string
+		give Attachment
+		want string
+	}{
+		{
+			"everything fits", Attachment{Key: Key{ContainerID: "c1", IfName: "eth0"}, Segment: "default", MAC: sandboxMAC, Addrs: both},
+			"zlayer/1 id=c1 if=eth0 segment=default mac=02:00:00:00:00:05 addrs=10.42.0.5,fd42::5",
+		},
+		{
+			"signs are escaped", Attachment{Key: Key{ContainerID: "a b=c%\x00\n", IfName: "ä"}, Segment: "ns/web api", MAC: sandboxMAC, Addrs: both[:1]},
+			"zlayer/1 id=a%20b%3dc%25%00%0a if=%c3%a4 segment=ns/web%20api mac=02:00:00:00:00:05 addrs=10.42.0.5",
+		},
+		{
+			"a long key gives way to its digest", Attachment{Key: Key{ContainerID: long, IfName: "eth0"}, Segment: "default", MAC: sandboxMAC, Addrs: longest},
+			"zlayer/1 key=" + digest + " segment=default mac=02:00:00:00:00:05 addrs=255.255.255.254,fd00:1111:2222:3333:4444:5555:6666:7777",
+		},
+		{
+			"then the segment to the bridge's alias", Attachment{Key: Key{ContainerID: long, IfName: "eth0"}, Segment: long[:120], MAC: sandboxMAC, Addrs: longest},
+			"zlayer/1 key=" + digest + " mac=02:00:00:00:00:05 addrs=255.255.255.254,fd00:1111:2222:3333:4444:5555:6666:7777",
+		},
+		{
+			"a segment that is too long for that is nowhere", Attachment{Key: Key{ContainerID: "c1", IfName: "eth0"}, Segment: long, MAC: sandboxMAC, Addrs: both},
+			"zlayer/1 id=c1 if=eth0 mac=02:00:00:00:00:05 addrs=10.42.0.5,fd42::5",
+		},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			got, err := portAlias(tc.give)
+			if err != nil || got != tc.want {
+				t.Fatalf("portAlias = %q, %v, want %q", got, err, tc.want)
+			}
+			read, err := parsePortAlias(got)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if read.Key.ID() != tc.give.Key.ID() || read.Segment != "" && read.Segment != tc.give.Segment {
+				t.Errorf("read back as key %v, segment %q", read.Key, read.Segment)
+			}
+			again, err := portAlias(Attachment{Key: read.Key, Segment: tc.give.Segment, MAC: read.MAC, Addrs: read.Addrs})
+			if err != nil || again != got {
+				t.Errorf("written after a restart: %q, %v, want %q", again, err, got)
+			}
+			if diff := cmp.Diff(tc.give.Addrs, read.Addrs, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
+				t.Errorf("addresses (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestPortAliasRefusesWhatNeverFits(t *testing.T) {
+	var many []netip.Addr
+	for i := range 6 {
+		many = append(many, netip.AddrFrom16([16]byte{0: 0xfd, 1: 0x11, 2: 0x22, 3: 0x33, 4: 0x44, 5: 0x55, 6: 0x66, 7: 0x77, 8: 0x88, 9: 0x99, 10: 0xaa, 11: 0xbb, 12: 0xcc, 13: 0xdd, 14: 0xee, 15: byte(i + 16)}))
+	}
+	if alias, err := portAlias(Attachment{Key: Key{ContainerID: "c1", IfName: "eth0"}, Segment: "default", MAC: sandboxMAC, Addrs: many}); !errors.Is(err, ErrInvalid) {
+		t.Errorf("portAlias = %q, %v, want ErrInvalid", alias, err)
+	}
+}
+
+func TestParsePortAliasRefuses(t *testing.T) {
+	for _, alias := range []string{
+		"", "zlayer/1", "zlayer/1 ", "zlayer/2 id=c1 if=eth0 mac=02:00:00:00:00:05 addrs=10.0.0.1", "pod c1", "zlayer/1 segment=default",
+		"zlayer/1 if=eth0 mac=02:00:00:00:00:05 addrs=10.0.0.1",                               // no container
+		"zlayer/1 id=c1 mac=02:00:00:00:00:05 addrs=10.0.0.1",                                 // no interface
+		"zlayer/1 id=c1 if=eth0 key=00 mac=02:00:00:00:00:05 addrs=10.0.0.1",                  // named twice
+		"zlayer/1 id=c1 if=eth0 addrs=10.0.0.1",                                               // no hardware address
+		"zlayer/1 id=c1 if=eth0 mac=03:00:00:00:00:05 addrs=10.0.0.1",                         // a multicast one
+		"zlayer/1 id=c1 if=eth0 mac=02:00:00:00:00:05:06:07 addrs=10.0.0.1",                   // of another kind
+		"zlayer/1 id=c1 if=eth0 mac=02:00:00:00:00:05 addrs=",                                 // no address
+		"zlayer/1 id=c1 if=eth0 mac=02:00:00:00:00:05 addrs=10.0.0.1,10.0.0.1",                // one twice
+		"zlayer/1 id=c1 if=eth0 mac=02:00:00:00:00:05 addrs=127.0.0.1",                        // no sandbox has that
+		"zlayer/1 id=c1 if=eth0 mac=02:00:00:00:00:05 addrs=fe80::1%25eth0",                   // nor that
+		"zlayer/1 id=c1 id=c2 if=eth0 mac=02:00:00:00:00:05 addrs=10.0.0.1",                   // a word twice
+		"zlayer/1 id=c%2 if=eth0 mac=02:00:00:00:00:05 addrs=10.0.0.1",                        // half an escape
+		"zlayer/1 id=c%zz if=eth0 mac=02:00:00:00:00:05 addrs=10.0.0.1",                       // none
+		"zlayer/1 id=c\x00 if=eth0 mac=02:00:00:00:00:05 addrs=10.0.0.1",                      // not escaped
+		"zlayer/1 id=c1  if=eth0 mac=02:00:00:00:00:05 addrs=10.0.0.1",                        // an empty word
+		"zlayer/1 id=c1 if=eth0 mac=02:00:00:00:00:05 addrs=" + strings.Repeat("10.0.0.1", 9), // not an address
+	} {
+		if got, err := parsePortAlias(alias); err == nil {
+			t.Errorf("parsePortAlias(%q) = %+v, want an error", alias, got)
+		}
+	}
+}
+
+func TestBridgeAlias(t *testing.T) {
+	for name, want := range map[string]string{
+		"default":                  "default",
+		"shop/web front":           "shop/web front",
+		strings.Repeat("s", 238):   strings.Repeat("s", 238),
+		strings.Repeat("s", 239):   digestOf(strings.Repeat("s", 239)),
+		strings.Repeat("ä", 100):   digestOf(strings.Repeat("ä", 100)), // three bytes each when escaped, twice
+		strings.Repeat("\n", 4096): digestOf(strings.Repeat("\n", 4096)),
+	} {
+		alias := bridgeAlias(name)
+		got, err := parseBridgeAlias(alias)
+		if err != nil || got != want || len(alias) > aliasMax {
+			t.Errorf("segment %.20q: alias %q reads %q, %v, want %.80q", name, alias, got, err, want)
+		}
+		if again := bridgeAlias(got); again != alias {
+			t.Errorf("segment %.20q: %q, after a restart %q", name, alias, again)
+		}
+	}
+	for _, alias := range []string{"", "zlayer/1 ", "zlayer/1 segment=", "zlayer/1 segment=a mac=02:00:00:00:00:05", "segment=a"} {
+		if got, err := parseBridgeAlias(alias); err == nil {
+			t.Errorf("parseBridgeAlias(%q) = %q, want an error", alias, got)
+		}
+	}
+}
+
+func FuzzParseAlias(f *testing.F) {
+	for _, seed := range []string{
+		"", "zlayer/1 segment=default", "zlayer/1 id=c1 if=eth0 segment=default mac=02:00:00:00:00:05 addrs=10.42.0.5,fd42::5",
+		"zlayer/1 key=00 mac=02:00:00:00:00:05 addrs=::2 later=word", "zlayer/1 id=%41%zz", "zlayer/1 =", "zlayer/1 addrs=,",
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, alias string) {
+		if segment, err := parseBridgeAlias(alias); err == nil {
+			if again, err := parseBridgeAlias(bridgeAlias(segment)); err != nil || digestOf(again) != digestOf(segment) {
+				t.Errorf("segment %q of %q reads back as %q, %v", segment, alias, again, err)
+			}
+		}
+		a, err := parsePortAlias(alias)
+		if err != nil {
+			return
+		}
+		written, err := portAlias(a)
+		if err != nil {
+			return // more addresses than fit
+		}
+		again, err := parsePortAlias(written)
+		if err != nil || again.Key.ID() != a.Key.ID() || cmp.Diff(a.Addrs, again.Addrs, cmpopts.EquateComparable(netip.Addr{})) != "" {
+			t.Errorf("%q reads %+v, written %q reads %+v, %v", alias, a, written, again, err)
+		}
+	})
+}
+
+func FuzzPortAlias(f *testing.F) {
+	f.Add("c1", "eth0", "default", []byte{10, 42, 0, 5}, []byte{0xfd, 0x42, 15: 5})
+	f.Add(strings.Repeat("é", 300), "a/b", "ns/\x00 =", []byte{1, 2, 3, 4}, []byte{0x20, 1, 15: 1})
+	f.Fuzz(func(t *testing.T, container, ifName, segment string, four, six []byte) {
+		var addrs []netip.Addr
+		for _, raw := range [][]byte{four, six} {
+			if addr, ok := netip.AddrFromSlice(raw); ok {
+				addrs = append(addrs, addr)
+			}
+		}
+		if container == "" || ifName == "" || segment == "" || checkAddrs(addrs) != nil {
+			return
+		}
+		give := Attachment{Key: Key{ContainerID: container, IfName: ifName}, Segment: segment, MAC: deriveMAC("sandbox", container), Addrs: addrs}
+		alias, err := portAlias(give)
+		if err != nil || len(alias) > aliasMax {
+			t.Fatalf("portAlias = %q, %v", alias, err)
+		}
+		got, err := parsePortAlias(alias)
+		if err != nil || got.Key.ID() != give.Key.ID() || got.Segment != "" && got.Segment != segment {
+			t.Errorf("%q reads %+v, %v, want %+v", alias, got, err, give)
+		}
+	})
+}
