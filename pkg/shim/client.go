@@ -119,8 +119,6 @@ func (c *Client) connection(ctx context.Context) (*clientConn, error) {
 	select {
 	case c.dialing <- struct{}{}:
 		defer func() { <-c.dialing }()
-	case <-c.closed:
-		return nil, ErrClosed
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}

@@ -216,22 +216,28 @@ func (c *serverConn) count(change int) {
 	c.used = time.Now()
 }
 
-// handle answers one request.
+// handle answers one request. The connection counts as idle from just before
+// the answer is written: whoever has read it may rely on that, and one that
+// does not read is no loss.
 func (c *serverConn) handle(id uint64, req Request) {
-	defer func() {
-		closeFile(fileOf(req))
-		c.count(-1)
-		<-c.slots
-	}()
+	defer func() { <-c.slots }()
 	ctx, cancel := context.WithTimeout(c.ctx, c.s.opt.RequestTimeout)
 	defer cancel()
+	var resp Response
+	var queue *eventQueue
 	switch req.(type) {
 	case *Hello:
-		c.respond(id, c.s.welcome())
+		resp = c.s.welcome()
 	case *Subscribe:
-		c.subscribe(ctx, id)
+		resp, queue = c.subscribe(ctx)
 	default:
-		c.respond(id, c.s.ask(ctx, req))
+		resp = c.s.ask(ctx, req)
+	}
+	closeFile(fileOf(req))
+	c.count(-1)
+	c.respond(id, resp)
+	if queue != nil {
+		c.s.running.Go(func() { c.pump(queue) })
 	}
 }
 
@@ -281,24 +287,21 @@ func responseError(err error) *Error {
 	return &Error{Code: CodeInternal, Message: err.Error()}
 }
 
-// subscribe answers with a snapshot and sends events from then on. The queue
-// is filled before the snapshot is taken, so nothing falls between.
-func (c *serverConn) subscribe(ctx context.Context, id uint64) {
+// subscribe returns a snapshot, and the queue of the events since if there was
+// none before. It is filled before the snapshot is taken, so nothing falls
+// between the two.
+func (c *serverConn) subscribe(ctx context.Context) (Response, *eventQueue) {
 	if c.s.opt.Events == nil {
-		c.respond(id, &Error{Code: CodeUnsupported, Message: "this daemon sends no events"})
-		return
+		return &Error{Code: CodeUnsupported, Message: "this daemon sends no events"}, nil
 	}
 	c.mu.Lock()
-	first := c.queue == nil
-	if first {
-		c.queue = c.s.opt.Events.subscribe()
+	var fresh *eventQueue
+	if c.queue == nil {
+		fresh = c.s.opt.Events.subscribe()
+		c.queue = fresh
 	}
-	queue := c.queue
 	c.mu.Unlock()
-	c.respond(id, c.s.ask(ctx, &Status{}))
-	if first {
-		c.s.running.Go(func() { c.pump(queue) })
-	}
+	return c.s.ask(ctx, &Status{}), fresh
 }
 
 // pump sends events until the connection ends.

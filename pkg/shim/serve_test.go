@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -113,6 +114,12 @@ func TestServeErrorsOfHandlers(t *testing.T) {
 			got := wantCode(t, d.client().Ready(t.Context()), test.want.Code)
 			if diff := cmp.Diff(test.want, got); diff != "" {
 				t.Errorf("error (-want +got):\n%s", diff)
+			}
+			c := d.raw()
+			c.ask(1, &Ready{})
+			env, err := readFrame(c)
+			if err != nil || !strings.Contains(string(env.Response), `"code":"`+string(test.want.Code)+`"`) {
+				t.Errorf("no code on the wire: %.200s, %v", env.Response, err)
 			}
 		})
 	}
@@ -244,14 +251,31 @@ func TestServeReadsASlowFrameInTime(t *testing.T) {
 	}
 }
 
+func TestServeLeavesAnIdleConnectionForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ours, theirs := net.Pipe()
+		stop := serveOn(t, newBrokenListener(step{conn: theirs}), ServeOptions{})
+		c := &rawConn{ours, t}
+		for id := range uint64(3) {
+			time.Sleep(1000 * time.Hour)
+			c.ask(id, &Ready{})
+			if got, resp := c.answer(); got != id || resp.Result() != "ok" {
+				t.Errorf("answer %d %v", got, resp)
+			}
+		}
+		stop()
+	})
+}
+
 func TestServeDropsASlowReader(t *testing.T) {
 	big := &StatusSnapshot{Waiting: []string{strings.Repeat("x", 4<<20)}}
-	d := startDaemon(t, func(_ context.Context, req Request) (Response, error) {
+	h := func(_ context.Context, req Request) (Response, error) {
 		if _, ok := req.(*Status); ok {
 			return big, nil
 		}
 		return nil, nil
-	}, ServeOptions{WriteTimeout: 50 * time.Millisecond})
+	}
+	d := startDaemon(t, h, ServeOptions{WriteTimeout: 50 * time.Millisecond})
 	c := d.raw()
 	c.ask(1, &Status{}) // and never reads
 	d.mustServe()
@@ -260,8 +284,8 @@ func TestServeDropsASlowReader(t *testing.T) {
 		return errors.Is(err, syscall.EPIPE)
 	})
 	// Who does read gets it all.
-	c2 := d.client()
-	got, err := c2.Status(t.Context())
+	patient := startDaemon(t, h, ServeOptions{WriteTimeout: patience}).client()
+	got, err := patient.Status(t.Context())
 	if err != nil || len(got.Waiting[0]) != 4<<20 {
 		t.Errorf("a reader that keeps up got %v", err)
 	}
@@ -309,7 +333,8 @@ func TestServeEvictsTheLongestIdle(t *testing.T) {
 	first, silent, second := speak(d.raw()), d.raw(), speak(d.raw())
 	third := speak(d.raw())
 	silent.closed() // it never asked anything
-	speak(first)    // second is now idle longest
+	first.send(document(`{"frame":"request","id":5,"request":{"op":"make_coffee"}}`))
+	first.failure(5, CodeUnsupported) // second is now idle longest
 	fourth := speak(d.raw())
 	second.closed()
 	for _, c := range []*rawConn{first, third, fourth} {
@@ -420,56 +445,106 @@ func TestServeEndCancelsWhatTakesTooLong(t *testing.T) {
 	c.failure(9, CodeUnavailable)
 }
 
-// brokenListener fails as told, then serves one connection.
+// brokenListener gives out connections and errors as told.
 type brokenListener struct {
-	errs   []error
-	conn   net.Conn
+	steps  []step
 	closed chan struct{}
 	once   sync.Once
+	close  func() // the rest of Close
+}
+
+type step struct {
+	conn net.Conn
+	err  error
+}
+
+func newBrokenListener(steps ...step) *brokenListener {
+	return &brokenListener{steps: steps, closed: make(chan struct{}), close: func() {}}
 }
 
 func (l *brokenListener) Accept() (net.Conn, error) {
-	if len(l.errs) > 0 {
-		err := l.errs[0]
-		l.errs = l.errs[1:]
-		return nil, err
-	}
-	if conn := l.conn; conn != nil {
-		l.conn = nil
-		return conn, nil
+	if len(l.steps) > 0 {
+		next := l.steps[0]
+		l.steps = l.steps[1:]
+		return next.conn, next.err
 	}
 	<-l.closed
 	return nil, net.ErrClosed
 }
 
-func (l *brokenListener) Close() error { l.once.Do(func() { close(l.closed) }); return nil }
+func (l *brokenListener) Close() error {
+	l.once.Do(func() { close(l.closed); l.close() })
+	return nil
+}
 
 func (l *brokenListener) Addr() net.Addr { return &net.UnixAddr{} }
 
-func TestServeSurvivesAShortageOfDescriptors(t *testing.T) {
-	ours, theirs := net.Pipe()
-	l := &brokenListener{
-		errs:   []error{&net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", syscall.EMFILE)}, syscall.ECONNABORTED},
-		conn:   theirs,
-		closed: make(chan struct{}),
-	}
-	ctx, cancel := context.WithCancel(t.Context())
+// serveOn runs Serve until the returned function is called.
+func serveOn(t *testing.T, l net.Listener, opt ServeOptions) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- Serve(ctx, l, HandlerFunc(nothing), ServeOptions{}) }()
+	go func() { ended <- Serve(ctx, l, HandlerFunc(nothing), opt) }()
+	return func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	}
+}
+
+func TestServeSurvivesAShortageOfDescriptors(t *testing.T) {
+	idle, idleTheirs := net.Pipe()
+	ours, theirs := net.Pipe()
+	stop := serveOn(t, newBrokenListener(
+		step{conn: idleTheirs},
+		step{err: &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", syscall.EMFILE)}},
+		step{err: syscall.ECONNABORTED},
+		step{conn: theirs},
+	), ServeOptions{})
+	newRawConn(t, idle).closed() // it gave its descriptor up
 	c := newRawConn(t, ours)
 	c.ask(1, &Ready{})
 	if id, resp := c.answer(); id != 1 || resp.Result() != "ok" {
 		t.Errorf("answer %d %v", id, resp)
 	}
-	cancel()
-	if err := within(t, ended, "the end of Serve"); err != nil {
-		t.Errorf("Serve: %v", err)
+	stop()
+}
+
+func TestServeReturnsOnceTheListenerIsClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		closed := false
+		l := newBrokenListener()
+		l.close = func() { time.Sleep(time.Hour); closed = true }
+		serveOn(t, l, ServeOptions{})()
+		if !closed {
+			t.Error("Serve returned while the socket was being removed")
+		}
+	})
+}
+
+func TestServerCountsConnections(t *testing.T) {
+	s := &server{handler: HandlerFunc(nothing), opt: ServeOptions{}.withDefaults(), ctx: t.Context(), conns: make(map[*serverConn]struct{})}
+	for range 5 {
+		ours, theirs := net.Pipe()
+		s.admit(theirs)
+		_ = ours.Close()
+	}
+	s.running.Wait()
+	if len(s.conns) != 0 {
+		t.Errorf("%d connections after the end of all", len(s.conns))
+	}
+	for range 2 {
+		_, theirs := net.Pipe()
+		s.conns[newServerConn(s, theirs)] = struct{}{}
+	}
+	if !s.evict() || !s.evict() || s.evict() {
+		t.Error("evict does not end each idle connection once")
 	}
 }
 
 func TestServeReturnsWhatBreaksTheListener(t *testing.T) {
 	broken := errors.New("listener broke")
-	l := &brokenListener{errs: []error{broken}, closed: make(chan struct{})}
+	l := newBrokenListener(step{err: broken})
 	if err := Serve(t.Context(), l, HandlerFunc(nothing), ServeOptions{}); !errors.Is(err, broken) {
 		t.Errorf("got %v, want %v", err, broken)
 	}
@@ -516,10 +591,7 @@ func FuzzServe(f *testing.F) {
 	f.Add(document(`{"frame":"request","id":1,"request":{"op":"make_coffee"}}`))
 	f.Fuzz(func(t *testing.T, stream []byte) {
 		ours, theirs := net.Pipe()
-		l := &brokenListener{conn: theirs, closed: make(chan struct{})}
-		ctx, cancel := context.WithCancel(context.Background())
-		ended := make(chan error, 1)
-		go func() { ended <- Serve(ctx, l, HandlerFunc(nothing), ServeOptions{FrameTimeout: patience}) }()
+		stop := serveOn(t, newBrokenListener(step{conn: theirs}), ServeOptions{FrameTimeout: patience})
 		answers := make(chan error, 1)
 		go func() {
 			for {
@@ -534,10 +606,7 @@ func FuzzServe(f *testing.F) {
 			}
 		}()
 		_, _ = ours.Write(stream)
-		cancel()
-		if err := <-ended; err != nil {
-			t.Fatal(err)
-		}
+		stop()
 		if err := <-answers; !errors.Is(err, io.EOF) {
 			t.Fatalf("the server's side broke: %v", err)
 		}

@@ -70,26 +70,89 @@ func TestSubscribersGetASnapshotThenEvents(t *testing.T) {
 	}
 }
 
+func snapshots(_ context.Context, req Request) (Response, error) {
+	if _, ok := req.(*Status); ok {
+		return &StatusSnapshot{}, nil
+	}
+	return nil, nil
+}
+
 func TestSubscribingTwiceOnOneConnection(t *testing.T) {
-	events := NewBroadcaster(4)
-	d := startDaemon(t, func(context.Context, Request) (Response, error) { return &StatusSnapshot{}, nil }, ServeOptions{Events: events})
-	c := d.raw()
+	const count = 2000
+	events := NewBroadcaster(count)
+	c := startDaemon(t, snapshots, ServeOptions{Events: events}).raw()
 	for id := range uint64(2) {
 		c.ask(id+1, &Subscribe{})
 		if got, resp := c.answer(); got != id+1 || resp.Result() != "status" {
 			t.Fatalf("answer %d %v", got, resp)
 		}
 	}
-	events.Publish(&Lost{Count: 1})
-	events.Publish(&Lost{Count: 2})
-	for want := range uint64(2) {
+	if len(events.queues) != 1 {
+		t.Errorf("%d queues for one connection", len(events.queues))
+	}
+	go func() {
+		for i := range uint64(count) {
+			events.Publish(&Lost{Count: i})
+		}
+	}()
+	for want := range uint64(count) {
 		env, err := readFrame(c)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if event, err := decodeEvent(env); err != nil || event.(*Lost).Count != want+1 {
-			t.Fatalf("event %v, %v: once each, in order", event, err)
+		if event, err := decodeEvent(env); err != nil || event.(*Lost).Count != want {
+			t.Fatalf("event %v, %v where %d belongs: once each, in order", event, err, want)
 		}
+	}
+}
+
+func TestSubscribersAreNotIdle(t *testing.T) {
+	events := NewBroadcaster(4)
+	d := startDaemon(t, snapshots, ServeOptions{Events: events, MaxConns: 2})
+	s := subscribe(t, d)
+	for range 3 {
+		d.mustServe()
+	}
+	events.Publish(&Lost{Count: 1})
+	if diff := cmp.Diff(Event(&Lost{Count: 1}), next(t, s)); diff != "" {
+		t.Errorf("event (-want +got):\n%s", diff)
+	}
+}
+
+// TestRequestOfALostConnectionIsNotBegun has a second request wait for the
+// first when the connection is found to be gone.
+func TestRequestOfALostConnectionIsNotBegun(t *testing.T) {
+	events, begun, release := NewBroadcaster(4), make(chan Request, 4), make(chan struct{})
+	d := startDaemon(t, func(_ context.Context, req Request) (Response, error) {
+		if _, ok := req.(*Status); ok {
+			return &StatusSnapshot{}, nil
+		}
+		begun <- req
+		<-release
+		return nil, nil
+	}, ServeOptions{Events: events, MaxRequests: 1})
+	c := d.raw()
+	c.ask(1, &Subscribe{})
+	c.answer()
+	c.ask(2, &Ready{})
+	within(t, begun, "the first request")
+	c.ask(3, &NATTick{})
+	_ = c.Close()
+	eventually(t, "the end of the connection", func() bool {
+		events.Publish(&Lost{})
+		events.mu.Lock()
+		defer events.mu.Unlock()
+		for q := range events.queues {
+			q.mu.Lock()
+			defer q.mu.Unlock()
+			return len(q.events) == cap(begun) // nobody takes them any more
+		}
+		return true
+	})
+	close(release)
+	d.stop()
+	if len(begun) > 0 {
+		t.Errorf("%s was begun for nobody", (<-begun).Op())
 	}
 }
 
@@ -114,7 +177,7 @@ func TestSlowSubscriberLosesTheOldest(t *testing.T) {
 
 func TestPublishNeverWaits(t *testing.T) {
 	events := NewBroadcaster(0)
-	d := startDaemon(t, func(context.Context, Request) (Response, error) { return &StatusSnapshot{}, nil }, ServeOptions{Events: events, WriteTimeout: patience})
+	d := startDaemon(t, snapshots, ServeOptions{Events: events, WriteTimeout: patience})
 	s := subscribe(t, d)
 	huge := strings.Repeat("x", 1<<20) // more than a socket holds
 	done := make(chan struct{})
@@ -197,7 +260,7 @@ func TestSubscriptionSkipsEventsOfTomorrow(t *testing.T) {
 
 func TestNextEndsWithItsContext(t *testing.T) {
 	events := NewBroadcaster(1)
-	d := startDaemon(t, func(context.Context, Request) (Response, error) { return &StatusSnapshot{}, nil }, ServeOptions{Events: events})
+	d := startDaemon(t, snapshots, ServeOptions{Events: events})
 	s := subscribe(t, d)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
