@@ -62,7 +62,7 @@ func newBench(ctx context.Context, o options) (*bench, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &bench{options: o, out: os.Stdout, dir: dir, rounds: 15, sandboxes: 64, seconds: 5}
+	b := &bench{options: o, out: os.Stdout, dir: dir, rounds: 15, sandboxes: 64, seconds: 2.5}
 	if o.quick {
 		b.rounds, b.seconds = 3, 2
 	}
