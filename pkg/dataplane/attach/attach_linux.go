@@ -240,10 +240,23 @@ func (w *work) configureHost(context.Context) error {
 		}
 		err = w.writeHost()
 	}
-	if errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("%w, and it is not ours: %w", err, ErrConflict)
+	if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EINVAL) && w.routeTaken() {
+		return fmt.Errorf("a route that is not ours is in the way: %w: %w", err, ErrConflict)
 	}
 	return err
+}
+
+// routeTaken tells whether someone else has a route to one of the addresses,
+// which IPv6 reports as an invalid next hop.
+func (w *work) routeTaken() bool {
+	unroute(&w.slot.Batch, w.Attachment, w.bridge.index)
+	if w.slot.do() != nil {
+		return false
+	}
+	routes, err := readRoutes(w.slot.Socket, &w.slot.Batch, unix.RtMsg{Family: unix.AF_INET6, Table: unix.RT_TABLE_MAIN})
+	return err == nil && slices.ContainsFunc(routes, func(r rtnl.Route) bool {
+		return r.Dst.IsSingleIP() && slices.Contains(w.Addrs, r.Dst.Addr())
+	})
 }
 
 func (w *work) writeHost() error {
