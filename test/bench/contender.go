@@ -22,8 +22,9 @@ type contender interface {
 	sandboxes() []*sandbox
 	// prepare makes an operation ready; what it returns is timed.
 	prepare(verb verb, s *sandbox) (operation, error)
-	// single is how many operations, one after the other, make a round.
-	single() int
+	// limits are how many operations, one after the other, make a round, and how
+	// many at once it can bear.
+	limits() (single, together int)
 	close(ctx context.Context) error
 }
 

@@ -75,10 +75,10 @@ func addBridge(handle *netlink.Handle) (int, error) {
 	return link.Attrs().Index, nil
 }
 
-func (f *floor) name() string          { return "floor" }
-func (f *floor) host() *netlab.NS      { return f.ns }
-func (f *floor) single() int           { return serialOps }
-func (f *floor) sandboxes() []*sandbox { return f.pool }
+func (f *floor) name() string                   { return "floor" }
+func (f *floor) host() *netlab.NS               { return f.ns }
+func (f *floor) limits() (single, together int) { return serialOps, len(f.pool) }
+func (f *floor) sandboxes() []*sandbox          { return f.pool }
 
 func (f *floor) close(context.Context) error {
 	f.hostSide.Close()

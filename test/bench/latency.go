@@ -16,6 +16,9 @@ var atOnce = [...]int{1, 8, 64}
 // serialOps is how many single operations make one round's median.
 const serialOps = 8
 
+// oursName is the contender that the budgets are about.
+const oursName = "zlayer-cni"
+
 // latencies holds what was measured, by contender, verb and number at once.
 type latencies map[latencyKey]*latencySeries
 
@@ -56,7 +59,7 @@ func (b *bench) cniLatency(ctx context.Context, dualStack bool) error {
 			into = latencies{} // caches and tables warm up
 		}
 		for _, c := range order {
-			if err := errors.Join(ctx.Err(), measureRound(c, into)); err != nil {
+			if err := errors.Join(ctx.Err(), b.measureRound(c, into)); err != nil {
 				return err
 			}
 		}
@@ -84,34 +87,78 @@ func (b *bench) cniContenders(ctx context.Context, dualStack bool) ([]contender,
 }
 
 // measureRound attaches and detaches with one contender at every concurrency.
-func measureRound(c contender, into latencies) error {
+// A rival that fails, as bridge does when the kernel takes more than five
+// seconds for duplicate address detection, gets other chances; ours does not.
+func (b *bench) measureRound(c contender, into latencies) error {
+	const chances = 3
+	for chance := 1; ; chance++ {
+		round := latencies{}
+		err := tryRound(c, round)
+		switch {
+		case err == nil:
+			for key, series := range round {
+				into.merge(key, series)
+			}
+			return nil
+		case c.name() == oursName || chance == chances:
+			return err
+		}
+		b.warn("the round is repeated: %v", err)
+		if err := clearSandboxes(c); err != nil {
+			return err
+		}
+	}
+}
+
+func tryRound(c contender, into latencies) error {
+	single, together := c.limits()
 	for _, n := range atOnce {
+		if n > together {
+			continue
+		}
 		for _, verb := range []verb{add, del} {
 			var result batch
 			var err error
 			if n == 1 {
-				result, err = runSerially(c, verb, c.single())
+				result, err = runSerially(c, verb, single)
 			} else {
 				result, err = runBatch(c, verb, n)
 			}
 			if err != nil {
 				return err
 			}
-			into.note(latencyKey{c.name(), verb, n}, result)
+			into.merge(latencyKey{c.name(), verb, n}, &latencySeries{
+				samples: result.each, typical: []float64{median(result.each)}, all: []float64{result.all},
+			})
 		}
 	}
 	return nil
 }
 
-func (l latencies) note(key latencyKey, result batch) {
+// clearSandboxes detaches whatever a failed round left. DEL of a sandbox that is
+// not attached succeeds.
+func clearSandboxes(c contender) error {
+	_, err := runSerially(c, del, len(c.sandboxes()))
+	return err
+}
+
+func (l latencies) merge(key latencyKey, more *latencySeries) {
 	series := l[key]
 	if series == nil {
 		series = &latencySeries{}
 		l[key] = series
 	}
-	series.samples = append(series.samples, result.each...)
-	series.typical = append(series.typical, median(result.each))
-	series.all = append(series.all, result.all)
+	series.samples = append(series.samples, more.samples...)
+	series.typical = append(series.typical, more.typical...)
+	series.all = append(series.all, more.all...)
+}
+
+// of returns an empty series for what was not measured.
+func (l latencies) of(key latencyKey) latencySeries {
+	if series := l[key]; series != nil {
+		return *series
+	}
+	return latencySeries{}
 }
 
 // reportLatency prints the distributions and judges the budgets.
@@ -131,8 +178,7 @@ func (b *bench) reportLatency(seen latencies, contenders []contender, dualStack 
 		for _, c := range contenders {
 			row := []string{rowName(c.name(), verb)}
 			for _, n := range atOnce {
-				key := latencyKey{c.name(), verb, n}
-				series := seen[key]
+				series := seen.of(latencyKey{c.name(), verb, n})
 				row = append(row, figure(median(series.samples)), figure(quantile(series.samples, 0.99)))
 				if n > 1 {
 					row = append(row, figure(median(series.all)))
@@ -163,10 +209,10 @@ func (b *bench) judgeLatency(seen latencies, family string, dualStack bool) {
 		addBudget = 0.25
 	}
 	typical := func(contender string, verb verb, n int) []float64 {
-		return seen[latencyKey{contender, verb, n}].typical
+		return seen.of(latencyKey{contender, verb, n}).typical
 	}
-	all := func(contender string, verb verb, n int) []float64 { return seen[latencyKey{contender, verb, n}].all }
-	const ours = "zlayer-cni"
+	all := func(contender string, verb verb, n int) []float64 { return seen.of(latencyKey{contender, verb, n}).all }
+	const ours = oursName
 	b.judge(budget{what: "ADD, " + family + ", of bridge", ratio: ratioOf(typical(ours, add, 1), typical("bridge", add, 1)), most: addBudget})
 	b.judge(budget{what: "ADD, " + family + ", of ptp", ratio: ratioOf(typical(ours, add, 1), typical("ptp", add, 1))})
 	b.judge(budget{what: "ADD, " + family + ", of the floor", ratio: ratioOf(typical(ours, add, 1), typical("floor", add, 1))})
@@ -176,6 +222,9 @@ func (b *bench) judgeLatency(seen latencies, family string, dualStack bool) {
 	b.judge(budget{what: "DEL, " + family + ", of a bare veth", ratio: ratioOf(typical(ours, del, 1), typical("floor", del, 1)), most: 1.1})
 	b.judge(budget{what: "DEL, " + family + ", of bridge", ratio: ratioOf(typical(ours, del, 1), typical("bridge", del, 1))})
 	for _, reference := range []string{"bridge", "ptp"} {
+		if len(all(reference, del, 64)) == 0 {
+			continue
+		}
 		b.judge(budget{what: fmt.Sprintf("DEL, %s, 64 at once, all, of %s", family, reference), ratio: ratioOf(all(ours, del, 64), all(reference, del, 64)), most: 0.25})
 	}
 }

@@ -21,14 +21,15 @@ type plugin struct {
 	binary  string
 	cniPath string // where it finds the plugin it delegates to
 	netConf map[string]any
-	serial  int
 	shut    func(ctx context.Context) error
+
+	single, together int // see limits
 }
 
 func (p *plugin) name() string                    { return p.label }
 func (p *plugin) host() *netlab.NS                { return p.ns }
 func (p *plugin) sandboxes() []*sandbox           { return p.pool }
-func (p *plugin) single() int                     { return p.serial }
+func (p *plugin) limits() (single, together int)  { return p.single, p.together }
 func (p *plugin) close(ctx context.Context) error { return p.shut(ctx) }
 
 // pluginRun is one process of a plugin.
@@ -106,12 +107,13 @@ func (b *bench) newReference(kind string, dualStack bool) (contender, error) {
 	if kind == "bridge" {
 		conf["bridge"], conf["isGateway"] = "cni0", true
 	}
-	serial := serialOps
+	single, together := serialOps, b.sandboxes
 	if kind == "ptp" && dualStack {
-		serial = 1 // it waits two seconds for duplicate address detection
+		// It waits two seconds for duplicate address detection, and gives up when that takes five.
+		single, together = 1, 8
 	}
 	return &plugin{
-		label: kind, ns: host, pool: pool, netConf: conf, serial: serial,
+		label: kind, ns: host, pool: pool, netConf: conf, single: single, together: together,
 		binary: filepath.Join(b.reference, kind), cniPath: b.reference,
 		shut: func(context.Context) error { return closeAll(host, pool) },
 	}, nil
@@ -134,7 +136,7 @@ func (b *bench) newOurs(ctx context.Context, dualStack bool) (contender, error) 
 	conf := node.PluginConf()
 	conf["cniVersion"], conf["name"] = "1.0.0", "zlayer"
 	return &plugin{
-		label: "zlayer-cni", ns: node.NS, pool: pool, netConf: conf, serial: serialOps,
+		label: oursName, ns: node.NS, pool: pool, netConf: conf, single: serialOps, together: b.sandboxes,
 		binary: node.Binary("zlayer-cni"), cniPath: filepath.Dir(node.Binary("zlayer-cni")),
 		shut: func(ctx context.Context) error {
 			return errors.Join(c.Stop(ctx), node.Teardown(ctx), closeAll(nil, pool), c.Close())
