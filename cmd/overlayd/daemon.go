@@ -50,12 +50,23 @@ func (d *daemon) setNodes(ctx context.Context, nodes []wireguard.Node) error {
 	if err := d.plane.SetNodes(ctx, nodes); err != nil {
 		return err
 	}
+	d.boundMemory(ctx, len(nodes))
 	if !d.open.Load() {
 		d.graves.drain(ctx)
 		d.open.Store(true)
 		d.log.Info("serving", "op", "run", "socket", d.config.Socket)
 	}
 	return nil
+}
+
+// boundMemory makes room for the peers, now that it is known what runs them.
+func (d *daemon) boundMemory(ctx context.Context, peers int) {
+	status, err := d.plane.Status(ctx)
+	if err != nil {
+		d.log.Debug("memory limit stays", "op", "nodes", "err", err)
+		return
+	}
+	boundMemory(status.Device.Backend, peers)
 }
 
 // waiting lists why no sandbox can be attached, a line for each reason.

@@ -13,8 +13,9 @@ import (
 const (
 	// eventQueue is how many events a subscriber may be behind.
 	eventQueue = 256
-	// peerInterval is how often peers are looked at.
-	peerInterval = 10 * time.Second
+	// peerInterval is how often peers are looked at. Reading thousands of them
+	// takes a while, and what is looked for takes minutes to come.
+	peerInterval = 30 * time.Second
 	// peerSilence is how old a handshake may be for its peer to count as heard
 	// of: after 180 s a session is no longer used (REJECT_AFTER_TIME of the
 	// WireGuard paper, section 6.1).

@@ -248,7 +248,7 @@ func newSandbox(t *testing.T, name string) *sandbox {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = file.Close() })
-	id := name + strings.Repeat("0", 64-len(name))
+	id := name + "-" + strings.Repeat("0", 63-len(name))
 	return &sandbox{ns: ns, handle: &shim.LinuxNetns{ContainerID: id, IfName: "eth0", Netns: ns.Path, File: file}}
 }
 

@@ -54,7 +54,7 @@ func newLogger(config Config, out io.Writer) *slog.Logger {
 // is changed before configuration, nodes file, socket and metrics address have
 // proved good.
 func run(ctx context.Context, config Config, logOut io.Writer) error {
-	tuneMemory()
+	boundMemory(config.Backend, 0)
 	log := newLogger(config, logOut)
 	d := &daemon{config: config, log: log, requests: newRequestMetrics(), tried: make(chan struct{})}
 	var err error

@@ -14,8 +14,9 @@ import (
 	"github.com/zlayer/zlayer-cni/pkg/shim"
 )
 
-// statusTimeout bounds the whole of `overlayd status`.
-const statusTimeout = 10 * time.Second
+// statusTimeout bounds the whole of `overlayd status`. Thousands of peers on a
+// busy node take some seconds.
+const statusTimeout = 30 * time.Second
 
 func statusCommand() *cobra.Command {
 	var paths pathFlags
