@@ -142,6 +142,7 @@ table inet zlayer {
 		type nat hook postrouting priority srcnat; policy accept;
 		oifname "lo" accept
 		oifname @bridges accept
+		oif @ports accept
 		oifname @tunnels accept
 		ip saddr @own4 ip daddr != @cluster4 ip daddr != @direct4 masquerade fully-random
 		ip6 saddr @own6 ip6 daddr != @cluster6 ip6 daddr != @direct6 masquerade fully-random
@@ -240,6 +241,7 @@ table inet zlayer {
 		type filter hook postrouting priority filter; policy accept;
 		oifname "lo" accept
 		oifname @bridges goto to_bridge
+		oif @ports goto to_bridge
 		oifname @tunnels goto to_tunnel
 		ip daddr @cluster4 counter name "fail_closed" drop
 		ip6 daddr @cluster6 counter name "fail_closed" drop

@@ -114,6 +114,8 @@ func postrouting() chain {
 		rules: []rule{
 			when(toLink(), link("lo"), accept()),
 			when(toLink(), in(setBridges), follow(chainToBridge)),
+			// From one pod of this node to another: routed straight to its port.
+			when(toIndex(), in(setPorts), follow(chainToBridge)),
 			when(toLink(), in(setTunnels), follow(chainToTunnel)),
 			when(ip4(), destination4(), in(setCluster4), drop(CounterFailClosed)),
 			when(ip6(), destination6(), in(setCluster6), drop(CounterFailClosed)),
@@ -154,6 +156,7 @@ func sourceNAT() chain {
 		rules: []rule{
 			when(toLink(), link("lo"), accept()),
 			when(toLink(), in(setBridges), accept()),
+			when(toIndex(), in(setPorts), accept()),
 			when(toLink(), in(setTunnels), accept()),
 			when(ip4(), source4(), in(setOwn4), destination4(), notIn(setCluster4), destination4(), notIn(setDirect4), masquerade()),
 			when(ip6(), source6(), in(setOwn6), destination6(), notIn(setCluster6), destination6(), notIn(setDirect6), masquerade()),

@@ -71,6 +71,7 @@ func payload(base expr.PayloadBase, offset, length uint32) parts {
 
 func fromIndex() parts { return meta(expr.MetaKeyIIF) }
 func fromLink() parts  { return meta(expr.MetaKeyIIFNAME) }
+func toIndex() parts   { return meta(expr.MetaKeyOIF) }
 func toLink() parts    { return meta(expr.MetaKeyOIFNAME) }
 
 func etherType() parts { return payload(expr.PayloadBaseLLHeader, 12, 2) }
