@@ -72,16 +72,9 @@ func (b *bind) Close() error {
 	return b.Bind.Close()
 }
 
-// Send sends bufs. An endpoint remembers the address and the link it was heard
-// on; if those are gone, the packets go again the way the routing table says.
+// Send sends bufs.
 func (b *bind) Send(bufs [][]byte, endpoint conn.Endpoint) error {
 	defer b.out.leave(bufs)
-	err := b.Bind.Send(bufs, endpoint)
-	var gso conn.ErrUDPGSODisabled
-	if err == nil || errors.As(err, &gso) || !endpoint.SrcIP().IsValid() {
-		return err
-	}
-	endpoint.ClearSrc()
 	return b.Bind.Send(bufs, endpoint)
 }
 

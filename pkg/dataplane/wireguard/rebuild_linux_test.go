@@ -12,8 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/zlayer/zlayer-cni/test/netlab"
 )
 
@@ -273,49 +271,4 @@ func TestAThousandLinksAtOnce(t *testing.T) {
 			ping(t, a, b.addr(fam))
 		}
 	})
-}
-
-// A pod can send packets that wireguard-go cannot take apart, and each of them
-// would close its device.
-func TestMalformedPacketsAreDropped(t *testing.T) {
-	if len(availableBackends(t)) == 1 && availableBackends(t)[0] == Kernel {
-		t.Skip("no TUN")
-	}
-	a, b := pair(t, Userspace)
-	ping(t, a, b.addr(0))
-	before := wireguardGo(t, a.device)
-	err := a.ns.Do(func() error { return sendBadSegments(a.link(t).Attrs().Index, a.addr(0), b.addr(0)) })
-	if err != nil {
-		t.Fatal(err)
-	}
-	ping(t, a, b.addr(0))
-	if before.dead() || wireguardGo(t, a.device) != before {
-		t.Error("wireguard-go ended")
-	}
-}
-
-// sendBadSegments sends a packet to be split into TCP segments, with a TCP
-// header that says it is of length zero.
-func sendBadSegments(index int, from, to netip.Addr) error {
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = unix.Close(fd) }()
-	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1); err != nil {
-		return err
-	}
-	packet := make([]byte, 10+20+20+3000)
-	packet[0], packet[1] = unix.VIRTIO_NET_HDR_F_NEEDS_CSUM, unix.VIRTIO_NET_HDR_GSO_TCPV4
-	packet[2], packet[4] = 40, 0xe8 // header length, segment size 1000
-	packet[5] = 3
-	packet[6], packet[8] = 20, 16 // where the checksum goes
-	ip := packet[10:]
-	ip[0], ip[8], ip[9] = 0x45, 64, unix.IPPROTO_TCP
-	ip[2], ip[3] = byte(len(ip)>>8), byte(len(ip)&0xff)
-	copy(ip[12:], from.AsSlice())
-	copy(ip[16:], to.AsSlice())
-	ip[20+12] = 0 // the length of the TCP header
-	const protocolIP = 0x0008
-	return unix.Sendto(fd, packet, 0, &unix.SockaddrLinklayer{Protocol: protocolIP, Ifindex: index})
 }

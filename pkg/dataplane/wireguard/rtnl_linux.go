@@ -140,14 +140,21 @@ func parseRoute(body []byte, index int) (route, bool) {
 		case unix.RTA_PREFSRC:
 			src, _ = netip.AddrFromSlice(value)
 		case unix.RTA_OIF:
-			oif = int(binary.NativeEndian.Uint32(value))
+			oif = int(uint32Of(value))
 		case unix.RTA_TABLE:
-			table = binary.NativeEndian.Uint32(value)
+			table = uint32Of(value)
 		}
 		attrs = attrs[min(align(size), len(attrs)):]
 	}
 	r := route{dst: netip.PrefixFrom(dst, bits), src: src, unreachable: kind == unix.RTN_UNREACHABLE}
 	return r, table == unix.RT_TABLE_MAIN && (r.unreachable || kind == unix.RTN_UNICAST && oif == index)
+}
+
+func uint32Of(value []byte) uint32 {
+	if len(value) != 4 {
+		return 0
+	}
+	return binary.NativeEndian.Uint32(value)
 }
 
 // remove deletes routes; those that are already gone are no error.

@@ -100,8 +100,8 @@ func (t *tunDevice) Close() error {
 }
 
 // Read waits until there is room for more packets, then reads. wireguard-go
-// closes the device on any error, so a packet that it cannot take apart, which a
-// pod can send on purpose, is dropped here.
+// closes the device on any error, so a packet that it cannot take apart is
+// dropped here.
 func (t *tunDevice) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	if !t.out.wait(t.stop) {
 		return 0, os.ErrClosed
