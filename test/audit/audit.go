@@ -79,8 +79,10 @@ func expected(status shim.StatusSnapshot, indexes map[string]int) (facts, error)
 		// Without an address yet, and with the one that IPv6 makes itself.
 		said.pinnedSources = append(said.pinnedSources, pinnedSource(index, mac, netip.IPv6Unspecified()), pinnedSource(index, mac, linkLocal(mac)))
 		for _, addr := range a.Addresses {
-			said.routes = append(said.routes, fmt.Sprintf("%s by %s", netip.PrefixFrom(addr, addr.BitLen()), bridge))
-			said.neighbours = append(said.neighbours, fmt.Sprintf("%s is %s on %s", addr, mac, bridge))
+			for _, link := range []string{bridge, a.HostInterface} { // from the host, and from other sandboxes
+				said.routes = append(said.routes, fmt.Sprintf("%s by %s", netip.PrefixFrom(addr, addr.BitLen()), link))
+				said.neighbours = append(said.neighbours, fmt.Sprintf("%s is %s on %s", addr, mac, link))
+			}
 			said.pinnedSources = append(said.pinnedSources, pinnedSource(index, mac, addr))
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -46,10 +47,14 @@ func readKernel(ns *netlab.NS, bridges []string) (facts, error) {
 		}
 	}
 	found.ports = ports(links, ours)
-	if found.routes, err = routes(handle, ours); err != nil {
+	held := maps.Clone(ours) // bridges and ports by index
+	for name, index := range found.ports {
+		held[index] = name
+	}
+	if found.routes, err = routes(handle, held); err != nil {
 		return facts{}, err
 	}
-	if found.neighbours, err = neighbours(handle, ours); err != nil {
+	if found.neighbours, err = neighbours(handle, held); err != nil {
 		return facts{}, err
 	}
 	if found.forwarding, err = forwarding(handle, links, ours); err != nil {
@@ -73,16 +78,18 @@ func ports(links []netlink.Link, ours map[int]string) map[string]int {
 	return found
 }
 
+// routes lists those of every table.
 func routes(handle *netlink.Handle, ours map[int]string) ([]string, error) {
+	every := &netlink.Route{Protocol: routeProtocol, Table: unix.RT_TABLE_UNSPEC}
 	var found []string
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		list, err := handle.RouteListFiltered(family, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL)
+		list, err := handle.RouteListFiltered(family, every, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
 		if err != nil {
 			return nil, fmt.Errorf("list routes: %w", err)
 		}
 		for _, route := range list {
-			if bridge, ok := ours[route.LinkIndex]; ok {
-				found = append(found, fmt.Sprintf("%s by %s", prefixOf(route.Dst), bridge))
+			if link, ok := ours[route.LinkIndex]; ok {
+				found = append(found, fmt.Sprintf("%s by %s", prefixOf(route.Dst), link))
 			}
 		}
 	}
@@ -97,16 +104,16 @@ func prefixOf(dst *net.IPNet) netip.Prefix {
 
 func neighbours(handle *netlink.Handle, ours map[int]string) ([]string, error) {
 	var found []string
-	for index, bridge := range ours {
+	for index, link := range ours {
 		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 			list, err := handle.NeighList(index, family)
 			if err != nil {
-				return nil, fmt.Errorf("list neighbours of %s: %w", bridge, err)
+				return nil, fmt.Errorf("list neighbours of %s: %w", link, err)
 			}
 			for _, neigh := range list {
 				if neigh.State&netlink.NUD_PERMANENT != 0 {
 					addr, _ := netip.AddrFromSlice(neigh.IP)
-					found = append(found, fmt.Sprintf("%s is %s on %s", addr.Unmap(), neigh.HardwareAddr, bridge))
+					found = append(found, fmt.Sprintf("%s is %s on %s", addr.Unmap(), neigh.HardwareAddr, link))
 				}
 			}
 		}
