@@ -13,6 +13,6 @@ for package in "$@"; do
   into=$out/tests/$package
   mkdir -p "$into"
   # Static, since the other machine may have another C library.
-  CGO_ENABLED=0 "${GO:-go}" test -c -tags failpoints -o "$into/test" "./$package"
+  CGO_ENABLED=0 "${GO:-go}" test -c -vet=off -ldflags '-s -w' -tags failpoints -o "$into/test" "./$package"
   if [ -d "$package/testdata" ]; then cp -r "$package/testdata" "$into/"; fi
 done
