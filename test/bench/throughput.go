@@ -82,9 +82,10 @@ func (b *bench) reportThroughput(ways []route, seen []flowSeries, pods *podPath)
 	for f, flows := range flowCounts {
 		ours, hosts, sandboxes := seen[f], seen[len(flowCounts)+f], seen[2*len(flowCounts)+f]
 		what := fmt.Sprintf("pod to pod, %d flows", flows)
-		b.judge(budget{what: what + ", of the bare tunnel", ratio: ratioOf(ours.gigabits, hosts.gigabits), least: 0.95})
-		b.judge(budget{what: what + ", of it between routed veths", ratio: ratioOf(ours.gigabits, sandboxes.gigabits)})
-		b.judge(budget{what: what + ", CPU per GB, of the bare tunnel", ratio: ratioOf(ours.cpu, hosts.cpu)})
+		// A pod's packets cross a veth and the host's routing as well, whatever manages them: the same path is the second.
+		b.judge(budget{what: what + ", of a bare tunnel between hosts", ratio: ratioOf(ours.gigabits, hosts.gigabits), least: 0.95})
+		b.judge(budget{what: what + ", of a bare tunnel on the same path", ratio: ratioOf(ours.gigabits, sandboxes.gigabits), least: 0.95})
+		b.judge(budget{what: what + ", CPU per GB, of the same path", ratio: ratioOf(ours.cpu, sandboxes.cpu)})
 	}
 }
 
