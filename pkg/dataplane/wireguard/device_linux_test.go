@@ -202,8 +202,8 @@ func TestRefusedPeer(t *testing.T) {
 	bad := planned(3)
 	bad.Keepalive = 100_000 * time.Second // more than the protocol's 16 bits
 	err := node.device.SetPeers(t.Context(), []Peer{planned(2), bad, planned(4)})
-	if err == nil || !strings.Contains(err.Error(), bad.PublicKey.String()) {
-		t.Errorf("error %v does not name the peer", err)
+	if err == nil || !strings.Contains(err.Error(), bad.PublicKey.String()) || strings.Count(err.Error(), "write peer") != 1 {
+		t.Errorf("error %v does not name that peer alone", err)
 	}
 	var keys []wgtypes.Key
 	for _, peer := range node.wgDevice(t).Peers {
@@ -306,7 +306,10 @@ func TestTunnelMTU(t *testing.T) {
 	expect("both", 1420, v4, v6)
 	expect("IPv4 in IPv6", 1440, netip.MustParseAddr("::ffff:192.0.2.9"))
 	expect("one without a route", 1440, v4, far)
-	expect("nobody known", 1420)
+	expect("nobody known, and no default route", 1420)
+	node.ip(t, "route", "add", "default", "via", "192.0.2.3", "mtu", "1492")
+	expect("nobody known, but a default route", 1432)
+	node.ip(t, "route", "del", "default")
 	node.ip(t, "route", "add", "198.51.100.0/24", "via", "192.0.2.3", "mtu", "1390")
 	expect("a route with an MTU", 1330, v4, far)
 	node.ip(t, "link", "set", "eth0", "mtu", "1400")

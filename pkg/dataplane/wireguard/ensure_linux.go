@@ -259,7 +259,7 @@ func (d *Device) ensureUp(link netlink.Link) error {
 	}
 	d.changed = d.changed || added
 	if d.user != nil && d.fresh {
-		return persist(d.user.fd)
+		return d.user.tun.persist()
 	}
 	return nil
 }

@@ -136,7 +136,8 @@ func finishLink(nl *netlink.Handle, link netlink.Link) error {
 // whether one was missing. Link-local addresses are the kernel's and stay.
 func setAddresses(nl *netlink.Handle, link netlink.Link, addrs []netip.Addr) (added bool, err error) {
 	found, err := nl.AddrList(link, netlink.FAMILY_ALL)
-	if err != nil {
+	// While other links come and go, the list may lack some of ours. They are not added twice.
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return false, fmt.Errorf("list addresses of %s: %w", link.Attrs().Name, err)
 	}
 	var have []netip.Prefix
@@ -161,10 +162,12 @@ func setAddresses(nl *netlink.Handle, link netlink.Link, addrs []netip.Addr) (ad
 		if addr.Is6() {
 			wanted.Flags = unix.IFA_F_NODAD // nobody else can have it, and a tentative address is no source
 		}
-		if err := nl.AddrAdd(link, wanted); err != nil && !errors.Is(err, unix.EEXIST) {
+		switch err := nl.AddrAdd(link, wanted); {
+		case err == nil:
+			added = true
+		case !errors.Is(err, unix.EEXIST):
 			return added, fmt.Errorf("add address %v to %s: %w", prefix, link.Attrs().Name, err)
 		}
-		added = true
 	}
 	return added, nil
 }

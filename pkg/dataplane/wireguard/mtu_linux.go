@@ -41,8 +41,9 @@ func TunnelMTU(endpoints []netip.Addr) (int, error) {
 		least = smallest(least, mtu, endpoint.Unmap())
 	}
 	if least == 0 {
-		// Addresses that only default routes lead to; nothing is sent to them.
-		for _, anywhere := range []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, 1}), netip.MustParseAddr("2001:db8::1")} {
+		// Addresses that only default routes lead to, since RFC 7526 and RFC 6666
+		// keep them from being anybody's. Nothing is sent to them.
+		for _, anywhere := range []netip.Addr{netip.AddrFrom4([4]byte{192, 88, 99, 1}), netip.MustParseAddr("100::1")} {
 			mtu, err := underlayMTU(nl, anywhere, links)
 			if err != nil {
 				return 0, err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -224,8 +225,9 @@ func TestHostNameEndpoint(t *testing.T) {
 	})
 }
 
-// A burst of links, as when a node starts all its pods at once, is what closes
-// a device of wireguard-go that follows links by netlink.
+// A burst of links, as when a node starts all its pods at once, in a process
+// that has other things to do, is what closes a device of wireguard-go that
+// follows links by netlink: its socket overflows.
 func TestAThousandLinksAtOnce(t *testing.T) {
 	eachBackend(t, func(t *testing.T, backend Backend) {
 		checkLeaks(t)
@@ -239,13 +241,19 @@ func TestAThousandLinksAtOnce(t *testing.T) {
 		setPeers(t, a, b.peer())
 		setPeers(t, b, a.peer())
 		ping(t, a, b.addr(0))
-		before := a.link(t).Attrs().Index
+		before, running := a.link(t).Attrs().Index, wireguardGo(t, a.device)
 
 		traffic, stop := context.WithCancel(t.Context())
 		var flowing sync.WaitGroup
 		flowing.Go(func() {
 			_ = a.ns.Command(traffic, "ping", "-n", "-q", "-i", "0.002", b.addr(0).String()).Run()
 		})
+		for range 4 * runtime.GOMAXPROCS(0) {
+			flowing.Go(func() {
+				for traffic.Err() == nil { // leaves others a turn every ten milliseconds
+				}
+			})
+		}
 		const pairs, group = 500, 4711
 		var batch strings.Builder
 		for i := range pairs {
@@ -266,6 +274,9 @@ func TestAThousandLinksAtOnce(t *testing.T) {
 		}
 		if after := a.link(t).Attrs().Index; after != before {
 			t.Errorf("the link is another: %d, was %d", after, before)
+		}
+		if wireguardGo(t, a.device) != running || running != nil && running.dead() {
+			t.Error("wireguard-go ended")
 		}
 		for fam := range 2 {
 			ping(t, a, b.addr(fam))

@@ -36,14 +36,6 @@ func openTUN(name string) (fd int, err error) {
 	return -1, errors.Join(err, unix.Close(fd))
 }
 
-// persist makes the TUN outlive its descriptors.
-func persist(fd int) error {
-	if err := unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1); err != nil {
-		return fmt.Errorf("make TUN persistent: %w", err)
-	}
-	return nil
-}
-
 // tunDevice is wireguard-go's TUN with the packets in flight bounded. It does
 // not watch the link as wireguard-go's own does: that one closes the device when
 // its netlink socket overflows, which a burst of pods is enough for.
@@ -84,6 +76,19 @@ func (t *tunDevice) mtuChanged() {
 	case t.events <- tun.EventMTUUpdate:
 	default: // one is waiting already
 	}
+}
+
+// persist makes the TUN outlive its descriptors.
+func (t *tunDevice) persist() error {
+	conn, err := t.File().SyscallConn()
+	if err == nil {
+		controlErr := conn.Control(func(fd uintptr) { err = unix.IoctlSetInt(int(fd), unix.TUNSETPERSIST, 1) })
+		err = errors.Join(controlErr, err)
+	}
+	if err != nil {
+		return fmt.Errorf("make TUN persistent: %w", err)
+	}
+	return nil
 }
 
 // Close detaches from the TUN. Closing twice is fine.

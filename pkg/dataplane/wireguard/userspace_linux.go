@@ -16,7 +16,6 @@ const inFlight = 256
 
 // userspace is a running wireguard-go on a TUN.
 type userspace struct {
-	fd      int // the TUN's, owned by tun
 	tun     *tunDevice
 	device  *device.Device
 	uapi    *uapiServer
@@ -26,7 +25,7 @@ type userspace struct {
 // newUserspace takes fd over, a TUN's descriptor. The device is down and has no
 // key until it is configured.
 func newUserspace(cfg Config, ns *namespace, fd int) (*userspace, error) {
-	u := &userspace{fd: fd, out: newGate(markOut, inFlight), in: newGate(markIn, inFlight)}
+	u := &userspace{out: newGate(markOut, inFlight), in: newGate(markIn, inFlight)}
 	var err error
 	if u.tun, err = newTUNDevice(fd, u.out, u.in); err != nil {
 		return nil, err
