@@ -10,8 +10,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/vishvananda/netlink"
-
 	"github.com/zlayer/zlayer-cni/test/demo/cluster"
 )
 
@@ -64,23 +62,27 @@ func TestNamesOfAnyLengthAttach(t *testing.T) {
 	}
 }
 
+// foreign are things that others may have on a node, each close to one of
+// ours: how to make it, how to list its kind, and what the list must show.
+func foreign() []struct{ make, list, line string } {
+	return []struct{ make, list, line string }{
+		{"ip link add zl-foreign-b type bridge", "ip -br link", "zl-foreign-b"},
+		{"ip link add zl-0123456789-p type veth peer name zl-9876543210-p", "ip -br link", "zl-0123456789-p@zl-9876543210-p"},
+		{"ip link add zl-alias-b type bridge", "ip -br link", "zl-alias-b"},
+		{"ip link set zl-alias-b alias zlayer/2", "ip link show zl-alias-b", "alias zlayer/2"},
+		{"ip route add unreachable 10.200.99.0/24 proto 123", "ip route", "unreachable 10.200.99.0/24 proto 123"},
+		{"ip route add unreachable 198.51.100.0/24 table 122 proto static", "ip route show table 122", "unreachable 198.51.100.0/24 proto static"},
+		{"ip rule add priority 1219 to 198.51.100.0/24 table 122", "ip rule", "1219:\tfrom all to 198.51.100.0/24 lookup 122"},
+		{"nft add table ip zlayer", "nft list tables", "table ip zlayer"},
+		{"nft add table inet zlayer2", "nft list tables", "table inet zlayer2"},
+	}
+}
+
 func TestForeignThingsThatLookLikeOursStay(t *testing.T) {
 	r := newRig(t, 1)
 	n := r.Nodes[0]
-	handle, err := n.NS.Handle()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer handle.Close()
-	// A bridge and a veth under names of our form, and a route with our bridge's address range.
-	foreign := []netlink.Link{
-		&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "zl-foreign-b"}},
-		&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "zl-0123456789-p"}, PeerName: "zl-9876543210-p"},
-	}
-	for _, link := range foreign {
-		if err := handle.LinkAdd(link); err != nil {
-			t.Fatal(err)
-		}
+	for _, thing := range foreign() {
+		r.command(n, thing.make)
 	}
 	r.start()
 	s := r.sandbox("beside")
@@ -95,9 +97,20 @@ func TestForeignThingsThatLookLikeOursStay(t *testing.T) {
 	if err := n.Teardown(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"zl-foreign-b", "zl-0123456789-p", "zl-9876543210-p"} {
-		if _, err := handle.LinkByName(name); err != nil {
-			t.Errorf("foreign link %s: %v", name, err)
+	for _, thing := range foreign() {
+		if list := r.command(n, thing.list); !strings.Contains(list, thing.line) {
+			t.Errorf("%s no longer shows %q:\n%s", thing.list, thing.line, list)
 		}
 	}
+}
+
+// command runs a command on a node and returns what it prints.
+func (r *rig) command(n *cluster.Node, line string) string {
+	r.t.Helper()
+	words := strings.Fields(line)
+	out, err := n.NS.Command(r.t.Context(), words[0], words[1:]...).CombinedOutput()
+	if err != nil {
+		r.t.Fatalf("%s: %v: %s", line, err, out)
+	}
+	return string(out)
 }

@@ -117,11 +117,17 @@ func TestDeadDeviceIsRebuiltAndNothingLeavesInClear(t *testing.T) {
 	s := r.pair()
 	n := r.Nodes[0]
 	before := r.status(n)
+	watch := startWatch(t, r.Fabric.NS(), before.OverlayCIDRs...)
 	handle, err := n.NS.Handle()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer handle.Close()
+	// Without the device, every packet would find this way out.
+	way := &netlink.Route{Gw: r.Nodes[1].Underlay.AsSlice()}
+	if err := handle.RouteAdd(way); err != nil {
+		t.Fatal(err)
+	}
 	link, err := handle.LinkByName(before.Interface)
 	if err != nil {
 		t.Fatal(err)
@@ -147,4 +153,7 @@ func TestDeadDeviceIsRebuiltAndNothingLeavesInClear(t *testing.T) {
 	}
 	s.flows(r)
 	r.audit(n, 1)
+	if clear := watch.clear(t); len(clear) > 0 {
+		t.Errorf("%d packets crossed the underlay in clear, the first: %s", len(clear), clear[0])
+	}
 }
