@@ -240,7 +240,7 @@ func checkPrevResult(t *testing.T, cniVersion string, prev *types100.Result) {
 			t.Errorf("interface index %d of %d", *ip.Interface, len(prev.Interfaces))
 		}
 	}
-	out, err := appendResult(nil, prev, cniVersion)
+	out, err := encodeResult(prev, cniVersion)
 	if err != nil || !json.Valid(out) {
 		t.Errorf("prevResult printed as %s: %q, %v", cniVersion, out, err)
 	}

@@ -66,7 +66,7 @@ func ipNet(p netip.Prefix) net.IPNet {
 // takes 0.2 ms for what takes 0.01 ms here: it encodes, decodes and encodes
 // again, by reflection that a process of one call never gets warm.
 func printResult(w io.Writer, r *types100.Result, cniVersion string) error {
-	out, err := appendResult(nil, r, cniVersion)
+	out, err := encodeResult(r, cniVersion)
 	if err != nil {
 		return err
 	}
@@ -76,7 +76,7 @@ func printResult(w io.Writer, r *types100.Result, cniVersion string) error {
 	return nil
 }
 
-func appendResult(b []byte, r *types100.Result, cniVersion string) ([]byte, error) {
+func encodeResult(r *types100.Result, cniVersion string) ([]byte, error) {
 	newest, err := version.GreaterThanOrEqualTo(cniVersion, "1.1.0")
 	if err != nil {
 		return nil, err
@@ -89,7 +89,7 @@ func appendResult(b []byte, r *types100.Result, cniVersion string) ([]byte, erro
 	if !newest {
 		routes = slices.DeleteFunc(slices.Clone(routes), ofLink)
 	}
-	w := jsonWriter{b: b}
+	var w jsonWriter
 	w.object(func() {
 		w.text("cniVersion", cniVersion)
 		list(&w, "interfaces", r.Interfaces, func(i *types100.Interface) { w.iface(i, newest) })

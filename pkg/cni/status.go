@@ -36,13 +36,13 @@ func (p *plugin) status(args *skel.CmdArgs) error {
 	}
 }
 
-// limited tells whether sandboxes are attached while the node's tunnel is not
-// up, so that they reach no other node.
+// limited tells whether the node's tunnel is not up, so that what is attached
+// reaches no other node.
 func limited(ctx context.Context, client *shim.Client, notReady error) bool {
 	answer, ok := errors.AsType[*shim.Error](notReady)
 	if !ok || answer.Code != shim.CodeUnavailable {
 		return false
 	}
 	status, err := client.Status(ctx)
-	return err == nil && status.Interface == "" && len(status.Attachments) > 0
+	return err == nil && status.Interface == ""
 }
