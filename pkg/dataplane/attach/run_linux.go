@@ -111,16 +111,14 @@ func (a *Attacher) listenOnce(ctx context.Context) (err error) {
 	stop := context.AfterFunc(ctx, func() { _ = subscription.Close() }) // ends Receive
 	defer func() { stop(); err = errors.Join(err, subscription.Close()) }()
 	a.watch.wake() // for what happened before
-	for {
-		err := subscription.Receive(a.notice)
-		switch {
-		case errors.Is(err, rtnl.ErrOverrun):
-			a.log.Info("too many changes at once, comparing everything", "op", "watch")
-			a.watch.wake()
-		case err != nil:
-			return err
-		}
+	for err == nil {
+		err = subscription.Receive(a.notice)
 	}
+	if errors.Is(err, rtnl.ErrOverrun) {
+		a.log.Info("too many changes at once, comparing everything", "op", "watch")
+		return nil
+	}
+	return err
 }
 
 // notice decides what an announcement means to us.

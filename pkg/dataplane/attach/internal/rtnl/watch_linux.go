@@ -9,8 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrOverrun says that the kernel had more to tell than the socket could hold:
-// what changed meanwhile must be read anew.
+// ErrOverrun says that the kernel had more to tell than the socket could hold.
+// It says so once, and keeps silent until the socket is empty, so subscribe
+// anew and then read what may have changed.
 var ErrOverrun = errors.New("changes were lost")
 
 // watchBuffer holds the announcements of some thousand links at once.
@@ -89,8 +90,8 @@ func typeFilter(types []uint16) []unix.SockFilter {
 		unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 1<<32 - 1})
 }
 
-// Receive waits for changes and hands them out. ErrOverrun leaves the
-// subscription usable; after any other error it must be closed.
+// Receive waits for changes and hands them out. After an error, ErrOverrun
+// among them, the subscription must be closed.
 func (w *Watch) Receive(each func(m Message)) error {
 	raw, err := w.file.SyscallConn()
 	if err != nil {
