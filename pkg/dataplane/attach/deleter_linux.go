@@ -159,7 +159,7 @@ func (d *deleter) request(batch *deleteBatch) map[int]error {
 	defer d.put(socket)
 	var b rtnl.Batch
 	if len(batch.links) > 1 {
-		group := LinkGroup + 1 + rand.Uint32N(0xffff) //nolint:gosec // a mark, no secret
+		group := LinkGroup + 1 + rand.Uint32N(0xffff)
 		for _, r := range batch.links {
 			setGroup(&b, r.index, group)
 		}

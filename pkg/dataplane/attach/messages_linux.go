@@ -67,14 +67,14 @@ func createVeth(b *rtnl.Batch, v veth) {
 		Flags: unix.NLM_F_CREATE | unix.NLM_F_EXCL | unix.NLM_F_ECHO,
 	}, unix.IfInfomsg{})
 	half(b, v.port, v.portMAC, v.mtu)
-	b.Uint32(unix.IFLA_MASTER, uint32(v.bridge)) //nolint:gosec // an int in the kernel
+	b.Uint32(unix.IFLA_MASTER, uint32(v.bridge))
 	b.Uint32(unix.IFLA_GROUP, LinkGroup)
 	info := b.Nest(unix.IFLA_LINKINFO)
 	b.String(unix.IFLA_INFO_KIND, kindVeth)
 	data := b.Nest(unix.IFLA_INFO_DATA)
 	peer := b.PeerLink(unix.IfInfomsg{})
 	half(b, v.inside, v.insideMAC, v.mtu)
-	b.Uint32(unix.IFLA_NET_NS_FD, uint32(v.netns)) //nolint:gosec // a file descriptor
+	b.Uint32(unix.IFLA_NET_NS_FD, uint32(v.netns))
 	b.End(peer)
 	b.End(data)
 	b.End(info)
@@ -86,7 +86,7 @@ func half(b *rtnl.Batch, name string, mac net.HardwareAddr, mtu int) {
 	b.Uint32(unix.IFLA_NUM_TX_QUEUES, 1)
 	b.Uint32(unix.IFLA_NUM_RX_QUEUES, 1)
 	if mtu > 0 {
-		b.Uint32(unix.IFLA_MTU, uint32(mtu)) //nolint:gosec // checked
+		b.Uint32(unix.IFLA_MTU, uint32(mtu))
 	}
 }
 
@@ -128,7 +128,7 @@ func setUp(b *rtnl.Batch, index int) {
 
 func setMTU(b *rtnl.Batch, index, mtu int) {
 	b.Link(rtnl.Request{What: "set MTU", Type: unix.RTM_SETLINK}, header(index))
-	b.Uint32(unix.IFLA_MTU, uint32(mtu)) //nolint:gosec // checked
+	b.Uint32(unix.IFLA_MTU, uint32(mtu))
 }
 
 func setMAC(b *rtnl.Batch, index int, mac net.HardwareAddr) {
@@ -138,7 +138,7 @@ func setMAC(b *rtnl.Batch, index int, mac net.HardwareAddr) {
 
 func setMaster(b *rtnl.Batch, index, bridge int) {
 	b.Link(rtnl.Request{What: "put port on bridge", Type: unix.RTM_SETLINK}, header(index))
-	b.Uint32(unix.IFLA_MASTER, uint32(bridge)) //nolint:gosec // an int in the kernel
+	b.Uint32(unix.IFLA_MASTER, uint32(bridge))
 }
 
 func setAlias(b *rtnl.Batch, index int, alias string) {
@@ -174,13 +174,13 @@ func getLink(b *rtnl.Batch, index int, name string) {
 // getNetNS asks under which number the host knows a namespace.
 func getNetNS(b *rtnl.Batch, netns int) {
 	b.NetNS(rtnl.Request{What: "identify network namespace", Type: unix.RTM_GETNSID})
-	b.Uint32(unix.NETNSA_FD, uint32(netns)) //nolint:gosec // a file descriptor
+	b.Uint32(unix.NETNSA_FD, uint32(netns))
 }
 
 // addAddress adds an address without the second of waiting for duplicates:
 // nobody else on the link can have it.
 func addAddress(b *rtnl.Batch, link int, prefix netip.Prefix, scope uint8) {
-	h := unix.IfAddrmsg{Family: family(prefix.Addr()), Prefixlen: uint8(prefix.Bits()), Scope: scope, Index: uint32(link)} //nolint:gosec // an int in the kernel
+	h := unix.IfAddrmsg{Family: family(prefix.Addr()), Prefixlen: uint8(prefix.Bits()), Scope: scope, Index: uint32(link)}
 	if prefix.Addr().Is6() {
 		h.Flags = unix.IFA_F_NODAD
 	}
@@ -201,9 +201,9 @@ func addDefault(b *rtnl.Batch, link int, gateway netip.Addr, metric int) {
 		Family: family(gateway), Table: unix.RT_TABLE_MAIN, Protocol: unix.RTPROT_STATIC, Type: unix.RTN_UNICAST, Flags: unix.RTNH_F_ONLINK,
 	})
 	b.IP(unix.RTA_GATEWAY, gateway)
-	b.Uint32(unix.RTA_OIF, uint32(link)) //nolint:gosec // an int in the kernel
+	b.Uint32(unix.RTA_OIF, uint32(link))
 	if metric != 0 {
-		b.Uint32(unix.RTA_PRIORITY, uint32(metric)) //nolint:gosec // small
+		b.Uint32(unix.RTA_PRIORITY, uint32(metric))
 	}
 }
 
@@ -216,7 +216,7 @@ func addRoute(b *rtnl.Batch, r rtnl.Route, flag uint16) {
 	}
 	if r.MTU != 0 {
 		metrics := b.Nest(unix.RTA_METRICS)
-		b.Uint32(unix.RTAX_MTU, uint32(r.MTU)) //nolint:gosec // checked
+		b.Uint32(unix.RTAX_MTU, uint32(r.MTU))
 		b.End(metrics)
 	}
 }
@@ -234,7 +234,7 @@ func deleteRoute(b *rtnl.Batch, r rtnl.Route) {
 
 func routeHeader(r rtnl.Route) unix.RtMsg {
 	h := unix.RtMsg{
-		Family: family(r.Dst.Addr()), Dst_len: uint8(r.Dst.Bits()), Table: uint8(r.Table), Protocol: r.Protocol, //nolint:gosec // both fit
+		Family: family(r.Dst.Addr()), Dst_len: uint8(r.Dst.Bits()), Table: uint8(r.Table), Protocol: r.Protocol,
 		Type: r.Type, Flags: r.Flags,
 	}
 	if !r.Gateway.IsValid() {
@@ -248,7 +248,7 @@ func routeAttrs(b *rtnl.Batch, r rtnl.Route) {
 	if r.Gateway.IsValid() {
 		b.IP(unix.RTA_GATEWAY, r.Gateway)
 	}
-	b.Uint32(unix.RTA_OIF, uint32(r.Link)) //nolint:gosec // an int in the kernel
+	b.Uint32(unix.RTA_OIF, uint32(r.Link))
 }
 
 // addRule has packets that come in by a bridge look into RouteTable first.
@@ -277,7 +277,7 @@ func ruleFor(b *rtnl.Batch, r rtnl.Request, family uint8, bridge string) {
 func setNeighbour(b *rtnl.Batch, link int, addr netip.Addr, mac net.HardwareAddr) {
 	b.Neigh(rtnl.Request{
 		What: "set neighbour " + addr.String(), Type: unix.RTM_NEWNEIGH, Flags: unix.NLM_F_CREATE | unix.NLM_F_REPLACE,
-	}, unix.NdMsg{Family: family(addr), Ifindex: int32(link), State: unix.NUD_PERMANENT}) //nolint:gosec // an int in the kernel
+	}, unix.NdMsg{Family: family(addr), Ifindex: int32(link), State: unix.NUD_PERMANENT})
 	b.IP(unix.NDA_DST, addr)
 	b.Bytes(unix.NDA_LLADDR, mac)
 	b.Uint8(rtnl.NeighProtocol, RouteProtocol)
@@ -287,7 +287,7 @@ func deleteNeighbour(b *rtnl.Batch, link int, addr netip.Addr) {
 	b.Neigh(rtnl.Request{
 		What: "delete neighbour " + addr.String(), Type: unix.RTM_DELNEIGH,
 		Tolerate: []unix.Errno{unix.ENOENT, unix.ESRCH, unix.ENODEV},
-	}, unix.NdMsg{Family: family(addr), Ifindex: int32(link)}) //nolint:gosec // an int in the kernel
+	}, unix.NdMsg{Family: family(addr), Ifindex: int32(link)})
 	b.IP(unix.NDA_DST, addr)
 }
 
@@ -295,11 +295,11 @@ func deleteNeighbour(b *rtnl.Batch, link int, addr netip.Addr) {
 func setForwarding(b *rtnl.Batch, port int, mac net.HardwareAddr) {
 	b.Neigh(rtnl.Request{
 		What: "set forwarding entry", Type: unix.RTM_NEWNEIGH, Flags: unix.NLM_F_CREATE | unix.NLM_F_REPLACE,
-	}, unix.NdMsg{Family: unix.AF_BRIDGE, Ifindex: int32(port), State: unix.NUD_NOARP, Flags: unix.NTF_MASTER}) //nolint:gosec // an int in the kernel
+	}, unix.NdMsg{Family: unix.AF_BRIDGE, Ifindex: int32(port), State: unix.NUD_NOARP, Flags: unix.NTF_MASTER})
 	b.Bytes(unix.NDA_LLADDR, mac)
 }
 
-func header(index int) unix.IfInfomsg { return unix.IfInfomsg{Index: int32(index)} } //nolint:gosec // an int in the kernel
+func header(index int) unix.IfInfomsg { return unix.IfInfomsg{Index: int32(index)} }
 
 func family(addr netip.Addr) uint8 {
 	if addr.Is4() {

@@ -125,13 +125,13 @@ func TestLinkStorm(t *testing.T) {
 // storms makes a thousand links with addresses and routes, and removes them.
 func storms(t testing.TB, n *node) {
 	t.Helper()
-	var make, remove strings.Builder
+	var create, remove strings.Builder
 	for i := range 500 {
-		fmt.Fprintf(&make, "link add s%d type veth peer name t%d\naddr add 10.9.%d.%d/32 dev s%d\nlink set s%d up\n", i, i, i/250, i%250, i, i)
+		fmt.Fprintf(&create, "link add s%d type veth peer name t%d\naddr add 10.9.%d.%d/32 dev s%d\nlink set s%d up\n", i, i, i/250, i%250, i, i)
 		fmt.Fprintf(&remove, "link del s%d\n", i)
 	}
 	dir := t.TempDir()
-	for name, script := range map[string]string{"make": make.String(), "remove": remove.String()} {
+	for name, script := range map[string]string{"make": create.String(), "remove": remove.String()} {
 		if err := os.WriteFile(dir+"/"+name, []byte(script), 0o600); err != nil {
 			t.Error(err)
 		}

@@ -117,7 +117,7 @@ func (have *snapshot) readForwarding(slot *slot, bridge segment) error {
 	slot.Neigh(rtnl.Request{
 		What: "read forwarding entries", Type: unix.RTM_GETNEIGH, Flags: unix.NLM_F_DUMP,
 	}, unix.NdMsg{Family: unix.AF_BRIDGE})
-	slot.Uint32(unix.NDA_MASTER, uint32(bridge.index)) //nolint:gosec // an int in the kernel
+	slot.Uint32(unix.NDA_MASTER, uint32(bridge.index))
 	entries, err := rtnl.Dump(slot.Socket, &slot.Batch, rtnl.ParseNeigh)
 	for _, entry := range entries {
 		if entry.Master == bridge.index && entry.State == unix.NUD_NOARP {

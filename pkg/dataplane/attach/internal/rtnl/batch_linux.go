@@ -153,11 +153,11 @@ func (b *Batch) Nest(attr uint16) (nest int) {
 
 // End closes the attribute that Nest or PeerLink began.
 func (b *Batch) End(nest int) {
-	binary.NativeEndian.PutUint16(b.buf[nest:], uint16(len(b.buf)-nest)) //nolint:gosec // far below 64 KiB
+	binary.NativeEndian.PutUint16(b.buf[nest:], uint16(len(b.buf)-nest))
 }
 
 func (b *Batch) attr(attr uint16, length int) {
-	b.buf = binary.NativeEndian.AppendUint16(b.buf, uint16(unix.SizeofNlAttr+length)) //nolint:gosec // far below 64 KiB
+	b.buf = binary.NativeEndian.AppendUint16(b.buf, uint16(unix.SizeofNlAttr+length))
 	b.buf = binary.NativeEndian.AppendUint16(b.buf, attr)
 }
 
@@ -177,7 +177,7 @@ func (b *Batch) begin(r Request) {
 func (b *Batch) finish() {
 	if len(b.requests) > 0 {
 		start := b.requests[len(b.requests)-1].start
-		binary.NativeEndian.PutUint32(b.buf[start:], uint32(len(b.buf)-start)) //nolint:gosec // a batch is far below 4 GiB
+		binary.NativeEndian.PutUint32(b.buf[start:], uint32(len(b.buf)-start))
 	}
 }
 
@@ -193,6 +193,6 @@ func (b *Batch) seal(firstSeq uint32) {
 		header := b.buf[r.start:]
 		binary.NativeEndian.PutUint16(header[4:], r.Type)
 		binary.NativeEndian.PutUint16(header[6:], flags)
-		binary.NativeEndian.PutUint32(header[8:], firstSeq+uint32(i)) //nolint:gosec // a batch has few requests
+		binary.NativeEndian.PutUint32(header[8:], firstSeq+uint32(i))
 	}
 }

@@ -76,7 +76,7 @@ func ParseLink(m Message) (Link, bool) {
 	}
 	l := Link{
 		Family: m.Data[0],
-		Index:  int(int32(binary.NativeEndian.Uint32(m.Data[4:]))), //nolint:gosec // an int in the kernel
+		Index:  int(int32(binary.NativeEndian.Uint32(m.Data[4:]))),
 		Flags:  binary.NativeEndian.Uint32(m.Data[8:]),
 		PeerNS: -1,
 	}
@@ -89,7 +89,7 @@ func ParseLink(m Message) (Link, bool) {
 		case unix.IFLA_MTU:
 			l.MTU = number(v)
 		case unix.IFLA_GROUP:
-			l.Group = uint32(number(v)) //nolint:gosec // a u32 in the kernel
+			l.Group = uint32(number(v))
 		case unix.IFLA_IFALIAS:
 			l.Alias = text(v)
 		case unix.IFLA_MASTER:
@@ -180,7 +180,7 @@ func ParseAddr(m Message) (Addr, bool) {
 				addr, _ = netip.AddrFromSlice(v)
 			}
 		case unix.IFA_FLAGS:
-			a.Flags = uint32(number(v)) //nolint:gosec // a u32 in the kernel
+			a.Flags = uint32(number(v))
 		}
 	}
 	a.Prefix = netip.PrefixFrom(addr, int(m.Data[1]))
@@ -269,7 +269,7 @@ func ParseRule(m Message) (Rule, bool) {
 		case unix.FRA_PRIORITY:
 			r.Priority = number(v)
 		case unix.FRA_PROTOCOL:
-			r.Protocol = uint8(number(v)) //nolint:gosec // a u8 in the kernel
+			r.Protocol = uint8(number(v))
 		}
 	}
 	return r, true
@@ -296,7 +296,7 @@ func ParseNeigh(m Message) (Neigh, bool) {
 	}
 	n := Neigh{
 		Family: m.Data[0],
-		Link:   int(int32(binary.NativeEndian.Uint32(m.Data[4:]))), //nolint:gosec // an int in the kernel
+		Link:   int(int32(binary.NativeEndian.Uint32(m.Data[4:]))),
 		State:  binary.NativeEndian.Uint16(m.Data[8:]),
 	}
 	for attr, v := range Attrs(m.Data[unix.SizeofNdMsg:]) {
@@ -306,7 +306,7 @@ func ParseNeigh(m Message) (Neigh, bool) {
 		case unix.NDA_LLADDR:
 			n.MAC = bytes.Clone(v)
 		case NeighProtocol:
-			n.Protocol = uint8(number(v)) //nolint:gosec // a u8 in the kernel
+			n.Protocol = uint8(number(v))
 		case unix.NDA_MASTER:
 			n.Master = number(v)
 		case unix.NDA_VLAN:
@@ -353,4 +353,4 @@ func number(v []byte) int {
 }
 
 // signed is a signed integer of four bytes.
-func signed(v []byte) int { return int(int32(uint32(number(v)))) } //nolint:gosec // by the protocol
+func signed(v []byte) int { return int(int32(uint32(number(v)))) }

@@ -182,7 +182,7 @@ func dumpOnce[T any](s *Socket, b *Batch, parse func(Message) (T, bool)) (found 
 
 func (s *Socket) send(b *Batch) (firstSeq uint32, err error) {
 	firstSeq = s.seq + 1
-	s.seq += uint32(len(b.requests)) //nolint:gosec // a batch has few requests
+	s.seq += uint32(len(b.requests))
 	b.seal(firstSeq)
 	for {
 		err := unix.Sendto(s.fd, b.buf, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
@@ -240,7 +240,7 @@ func refusal(r Request, index int, h unix.NlMsghdr, data []byte) error {
 	if len(data) < 4 {
 		return nil // NLMSG_DONE of old kernels
 	}
-	errno := unix.Errno(-int32(binary.NativeEndian.Uint32(data))) //nolint:gosec // an errno, by the protocol
+	errno := unix.Errno(-int32(binary.NativeEndian.Uint32(data)))
 	if errno == 0 {
 		return nil
 	}

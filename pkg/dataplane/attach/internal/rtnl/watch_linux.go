@@ -43,7 +43,7 @@ func openWatch(groups, types []uint16) (*Watch, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
-	w := &Watch{file: os.NewFile(uintptr(fd), "rtnetlink"), buf: make([]byte, dumpSize)} //nolint:gosec // a file descriptor
+	w := &Watch{file: os.NewFile(uintptr(fd), "rtnetlink"), buf: make([]byte, dumpSize)}
 	// Beyond the system's limit it takes a privilege in the first user namespace; less room only means reading anew earlier.
 	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, watchBuffer) != nil {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, watchBuffer)
@@ -57,7 +57,7 @@ func openWatch(groups, types []uint16) (*Watch, error) {
 // subscribe filters before it joins, so that nothing unwanted gets in between.
 func subscribe(fd int, groups, types []uint16) error {
 	filter := typeFilter(types)
-	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]} //nolint:gosec // a handful
+	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
 	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &program); err != nil {
 		return os.NewSyscallError("setsockopt", err)
 	}
@@ -81,7 +81,7 @@ func typeFilter(types []uint16) []unix.SockFilter {
 		var native [2]byte
 		binary.NativeEndian.PutUint16(native[:], t)
 		program = append(program, unix.SockFilter{
-			Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jt: uint8(len(types) - i), //nolint:gosec // a handful
+			Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jt: uint8(len(types) - i),
 			K: uint32(binary.BigEndian.Uint16(native[:])), // BPF loads in network byte order
 		})
 	}
