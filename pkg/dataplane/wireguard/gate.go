@@ -5,9 +5,15 @@ import (
 	"time"
 )
 
-// gateStall is how long nothing may leave a full gate before what is inside
-// counts as stuck. It is longer than a loaded machine keeps a thread waiting.
-const gateStall = 50 * time.Millisecond
+const (
+	// gateLook is how often the one that waits at a full gate looks whether
+	// anything has left.
+	gateLook = 10 * time.Millisecond
+	// gateStall is after how many looks in vain the packets inside count as
+	// stuck. On a machine without time to spare, looks come late like everything
+	// else, so that a wait of many looks is more than a lack of time.
+	gateStall = 8
+)
 
 // gate bounds the packets on their way through wireguard-go in one direction.
 // Each of them sits in a buffer of 64 KiB whatever its length, and the queues in
@@ -18,20 +24,23 @@ const gateStall = 50 * time.Millisecond
 // peer that does not answer. So every buffer carries a mark that tells which
 // gate it is in: a buffer that comes back without having left was dropped. What
 // is inside when a full gate stands still is stuck, and the bound applies to
-// what comes on top of that. Safe for concurrent use.
+// what comes on top of that; what then leaves after all was not stuck. Safe for
+// concurrent use.
 type gate struct {
-	mark   byte
-	limit  int64
-	inside atomic.Int64
-	stuck  atomic.Int64
-	left   atomic.Uint64 // batches that have left, to tell standing still from slow
-	wake   chan struct{}
+	direction byte
+	limit     int64
+	inside    atomic.Int64
+	stuck     atomic.Int64  // how many of those inside do not count
+	stalls    atomic.Uint32 // part of the mark: whether a packet entered before the last stall
+	left      atomic.Uint64 // batches that have left, to tell standing still from slow
+	wake      chan struct{}
 }
 
-// The marks of the two directions; zero is no mark.
+// A mark is a direction and the number of stalls so far; zero is no mark.
 const (
-	markOut byte = 1
-	markIn  byte = 2
+	markOut       byte = 0x40
+	markIn        byte = 0x80
+	markDirection      = markOut | markIn
 )
 
 // bufferSize is the size of all buffers that wireguard-go pools. No packet
@@ -39,8 +48,8 @@ const (
 // for a UDP datagram over IPv6, is eight bytes shorter.
 const bufferSize = 1<<16 - 1
 
-func newGate(mark byte, limit int64) *gate {
-	return &gate{mark: mark, limit: limit, wake: make(chan struct{}, 1)}
+func newGate(direction byte, limit int64) *gate {
+	return &gate{direction: direction, limit: limit, wake: make(chan struct{}, 1)}
 }
 
 // markOf returns the place of the mark of the buffer that buf is the beginning
@@ -52,47 +61,65 @@ func markOf(buf []byte) *byte {
 	return &buf[:bufferSize][bufferSize-1]
 }
 
+// mark is what packets that enter now get.
+func (g *gate) mark() byte { return g.direction | byte(g.stalls.Load())&^markDirection }
+
 // enter counts bufs in. Those that were dropped since they entered last leave
 // the gate they were in, which is this one or other.
 func (g *gate) enter(bufs [][]byte, other *gate) {
 	entered, dropped := 0, 0
+	current := g.mark()
 	for _, buf := range bufs {
 		mark := markOf(buf)
-		switch {
-		case mark == nil || *mark == g.mark:
+		if mark == nil {
 			continue
-		case *mark == other.mark:
-			dropped++
 		}
-		*mark = g.mark
-		entered++
+		switch *mark & markDirection {
+		case g.direction:
+		case other.direction:
+			dropped++
+			fallthrough
+		default:
+			entered++
+		}
+		*mark = current
 	}
 	g.inside.Add(int64(entered))
 	if dropped > 0 {
-		other.release(dropped)
+		other.release(dropped, 0)
 	}
 }
 
 // leave counts bufs out.
 func (g *gate) leave(bufs [][]byte) {
-	left := 0
+	left, loose := 0, 0
+	current := g.mark()
 	for _, buf := range bufs {
-		if mark := markOf(buf); mark != nil && *mark == g.mark {
-			*mark = 0
-			left++
+		mark := markOf(buf)
+		if mark == nil || *mark&markDirection != g.direction {
+			continue
 		}
+		left++
+		if *mark != current {
+			loose++
+		}
+		*mark = 0
 	}
 	g.left.Add(1)
-	g.release(left)
+	g.release(left, loose)
 }
 
-func (g *gate) release(n int) {
+// release counts n packets out, some of which had counted as stuck.
+func (g *gate) release(n, loose int) {
 	now := g.inside.Add(-int64(n))
-	stuck := g.stuck.Load()
-	if now < stuck {
-		g.stuck.CompareAndSwap(stuck, max(now, 0)) // whoever comes between does the same
+	for {
+		stuck := g.stuck.Load()
+		fewer := max(min(stuck-int64(loose), now), 0)
+		if fewer == stuck || g.stuck.CompareAndSwap(stuck, fewer) {
+			break
+		}
 	}
-	if now < g.limit+stuck && now+int64(n) >= g.limit {
+	if g.open() && now+int64(n) >= g.limit {
 		notify(g.wake)
 	}
 }
@@ -105,19 +132,24 @@ func (g *gate) wait(stop <-chan struct{}) bool {
 	if g.open() {
 		return true
 	}
-	timer := time.NewTimer(gateStall)
+	timer := time.NewTimer(gateLook)
 	defer timer.Stop()
+	seen, looks := g.left.Load(), 0
 	for {
-		seen := g.left.Load()
 		select {
 		case <-stop:
 			return false
 		case <-g.wake:
 		case <-timer.C:
-			if g.left.Load() == seen {
+			timer.Reset(gateLook)
+			if looks++; g.left.Load() != seen {
+				seen, looks = g.left.Load(), 0
+			}
+			if looks == gateStall {
+				looks = 0
+				g.stalls.Add(1)
 				g.stuck.Store(g.inside.Load())
 			}
-			timer.Reset(gateStall)
 		}
 		if g.open() {
 			notify(g.wake) // the other family's receiver may wait here too

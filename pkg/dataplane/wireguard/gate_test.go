@@ -3,6 +3,7 @@ package wireguard
 import (
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 func buffers(n int) [][]byte {
@@ -94,7 +95,7 @@ func TestGateOpensAroundStuckPackets(t *testing.T) {
 		in, out := newGate(markIn, 10), newGate(markOut, 10)
 		stuck := buffers(10)
 		out.enter(stuck, in)
-		if !out.wait(nil) { // sleeps for gateStall
+		if !out.wait(nil) { // for as long as a stall takes
 			t.Fatal("stopped")
 		}
 		for range 100 { // peers drop their oldest packet for each new one
@@ -113,6 +114,54 @@ func TestGateOpensAroundStuckPackets(t *testing.T) {
 		out.enter(moving, in)
 		if out.open() {
 			t.Error("the gate stayed wide after nothing was stuck any more")
+		}
+	})
+}
+
+// A process that had no time for a while did not stall: what was inside leaves,
+// and the bound is what it was.
+func TestGateTakesAMistakenStallBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		in, out := newGate(markIn, 10), newGate(markOut, 10)
+		late := buffers(10)
+		out.enter(late, in)
+		if !out.wait(nil) {
+			t.Fatal("stopped")
+		}
+		for range 100 { // the pipeline stays full all the time
+			next := buffers(10)
+			out.enter(next, in)
+			out.leave(late)
+			late = next
+		}
+		if inside := out.inside.Load(); inside != 10 || out.open() {
+			t.Errorf("%d packets are inside, and the gate is open: %v", inside, out.open())
+		}
+	})
+}
+
+// Looks in vain count only while nothing leaves.
+func TestGateIsPatientWithSlowFlows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		in, out := newGate(markIn, 10), newGate(markOut, 10)
+		slow := buffers(100)
+		out.enter(slow, in)
+		passed := make(chan bool, 1)
+		go func() { passed <- out.wait(nil) }()
+		for i := range 90 {
+			time.Sleep((gateStall - 1) * gateLook)
+			select {
+			case <-passed:
+				t.Fatalf("the gate opened after %d of 100 packets", i)
+			default:
+			}
+			out.leave(slow[i : i+1])
+		}
+		time.Sleep(gateLook)
+		out.leave(slow[90:])
+		<-passed
+		if stalls := out.stalls.Load(); stalls != 0 {
+			t.Errorf("%d stalls", stalls)
 		}
 	})
 }

@@ -108,7 +108,7 @@ func TestPrivateKeyDoesNotPrint(t *testing.T) {
 		"base64":      secret.String()[:12],
 		"hexadecimal": fmt.Sprintf("%x", secret[:6]),
 		"capitals":    fmt.Sprintf("%X", secret[:6]),
-		"decimal":     strings.Trim(fmt.Sprint(secret[:6]), "[]"),
+		"decimal":     strings.Trim(fmt.Sprintf("%d", secret[:6]), "[]"),
 		"go syntax":   strings.TrimSuffix(strings.TrimPrefix(fmt.Sprintf("%#v", secret[:4]), "[]byte{"), "}"),
 	} {
 		if strings.Contains(out.String(), trace) {

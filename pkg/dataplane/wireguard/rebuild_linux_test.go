@@ -145,7 +145,7 @@ func TestReadyTellsWhatIsWrong(t *testing.T) {
 		node.ip(t, "link", "set", "eth9", "name", node.config.Name)
 		eventually(t, "not ready", func() error {
 			if err := d.Ready(); err == nil || !strings.Contains(err.Error(), "not ours") {
-				return fmt.Errorf("ready says %v", err)
+				return fmt.Errorf("ready says: %w", err)
 			}
 			return nil
 		})
@@ -249,10 +249,7 @@ func TestAThousandLinksAtOnce(t *testing.T) {
 			_ = a.ns.Command(traffic, "ping", "-n", "-q", "-i", "0.002", b.addr(0).String()).Run()
 		})
 		for range 4 * runtime.GOMAXPROCS(0) {
-			flowing.Go(func() {
-				for traffic.Err() == nil { // leaves others a turn every ten milliseconds
-				}
-			})
+			flowing.Go(func() { spin(traffic) })
 		}
 		const pairs, group = 500, 4711
 		var batch strings.Builder
@@ -282,4 +279,12 @@ func TestAThousandLinksAtOnce(t *testing.T) {
 			ping(t, a, b.addr(fam))
 		}
 	})
+}
+
+// spin leaves others a turn every ten milliseconds.
+func spin(ctx context.Context) (turns int) {
+	for ctx.Err() == nil {
+		turns++
+	}
+	return turns
 }
