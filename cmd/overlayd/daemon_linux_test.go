@@ -27,7 +27,7 @@ func volatile(text string, keys ...string) string {
 	for _, mask := range []struct{ pattern, mark string }{
 		{`Version:( +)\S.*`, "Version:${1}VERSION"},
 		{`(kernel|userspace) WireGuard`, "BACKEND WireGuard"},
-		{`\d+s ago  `, "AGE      "},
+		{`(\d+[dhms])+ ago`, "AGE"},
 		{` \d[\d.]* (B|KiB|MiB) +\d[\d.]* (B|KiB|MiB)`, " RX   TX"},
 		{`HANDSHAKE +RECEIVED +SENT`, "HANDSHAKE   RECEIVED   SENT"},
 	} {

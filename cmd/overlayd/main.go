@@ -42,6 +42,7 @@ func newCommand(out, log io.Writer) *cobra.Command {
 		Args:          cobra.NoArgs,
 		SilenceErrors: true, // main prints them, in one line
 		SilenceUsage:  true,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetOut(out)
 	root.SetErr(log)

@@ -1,0 +1,58 @@
+package main
+
+import (
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/zlayer/zlayer-cni/pkg/cni"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane"
+	"github.com/zlayer/zlayer-cni/pkg/shim"
+)
+
+// TestAPartThatBreaksEndsTheDaemon runs a daemon in this process whose node has
+// another key than the file says, so that it never touches the kernel.
+func TestAPartThatBreaksEndsTheDaemon(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	dir, err := os.MkdirTemp("/run", "broken-") // a socket's path is short
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := dualStack()
+	config.NodesFile, config.StateDir, config.Socket = filepath.Join(dir, "nodes.yaml"), dir, filepath.Join(dir, "s")
+	write(t, config.NodesFile, "nodes: [{name: a, publicKey: "+keyA+"}]")
+	log := slog.New(slog.DiscardHandler)
+	d := &daemon{config: config, log: log, requests: newRequestMetrics(), tried: make(chan struct{})}
+	if d.nodes, err = newNodesFile(config, log, d.setNodes); err != nil {
+		t.Fatal(err)
+	}
+	if d.plane, err = dataplane.New(dataplane.Config{Node: "a", Cluster: config.ClusterCIDRs, StateDir: dir, Log: log}); err != nil {
+		t.Fatal(err)
+	}
+	d.graves = &graveyard{dir: cni.TombstoneDir(dir), log: log, detach: d.plane.Detach}
+	socket, err := shim.Listen(config.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	metrics, err := listenMetrics(t.Context(), netip.MustParseAddrPort("127.0.0.1:9552"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- d.run(t.Context(), socket, metrics) }()
+	<-d.tried
+	if err := metrics.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err == nil || !strings.HasPrefix(err.Error(), "serve metrics: ") {
+		t.Errorf("run: %v", err)
+	}
+	if _, err := os.Lstat(config.Socket); !os.IsNotExist(err) {
+		t.Errorf("socket after the end: %v", err)
+	}
+}
