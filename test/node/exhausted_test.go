@@ -31,7 +31,7 @@ func TestExhaustedPoolSaysSoAndRecovers(t *testing.T) {
 	extra := r.sandbox("extra")
 	_, err := r.add(n, extra)
 	var told *types.Error
-	if !errors.As(err, &told) || told.Code != uint(cni.CodeExhausted) {
+	if !errors.As(err, &told) || told.Code != cni.CodeExhausted {
 		t.Fatalf("ADD in a full pool: %v, want code %d", err, cni.CodeExhausted)
 	}
 	for _, want := range []string{"10.200.7.0/29", "5 of 5"} {
