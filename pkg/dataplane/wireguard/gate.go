@@ -119,12 +119,16 @@ func (g *gate) release(n, loose int) {
 			break
 		}
 	}
-	if g.open() && now+int64(n) >= g.limit {
+	if now+int64(n) > g.limit-g.limit/4 && g.drained() {
 		notify(g.wake)
 	}
 }
 
 func (g *gate) open() bool { return g.inside.Load() < g.limit+g.stuck.Load() }
+
+// drained reports whether a gate that was full may open. It does so at three
+// quarters, or every single packet that leaves would wake the one that waits.
+func (g *gate) drained() bool { return g.inside.Load() <= g.limit-g.limit/4+g.stuck.Load() }
 
 // wait returns true as soon as there is room, and false when stop is closed
 // before.
@@ -151,7 +155,7 @@ func (g *gate) wait(stop <-chan struct{}) bool {
 				g.stuck.Store(g.inside.Load())
 			}
 		}
-		if g.open() {
+		if g.drained() {
 			notify(g.wake) // the other family's receiver may wait here too
 			return true
 		}

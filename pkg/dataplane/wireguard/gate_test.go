@@ -28,11 +28,18 @@ func TestGateHoldsBackBeyondItsLimit(t *testing.T) {
 		default:
 		}
 		out.leave(bufs[:3])
+		synctest.Wait()
+		select {
+		case <-passed:
+			t.Fatal("the gate opened for a single packet")
+		default:
+		}
+		out.leave(bufs[3:4])
 		if !<-passed {
 			t.Error("the gate was not stopped")
 		}
-		if inside := out.inside.Load(); inside != 9 {
-			t.Errorf("%d inside, want 9", inside)
+		if inside := out.inside.Load(); inside != 8 {
+			t.Errorf("%d inside, want 8", inside)
 		}
 	})
 }
