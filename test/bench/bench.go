@@ -34,7 +34,7 @@ type bench struct {
 	seconds float64
 
 	binaries string // folder of overlayd and zlayer-cni
-	empty    string // an empty Go program
+	empty    string // an empty Go program, once it is built
 	samples  *sampleFile
 
 	judgements []judgement
@@ -78,20 +78,34 @@ func (b *bench) prepare(ctx context.Context) error {
 	if b.binaries, err = cluster.Binaries(ctx, b.dir); err != nil {
 		return err
 	}
-	b.empty = filepath.Join(b.dir, "empty")
-	if err := cluster.Build(ctx, b.empty, "./test/bench/empty"); err != nil {
-		return err
-	}
 	if b.reference, err = filepath.Abs(b.reference); err != nil {
 		return err
 	}
+	b.samples, err = newSampleFile(b.csv)
+	return err
+}
+
+// buildEmpty builds the empty Go program, once.
+func (b *bench) buildEmpty(ctx context.Context) error {
+	if b.empty != "" {
+		return nil
+	}
+	path := filepath.Join(b.dir, "empty")
+	if err := cluster.Build(ctx, path, "./test/bench/empty"); err != nil {
+		return err
+	}
+	b.empty = path
+	return nil
+}
+
+// findReference fails if the reference plugins are not there.
+func (b *bench) findReference() error {
 	for _, name := range []string{"bridge", "ptp", "host-local"} {
 		if _, err := os.Stat(filepath.Join(b.reference, name)); err != nil {
 			return fmt.Errorf("reference plugin: %w (make reference-plugins puts it there)", err)
 		}
 	}
-	b.samples, err = newSampleFile(b.csv)
-	return err
+	return nil
 }
 
 func (b *bench) close() error {

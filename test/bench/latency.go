@@ -37,6 +37,9 @@ type latencySeries struct {
 
 // cniLatency measures ADD and DEL of all contenders, interleaved.
 func (b *bench) cniLatency(ctx context.Context, dualStack bool) error {
+	if err := errors.Join(b.findReference(), b.buildEmpty(ctx)); err != nil {
+		return err
+	}
 	contenders, err := b.cniContenders(ctx, dualStack)
 	defer func() {
 		for _, c := range contenders {

@@ -30,6 +30,9 @@ const (
 // pluginStart compares zlayer-cni, doing nothing but to start, with a Go
 // program that holds nothing.
 func (b *bench) pluginStart(ctx context.Context) error {
+	if err := b.buildEmpty(ctx); err != nil {
+		return err
+	}
 	ours := filepath.Join(b.binaries, "zlayer-cni")
 	programs := []process{
 		{path: ours, env: []string{"CNI_COMMAND=VERSION"}, stdin: []byte(`{"cniVersion":"1.0.0"}`)},

@@ -19,8 +19,8 @@ import (
 	"github.com/zlayer/zlayer-cni/test/netlab"
 )
 
-// pollInterval is how often a daemon is asked whether it has come as far as
-// wanted.
+// pollInterval is the least time between two questions whether a daemon has
+// come as far as wanted.
 const pollInterval = 10 * time.Millisecond
 
 // Node is a machine with a daemon.
@@ -174,16 +174,19 @@ func (n *Node) await(ctx context.Context, what string, wanted func(shim.StatusSn
 	defer cancel()
 	running := n.daemon
 	for {
+		asked := time.Now()
 		status, err := n.Status(ctx)
 		if err == nil && wanted(status) {
 			return nil
 		}
+		// With thousands of peers an answer takes a while, and asking all the time would slow the daemon down.
+		rest := max(pollInterval, 3*time.Since(asked))
 		select {
 		case <-running.done:
 			return fmt.Errorf("wait for overlayd on %s to %s: it ended (%v); its log ends with: %s", n.Name, what, running.Cmd.ProcessState, n.LogTail())
 		case <-ctx.Done():
 			return fmt.Errorf("wait for overlayd on %s to %s: %w: %s", n.Name, what, ctx.Err(), n.lastWords(status, err))
-		case <-time.After(pollInterval):
+		case <-time.After(rest):
 		}
 	}
 }
