@@ -350,6 +350,11 @@ func TestClientSurvivesALateAnswer(t *testing.T) {
 	if err := c.Ready(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("got %v, want DeadlineExceeded", err)
 	}
+	c.conn.mu.Lock()
+	if len(c.conn.waiting) > 0 {
+		t.Error("the call that gave up is still remembered")
+	}
+	c.conn.mu.Unlock()
 	close(late)
 	if err := c.Ready(t.Context()); err != nil {
 		t.Error(err)
@@ -400,20 +405,34 @@ func TestClientRefusesToSendTooMuch(t *testing.T) {
 	}
 }
 
+func TestAContextThatEndedLeavesNoDeadline(t *testing.T) {
+	c := startDaemon(t, nothing, ServeOptions{}).client()
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	before := c.conn
+	interruptible(ended, before.conn.SetWriteDeadline)()
+	if err := c.Ready(t.Context()); err != nil || c.conn != before {
+		t.Errorf("the next call needed another connection, or %v", err)
+	}
+}
+
 func TestClientClose(t *testing.T) {
 	begun, release := make(chan struct{}, 1), make(chan struct{})
 	defer close(release)
 	c := dialScript(t, func(c *rawConn) { c.request(); begun <- struct{}{}; <-release })
 	called := make(chan error, 1)
-	go func() { called <- c.Ready(t.Context()) }()
+	go func() {
+		_, err := c.Call(t.Context(), &AllocateIP{})
+		called <- err
+	}()
 	within(t, begun, "the call")
 	for range 2 {
 		if err := c.Close(); err != nil {
 			t.Error(err)
 		}
 	}
-	if err := within(t, called, "its end"); !errors.Is(err, ErrClosed) {
-		t.Errorf("call under way: %v, want ErrClosed", err)
+	if err := within(t, called, "its end"); !errors.Is(err, ErrClosed) || errors.Is(err, ErrUnreachable) {
+		t.Errorf("call under way: %v, want ErrClosed alone", err)
 	}
 	if err := c.Ready(t.Context()); !errors.Is(err, ErrClosed) {
 		t.Errorf("call after: %v, want ErrClosed", err)
@@ -438,6 +457,23 @@ func TestClientCloseEndsDialing(t *testing.T) {
 	for range cap(called) {
 		if err := within(t, called, "the end of a call"); !errors.Is(err, ErrClosed) {
 			t.Errorf("got %v, want ErrClosed", err)
+		}
+	}
+}
+
+func TestClientCloseWhileDialing(t *testing.T) {
+	d := startDaemon(t, nothing, ServeOptions{})
+	for range 100 { // goleak finds a connection made after Close
+		c, err := Dial(t.Context(), d.path, DialOptions{CallTimeout: patience})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.conn.fail(net.ErrClosed)
+		called := make(chan error, 1)
+		go func() { called <- c.Ready(t.Context()) }()
+		_ = c.Close()
+		if err := within(t, called, "the call"); err != nil && !errors.Is(err, ErrClosed) {
+			t.Errorf("got %v, want ErrClosed or none", err)
 		}
 	}
 }

@@ -144,10 +144,9 @@ func (c *clientConn) send(ctx context.Context, frame []byte, file *os.File) (boo
 }
 
 // interruptible makes a read or write return when ctx ends. The returned
-// function must be called after it.
+// function must be called after it; the connection then has no deadline.
 func interruptible(ctx context.Context, setDeadline func(time.Time) error) func() {
 	done := make(chan struct{})
-	_ = setDeadline(time.Time{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(done)
 		_ = setDeadline(time.Unix(1, 0))
@@ -155,6 +154,7 @@ func interruptible(ctx context.Context, setDeadline func(time.Time) error) func(
 	return func() {
 		if !stop() {
 			<-done
+			_ = setDeadline(time.Time{})
 		}
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
-	"time"
 )
 
 // Subscription receives events on a connection of its own. It does not
@@ -37,9 +36,6 @@ func SubscribeTo(ctx context.Context, path string, opt DialOptions) (*Subscripti
 		defer cancel()
 	}
 	snapshot, err := subscribeOn(ctx, conn)
-	if err == nil {
-		err = conn.SetDeadline(time.Time{}) // ctx is for the answer alone
-	}
 	if err != nil {
 		_ = conn.Close()
 		return nil, fmt.Errorf("subscribe: %w", err)

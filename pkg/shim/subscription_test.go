@@ -110,8 +110,10 @@ func TestSubscribersAreNotIdle(t *testing.T) {
 	events := NewBroadcaster(4)
 	d := startDaemon(t, snapshots, ServeOptions{Events: events, MaxConns: 2})
 	s := subscribe(t, d)
-	for range 3 {
-		d.mustServe()
+	for id := range uint64(3) { // each takes the place of the one before
+		c := d.raw()
+		c.ask(id, &Ready{})
+		c.answer()
 	}
 	events.Publish(&Lost{Count: 1})
 	if diff := cmp.Diff(Event(&Lost{Count: 1}), next(t, s)); diff != "" {
@@ -150,6 +152,11 @@ func TestRequestOfALostConnectionIsNotBegun(t *testing.T) {
 		return true
 	})
 	close(release)
+	eventually(t, "the end of its queue", func() bool {
+		events.mu.Lock()
+		defer events.mu.Unlock()
+		return len(events.queues) == 0
+	})
 	d.stop()
 	if len(begun) > 0 {
 		t.Errorf("%s was begun for nobody", (<-begun).Op())
