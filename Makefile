@@ -61,7 +61,7 @@ test-bundle: test-programs ## compile the namespace tests into bin/bundle, which
 
 .PHONY: test-kernel
 test-kernel: test-bundle ## run the namespace tests on a kernel with WireGuard (KERNEL_RUN=command to reach it)
-	$(if $(KERNEL_RUN),$(KERNEL_RUN) $(BIN)/bundle,cd $(BIN)/bundle &&) sh run.sh --wireguard
+	$(if $(KERNEL_RUN),$(KERNEL_RUN) $(BIN)/bundle,cd $(BIN)/bundle &&) sh run.sh --wireguard $(TESTFLAGS)
 
 .PHONY: demo
 demo: export KEEP := $(KEEP)
