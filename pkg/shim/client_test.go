@@ -529,5 +529,7 @@ func BenchmarkReadyCall(b *testing.B) {
 	}
 	_ = c.Close()
 	cancel()
-	<-served
+	if err := <-served; err != nil {
+		b.Error(err)
+	}
 }

@@ -174,14 +174,14 @@ func (c *rawConn) answer() (uint64, Response) {
 }
 
 // failure reads the next response, which must be an error of the number id.
-func (c *rawConn) failure(id uint64, code Code) *Error {
+func (c *rawConn) failure(id uint64, code Code) Error {
 	c.t.Helper()
 	got, resp := c.answer()
 	failure, ok := resp.(*Error)
 	if !ok || got != id || failure.Code != code {
 		c.t.Fatalf("answer %d %#v, want error %d with code %s", got, resp, id, code)
 	}
-	return failure
+	return *failure
 }
 
 // closed waits for the other side to end the connection.
@@ -223,13 +223,13 @@ func refuseWith(err error) HandlerFunc {
 }
 
 // wantCode fails the test unless err is an *Error of the code.
-func wantCode(t *testing.T, err error, code Code) *Error {
+func wantCode(t *testing.T, err error, code Code) Error {
 	t.Helper()
 	failure, ok := errors.AsType[*Error](err)
 	if !ok || failure.Code != code {
 		t.Fatalf("got %v, want code %s", describe(err), code)
 	}
-	return failure
+	return *failure
 }
 
 func describe(err error) string {

@@ -118,9 +118,8 @@ type server struct {
 	ctx     context.Context // of all requests; outlives Serve's by DrainTimeout
 	running sync.WaitGroup  // connections
 
-	mu       sync.Mutex // guards what follows
-	conns    map[*serverConn]struct{}
-	draining bool
+	mu    sync.Mutex // guards conns
+	conns map[*serverConn]struct{}
 }
 
 // accept takes connections until the listener fails for good.
