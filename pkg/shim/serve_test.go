@@ -191,13 +191,14 @@ func TestServeKeepsTheConnectionOfABadRequest(t *testing.T) {
 }
 
 func TestServeClosesOnlyTheConnectionOfABadFrame(t *testing.T) {
-	d := startDaemon(t, nothing, ServeOptions{FrameTimeout: 100 * time.Millisecond})
-	other := d.client()
+	patient := startDaemon(t, nothing, ServeOptions{FrameTimeout: patience})
+	hasty := startDaemon(t, nothing, ServeOptions{FrameTimeout: 50 * time.Millisecond})
+	other, another := patient.client(), hasty.client()
 	for _, test := range []struct {
 		name string
 		send []byte
-		half bool // the sender ends its side
-		says string
+		half bool   // the sender ends its side
+		says string // "in time" is asked of the hasty daemon
 	}{
 		{"too large", []byte{1, 0, 0x80, 0}, false, "too large"},
 		{"far too large", append([]byte{0xff, 0xff, 0xff, 0xff}, "junk that nobody reads"...), false, "too large"},
@@ -215,6 +216,10 @@ func TestServeClosesOnlyTheConnectionOfABadFrame(t *testing.T) {
 		{"slow with the body", document("{}")[:5], false, "in time"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			d, bystander := patient, other
+			if test.says == "in time" {
+				d, bystander = hasty, another
+			}
 			c := newRawConn(t, d.raw().Conn)
 			c.send(test.send)
 			if test.half {
@@ -229,7 +234,7 @@ func TestServeClosesOnlyTheConnectionOfABadFrame(t *testing.T) {
 			if n, err := io.Copy(io.Discard, c); n > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
 				t.Errorf("connection is open: %d bytes, %v", n, err)
 			}
-			if err := other.Ready(t.Context()); err != nil {
+			if err := bystander.Ready(t.Context()); err != nil {
 				t.Errorf("another connection: %v", err)
 			}
 		})
