@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fsnotify/fsnotify"
+
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
 )
 
@@ -224,9 +226,12 @@ func TestNodesFileKeepsTheLastGoodSet(t *testing.T) {
 				}
 				return nil
 			})
-			if !strings.Contains(log.String(), "keeping the last good set") {
-				t.Errorf("not logged:\n%s", log)
-			}
+			eventually(t, func() error {
+				if !strings.Contains(log.String(), "keeping the last good set") {
+					return errors.New("not logged")
+				}
+				return nil
+			})
 			if err := sets.is("a b"); err != nil || file.Count() != 2 {
 				t.Errorf("set of %d nodes in force, %v", file.Count(), err)
 			}
@@ -289,13 +294,21 @@ func TestNodesFileOffersARefusedSetAgain(t *testing.T) {
 	}()
 	sets.setFail(nil)
 	eventually(t, func() error { return sets.is("a") })
-	// A set that is in force is not offered again when the file is touched.
+	// A set that is in force is not offered again when the file comes back.
 	before := sets.calls()
+	replace(t, path, "garbage")
+	eventually(t, func() error {
+		if file.Fault() == nil {
+			return errors.New("no fault")
+		}
+		return nil
+	})
 	replace(t, path, nodesText("a"))
+	eventually(t, file.Fault)
 	replace(t, path, nodesText("a", "b"))
 	eventually(t, func() error { return sets.is("a b") })
-	if got := sets.calls(); got != before+1 {
-		t.Errorf("%d calls after two writes, one of them of the same text", got-before)
+	if got := sets.calls() - before; got != 1 {
+		t.Errorf("%d calls for one new set", got)
 	}
 }
 
@@ -308,5 +321,41 @@ func TestNodesFileMustBeGoodAtStart(t *testing.T) {
 	write(t, config.NodesFile, "nodes: [{name: b}]")
 	if _, err := newNodesFile(config, slog.New(slog.DiscardHandler), nil); err == nil || !strings.Contains(err.Error(), "nodes.yaml: nodes: this node, a, is not in the list") {
 		t.Errorf("file without this node: %v", err)
+	}
+}
+
+func TestFolderWatchOutlivesItsFolder(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "etc")
+	watch := newFolderWatch(dir, slog.New(slog.DiscardHandler))
+	defer watch.Close()
+	for range 2 {
+		watch.Ensure()
+		if watch.Events() != nil {
+			t.Fatal("events of a folder that is not there")
+		}
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		watch.Ensure()
+		write(t, filepath.Join(dir, "file"), "x")
+		next(t, watch)
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+		for watch.Events() != nil {
+			watch.Note(next(t, watch))
+		}
+	}
+}
+
+// next waits for an event.
+func next(t *testing.T, watch *folderWatch) fsnotify.Event {
+	t.Helper()
+	select {
+	case event := <-watch.Events():
+		return event
+	case <-time.After(patience):
+		t.Fatal("no event")
+		return fsnotify.Event{}
 	}
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -14,6 +16,27 @@ import (
 	"github.com/zlayer/zlayer-cni/pkg/dataplane"
 	"github.com/zlayer/zlayer-cni/pkg/shim"
 )
+
+func TestRequestsWaitForTheStart(t *testing.T) {
+	plane, err := dataplane.New(dataplane.Config{Node: "a", Cluster: dualStack().ClusterCIDRs, StateDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &daemon{plane: plane, tried: make(chan struct{})}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := d.mayServe(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("before the first attempt: %v", err)
+	}
+	close(d.tried)
+	if err := d.mayServe(t.Context()); codeOfCall(err) != shim.CodeUnavailable {
+		t.Errorf("after one that failed: %v", err)
+	}
+	d.open.Store(true)
+	if err := d.mayServe(t.Context()); err != nil {
+		t.Errorf("after one that did not: %v", err)
+	}
+}
 
 // TestAPartThatBreaksEndsTheDaemon runs a daemon in this process whose node has
 // another key than the file says, so that it never touches the kernel.
