@@ -153,7 +153,7 @@ func TestDeadDeviceIsRebuiltAndNothingLeavesInClear(t *testing.T) {
 	}
 	s.flows(r)
 	r.audit(n, 1)
-	if clear := watch.clear(t); len(clear) > 0 {
-		t.Errorf("%d packets crossed the underlay in clear, the first: %s", len(clear), clear[0])
+	if leaked := watch.clear(t); len(leaked) > 0 {
+		t.Errorf("%d packets crossed the underlay in clear, the first: %s", len(leaked), leaked[0])
 	}
 }
