@@ -20,32 +20,33 @@ import (
 
 // A family has the addresses of the lab in one family of IP.
 type family struct {
-	name                                            string
-	node, overlay, outside, direct                  string // direct: outside, not masqueraded
-	pod, other, remote, gateway                     string // remote: behind the tunnel
-	unused, stray, lost                             string // of our slice, and of two other nodes'
-	service, local                                  string // addresses that are only translated
-	slice, straySlice, lostSlice, remoteSlice, host string
-	table, ip, dev                                  string
+	name, table, ip     string // table as nft calls the family, ip as the command
+	node, overlay       string // the node's on the underlay and on the tunnel
+	outside, direct     string // a host on the underlay; direct is not masqueraded
+	pod, other, unused  string // on this node: pods 2 and 3, and nobody
+	remote, remoteSlice string // behind the tunnel
+	stray, lost         string // other nodes' too, routed to a foreign bridge and to ours
+	tunneled, bridged   string // not the cluster's
+	service, local      string // translated to remote and to pod
 }
 
 func families() []family {
 	return []family{
 		{
-			name: "IPv4", node: "192.0.2.1", overlay: "10.200.5.1", outside: "192.0.2.9", direct: "198.51.100.9",
-			pod: ipPod, other: ipOther, remote: "10.200.9.9", gateway: "169.254.1.1",
-			unused: "10.200.5.77", stray: "10.200.8.8", lost: "10.200.7.7",
+			name: "IPv4", table: "ip", ip: "ip",
+			node: "192.0.2.1", overlay: "10.200.5.1", outside: "192.0.2.9", direct: "198.51.100.9",
+			pod: ipPod, other: ipOther, unused: "10.200.5.77",
+			remote: "10.200.9.9", remoteSlice: "10.200.9.0/24", stray: "10.200.8.8", lost: "10.200.7.7",
+			tunneled: "203.0.113.1", bridged: "203.0.114.1",
 			service: "10.96.0.1", local: "10.96.0.2",
-			straySlice: "10.200.8.0/24", lostSlice: "10.200.7.0/24", remoteSlice: "10.200.9.0/24", host: "/32",
-			table: "ip", ip: "ip",
 		},
 		{
-			name: "IPv6", node: "2001:db8::1", overlay: "fd00:200:0:5::1", outside: "2001:db8::9", direct: "2001:db8:51::9",
-			pod: ip6Pod, other: ip6Other, remote: "fd00:200:0:9::9", gateway: "fe80::1",
-			unused: "fd00:200:0:5::77", stray: "fd00:200:0:8::8", lost: "fd00:200:0:7::7",
+			name: "IPv6", table: "ip6", ip: "ip -6",
+			node: "2001:db8::1", overlay: "fd00:200:0:5::1", outside: "2001:db8::9", direct: "2001:db8:51::9",
+			pod: ip6Pod, other: ip6Other, unused: "fd00:200:0:5::77",
+			remote: "fd00:200:0:9::9", remoteSlice: "fd00:200:0:9::/64", stray: "fd00:200:0:8::8", lost: "fd00:200:0:7::7",
+			tunneled: "2001:db8:113::1", bridged: "2001:db8:114::1",
 			service: "fd00:96::1", local: "fd00:96::2",
-			straySlice: "fd00:200:0:8::/64", lostSlice: "fd00:200:0:7::/64", remoteSlice: "fd00:200:0:9::/64", host: "/128",
-			table: "ip6", ip: "ip -6",
 		},
 	}
 }
@@ -301,8 +302,18 @@ func TestPacketsForPodsNeverLeaveInClear(t *testing.T) {
 }
 
 func TestMasquerade(t *testing.T) {
-	n, one, _, rules := newNodeWithPods(t)
-	run(t, n.NS, "ip route add 10.200.9.0/24 dev zl-wg; ip -6 route add fd00:200:0:9::/64 via fe80::b dev zl-wg")
+	n, one, two, rules := newNodeWithPods(t)
+	run(t, n.NS, `
+		ip route add 10.200.9.0/24 dev zl-wg
+		ip route add 203.0.113.0/24 dev zl-wg
+		ip neigh add 203.0.113.1 lladdr 02:00:00:00:09:09 dev zl-wg nud permanent
+		ip route add 203.0.114.0/24 dev zl-default
+		ip neigh add 203.0.114.1 lladdr 02:00:00:00:05:03 dev zl-default nud permanent
+		ip -6 route add fd00:200:0:9::/64 via fe80::b dev zl-wg
+		ip -6 route add 2001:db8:113::/48 via fe80::b dev zl-wg
+		ip -6 route add 2001:db8:114::/48 dev zl-default
+		ip -6 neigh add 2001:db8:114::1 lladdr 02:00:00:00:05:03 dev zl-default nud permanent`)
+	bridge := openWire(t, two.NS, "eth0")
 	underlay, tunnel := openWire(t, n.outside, "eth0"), openWire(t, n.peer, "tun0")
 	for _, on := range []bool{true, false} {
 		if rules.Masquerade != on {
@@ -324,6 +335,8 @@ func TestMasquerade(t *testing.T) {
 					{"outside", underlay, f.outside, outside},
 					{"an excluded destination", underlay, f.direct, f.pod},
 					{"another node's pod", tunnel, f.remote, f.pod},
+					{"whoever else is behind the tunnel", tunnel, f.tunneled, f.pod},
+					{"whoever else is behind the bridge", bridge, f.bridged, f.pod},
 				} {
 					payload := fmt.Sprintf("%s %s %v", c.name, f.name, on)
 					mustSpeak(t, one.NS, "", at(c.to, 2000), payload)
@@ -351,6 +364,25 @@ func TestAnswersComeBack(t *testing.T) {
 		for name, from := range map[string]*netlab.NS{"the node": n.NS, "outside": n.outside} {
 			if got := ask(t, from, at(f.other, 2000), name); got != name {
 				t.Errorf("%s, %s to a pod: answer %q", f.name, name, got)
+			}
+		}
+	}
+}
+
+// What the node says to itself from its overlay address rides on loopback.
+func TestLoopbackIsFree(t *testing.T) {
+	n, _, _, _ := newNodeWithPods(t)
+	listener := listen(t, n.NS, 2000)
+	for _, f := range families() {
+		for _, to := range []string{f.overlay, f.node} {
+			mustSpeak(t, n.NS, f.overlay, at(to, 2000), "to "+to)
+			buffer := make([]byte, 1<<10)
+			count, from, err := listener.ReadFromUDPAddrPort(buffer)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, source := string(buffer[:count]), from.Addr().Unmap().String(); got != "to "+to || source != f.overlay {
+				t.Errorf("%s: heard %q from %s, want it from %s", f.name, got, source, f.overlay)
 			}
 		}
 	}
