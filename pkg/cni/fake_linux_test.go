@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -29,7 +28,9 @@ type daemon struct {
 	status   *shim.StatusSnapshot // the answer to Status
 }
 
-func newDaemon(t *testing.T, drop int32) *daemon {
+// newDaemon starts one, which closes a connection without an answer whenever
+// drop tells it to; nil never does.
+func newDaemon(t *testing.T, drop func(*daemon) bool) *daemon {
 	t.Helper()
 	d := &daemon{stateDir: t.TempDir(), attached: map[shim.Attachment]*shim.Attached{}, status: &shim.StatusSnapshot{Interface: "zl-cluster-g"}}
 	d.socket = filepath.Join(t.TempDir(), "overlayd.sock")
@@ -37,11 +38,12 @@ func newDaemon(t *testing.T, drop int32) *daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dropping := &dropper{Listener: listener}
-	dropping.left.Store(drop)
+	if drop != nil {
+		listener = &dropper{listener, func() bool { return drop(d) }}
+	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	served := make(chan error, 1)
-	go func() { served <- shim.Serve(ctx, dropping, d, shim.ServeOptions{}) }()
+	go func() { served <- shim.Serve(ctx, listener, d, shim.ServeOptions{}) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-served; err != nil {
@@ -51,17 +53,16 @@ func newDaemon(t *testing.T, drop int32) *daemon {
 	return d
 }
 
-// dropper closes the first connections without an answer: a daemon that dies
-// under its callers, and is there again.
+// dropper is a daemon that dies under its callers.
 type dropper struct {
 	net.Listener
-	left atomic.Int32
+	drop func() bool
 }
 
 func (d *dropper) Accept() (net.Conn, error) {
 	for {
 		conn, err := d.Listener.Accept()
-		if err != nil || d.left.Add(-1) < 0 {
+		if err != nil || !d.drop() {
 			return conn, err
 		}
 		_ = conn.Close()

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -18,7 +19,7 @@ import (
 )
 
 func TestAddAsksForWhatTheRuntimeWants(t *testing.T) {
-	d := newDaemon(t, 0)
+	d := newDaemon(t, nil)
 	r := newCaller(t, d, `,"mtu":1400,"runtimeConfig":{"ips":["10.0.0.9"],"mac":"02:00:00:00:00:01"}`)
 	r.args.Args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;K8S_POD_UID=u"
 	if err := r.plugin.add(&r.args); err != nil {
@@ -60,7 +61,7 @@ func TestCodes(t *testing.T) {
 		{shim.CodeInternal, [5]uint{CodeDaemon, CodeChanged, CodeDaemon, CodeDaemon, 50}},
 		{"of the future", [5]uint{CodeDaemon, CodeDaemon, CodeDaemon, CodeDaemon, 50}},
 	}
-	d := newDaemon(t, 0)
+	d := newDaemon(t, nil)
 	r := newCaller(t, d, prev)
 	for _, tt := range tests {
 		d.set(func() { d.err = &shim.Error{Code: tt.answer, Message: "because"} })
@@ -88,7 +89,7 @@ func wantCode(t *testing.T, err error, code uint) {
 }
 
 func TestStatusWithoutTunnel(t *testing.T) {
-	d := newDaemon(t, 0)
+	d := newDaemon(t, nil)
 	r := newCaller(t, d, "")
 	if err := r.plugin.status(&r.args); err != nil {
 		t.Fatal(err)
@@ -112,7 +113,7 @@ func TestCheckComparesAddresses(t *testing.T) {
 		{"with one missing", `{"address":"10.0.0.9/32","interface":1}`, CodeChanged},
 		{"on another interface", `{"address":"10.0.0.9/32","interface":0},{"address":"fd00::9/128","interface":1}`, CodeChanged},
 	}
-	d := newDaemon(t, 0)
+	d := newDaemon(t, nil)
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			r := newCaller(t, d, `,"prevResult":{"cniVersion":"1.0.0","interfaces":[{"name":"zl-host"},{"name":"eth0","sandbox":"/x"}],"ips":[`+tt.ips+`]}`)
@@ -133,8 +134,10 @@ func attachedNine() *shim.Attached {
 // TestDelMeetsAStartingDaemon is the gap between the first attempt and the
 // tombstone: overlayd read the tombstones before ours was there.
 func TestDelMeetsAStartingDaemon(t *testing.T) {
-	const firstAttempt = 2 // shim connects anew once when a connection is lost
-	d := newDaemon(t, firstAttempt)
+	d := newDaemon(t, func(d *daemon) bool {
+		graves, err := Tombstones(TombstoneDir(d.stateDir))
+		return err == nil && len(graves) == 0
+	})
 	key := shim.Attachment{ContainerID: "c", IfName: "eth0"}
 	d.set(func() { d.attached[key] = &shim.Attached{} })
 	r := newCaller(t, d, "")
@@ -162,8 +165,7 @@ func TestDelWithoutDaemonIsKept(t *testing.T) {
 }
 
 func TestDelThatDiesWithTheDaemonIsKept(t *testing.T) {
-	const allAttempts = 4
-	d := newDaemon(t, allAttempts)
+	d := newDaemon(t, func(*daemon) bool { return true })
 	r := newCaller(t, d, "")
 	if err := r.plugin.del(&r.args); err != nil {
 		t.Fatal(err)
@@ -174,7 +176,7 @@ func TestDelThatDiesWithTheDaemonIsKept(t *testing.T) {
 }
 
 func TestGCWithoutListAsksNothing(t *testing.T) {
-	d := newDaemon(t, 0)
+	d := newDaemon(t, nil)
 	for name, extra := range map[string]string{"absent": "", "null": `,"cni.dev/valid-attachments":null`} {
 		t.Run(name, func(t *testing.T) {
 			r := newCaller(t, d, extra)
@@ -190,7 +192,7 @@ func TestGCWithoutListAsksNothing(t *testing.T) {
 
 // TestDescriptorsAreReturned holds for a caller in the process, too.
 func TestDescriptorsAreReturned(t *testing.T) {
-	d := newDaemon(t, 0)
+	d := newDaemon(t, nil)
 	r := newCaller(t, d, "")
 	open := func() int {
 		entries, err := os.ReadDir("/proc/self/fd")
@@ -219,30 +221,32 @@ func TestReadAll(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = read.Close() }()
-	if _, err := readAll(int(read.Fd()), time.Now().Add(50*time.Millisecond), 10); err == nil {
-		t.Error("an end was found although nobody wrote one")
+	folder, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
 	}
+	defer func() { _ = folder.Close() }()
+	const limit = 10
+	refuses := func(fd uintptr, patience time.Duration, reason string) {
+		t.Helper()
+		_, err := readAll(int(fd), time.Now().Add(patience), limit)
+		if err == nil || !strings.Contains(err.Error(), reason) {
+			t.Errorf("error %v, want one that says %q", err, reason)
+		}
+	}
+	refuses(read.Fd(), 50*time.Millisecond, "no end")
+	refuses(folder.Fd(), time.Minute, "directory")
 	if _, err := write.WriteString("more than ten bytes"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := readAll(int(read.Fd()), time.Now().Add(time.Minute), 10); err == nil {
-		t.Error("more was read than is allowed")
-	}
+	refuses(read.Fd(), time.Second, "more than 10 bytes")
 	if _, err := write.WriteString("ten bytes!"); err != nil {
 		t.Fatal(err)
 	}
 	if err := write.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := readAll(int(read.Fd()), time.Now().Add(time.Minute), 10); err != nil || string(got) != "ten bytes!" {
+	if got, err := readAll(int(read.Fd()), time.Now().Add(time.Minute), limit); err != nil || string(got) != "ten bytes!" {
 		t.Errorf("read %q, %v", got, err)
-	}
-	folder, err := os.Open(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = folder.Close() }()
-	if _, err := readAll(int(folder.Fd()), time.Now().Add(time.Minute), 10); err == nil {
-		t.Error("a folder was read")
 	}
 }

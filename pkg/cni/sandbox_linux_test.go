@@ -22,6 +22,11 @@ func TestOpenSandbox(t *testing.T) {
 	if err := errors.Join(unix.Mkfifo(fifo, 0o600), os.WriteFile(plain, nil, 0o600), os.Symlink(pod.Path, link)); err != nil {
 		t.Fatal(err)
 	}
+	writer, err := os.OpenFile(fifo, os.O_RDWR, 0) // should a reader wait for one
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = writer.Close() }()
 	tests := []struct {
 		name, path string
 		ownAllowed bool
