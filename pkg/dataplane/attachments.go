@@ -13,8 +13,8 @@ import (
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach"
 )
 
-// forgetTimeout bounds the work after a port vanished.
-const forgetTimeout = 10 * time.Second
+// undoTimeout bounds the work after an attach failed or a port vanished.
+const undoTimeout = 10 * time.Second
 
 // AttachRequest asks for a sandbox to be put on DefaultSegment.
 type AttachRequest struct {
@@ -79,7 +79,11 @@ func (d *Dataplane) attach(ctx context.Context, parts *parts, req AttachRequest)
 	}
 	spec := attach.Spec{
 		Key: req.Key, Netns: req.Netns, Segment: DefaultSegment, Addrs: addrs, MAC: req.MAC, MTU: req.MTU,
-		BeforeUp: func(ctx context.Context, a attach.Attachment) error { return d.firewall.Pin(ctx, pinOf(a)) },
+	}
+	pinned := 0
+	spec.BeforeUp = func(ctx context.Context, a attach.Attachment) error {
+		pinned = a.PortIndex
+		return d.firewall.Pin(ctx, pinOf(a))
 	}
 	if spec.MTU == 0 {
 		spec.MTU = parts.device.MTU()
@@ -87,9 +91,20 @@ func (d *Dataplane) attach(ctx context.Context, parts *parts, req AttachRequest)
 	attached, err := parts.attacher.Attach(ctx, spec)
 	if err != nil {
 		undo()
-		return attach.Attachment{}, err
+		return attach.Attachment{}, errors.Join(err, d.unpinFailed(ctx, parts, req.Key, pinned))
 	}
 	return attached, nil
+}
+
+// unpinFailed takes back the pin of an attach that failed after it, unless the
+// sandbox is still attached by that port: then it was a repeated call.
+func (d *Dataplane) unpinFailed(ctx context.Context, parts *parts, key attach.Key, port int) error {
+	if kept, ok := parts.attacher.Lookup(key); port == 0 || ok && kept.PortIndex == port {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	return d.firewall.Unpin(ctx, port)
 }
 
 func describe(a attach.Attachment) Attachment {
@@ -171,7 +186,7 @@ func (d *Dataplane) GC(ctx context.Context, valid []attach.Key) error {
 // forget frees what a port held that vanished without a detach: its namespace
 // was removed, or someone deleted the link.
 func (d *Dataplane) forget(ctx context.Context, parts *parts, gone attach.Attachment) {
-	ctx, cancel := context.WithTimeout(ctx, forgetTimeout)
+	ctx, cancel := context.WithTimeout(ctx, undoTimeout)
 	defer cancel()
 	unlock, err := d.sandboxes.lock(ctx, gone.Key.ID())
 	if err != nil {

@@ -45,7 +45,7 @@ func TestDaemonKilledWithinADD(t *testing.T) {
 			r := newRig(t, 1)
 			r.start()
 			n, s := r.Nodes[0], r.sandbox("killed")
-			r.restart(n, point)
+			r.restart(n, point+"=kill")
 			if _, err := r.add(n, s); err == nil {
 				t.Error("ADD succeeded although the daemon was killed within it")
 			}
@@ -63,6 +63,27 @@ func TestDaemonKilledWithinADD(t *testing.T) {
 	}
 }
 
+func TestFailedADDLeavesNothing(t *testing.T) {
+	r := newRig(t, 1)
+	r.start()
+	n, s := r.Nodes[0], r.sandbox("failed")
+	for _, point := range attachPoints() {
+		t.Run(point, func(t *testing.T) {
+			if point == "dataplane/attached" {
+				return // only the answer is lost there
+			}
+			r.restart(n, point+"=error")
+			if _, err := r.add(n, s); err == nil {
+				t.Error("ADD succeeded although a step failed")
+			}
+			r.audit(n, 0)
+		})
+	}
+	r.restart(n, "")
+	r.mustAdd(n, s)
+	r.finish(n, s)
+}
+
 func TestDaemonKilledWithinDEL(t *testing.T) {
 	for _, point := range detachPoints() {
 		t.Run(point, func(t *testing.T) {
@@ -70,7 +91,7 @@ func TestDaemonKilledWithinDEL(t *testing.T) {
 			r.start()
 			n, s := r.Nodes[0], r.sandbox("killed")
 			r.mustAdd(n, s)
-			r.restart(n, point)
+			r.restart(n, point+"=kill")
 			if err := r.del(n, s); err != nil {
 				t.Errorf("DEL, which leaves a note for a daemon that is away: %v", err)
 			}
@@ -82,7 +103,8 @@ func TestDaemonKilledWithinDEL(t *testing.T) {
 	}
 }
 
-// restart ends the daemon if it runs and starts it with the failpoint armed.
+// restart ends the daemon if it runs and starts it with the failpoint armed, as
+// NAME=kill or NAME=error.
 func (r *rig) restart(n *cluster.Node, point string) {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
@@ -92,7 +114,7 @@ func (r *rig) restart(n *cluster.Node, point string) {
 	}
 	n.Env = nil
 	if point != "" {
-		n.Env = []string{failpoint.Env + "=" + point + "=kill"}
+		n.Env = []string{failpoint.Env + "=" + point}
 	}
 	if err := n.Start(ctx); err != nil {
 		r.t.Fatal(err)
