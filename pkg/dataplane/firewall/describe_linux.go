@@ -12,7 +12,8 @@ import (
 
 // describe returns the expressions of a rule as text that is the same for rules
 // that do the same. raw is what the kernel sends, or what would be sent to it:
-// the kernel adds defaults and forgets ids, so the bytes differ. An expression
+// the kernel
+// adds defaults and leaves out ids, so the bytes differ. An expression
 // that our rules don't use is described by its bytes, and equals none of ours.
 func describe(family byte, raw []byte) (string, error) {
 	ad, err := netlink.NewAttributeDecoder(raw)
@@ -70,17 +71,12 @@ func describeExpression(family byte, raw []byte) (string, error) {
 	if e == nil || expr.Unmarshal(family, data, e) != nil {
 		return fmt.Sprintf("%s{%x}", name, data), nil
 	}
-	switch known := e.(type) {
-	case *expr.Lookup:
-		known.SetID = 0 // known only within the transaction that adds it
-	case *expr.Immediate:
-		if known.Register == unix.NFT_REG_VERDICT {
-			verdict := &expr.Verdict{}
-			if err := expr.Unmarshal(family, data, verdict); err != nil {
-				return "", fmt.Errorf("decode verdict: %w", err)
-			}
-			return fmt.Sprintf("verdict%+v", *verdict), nil
+	if immediate, ok := e.(*expr.Immediate); ok && immediate.Register == unix.NFT_REG_VERDICT {
+		verdict := expr.Verdict{}
+		if err := expr.Unmarshal(family, data, &verdict); err != nil {
+			return "", fmt.Errorf("decode verdict: %w", err)
 		}
+		return fmt.Sprintf("verdict%+v", verdict), nil
 	}
 	return fmt.Sprintf("%s%+v", name, e), nil
 }

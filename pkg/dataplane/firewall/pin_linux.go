@@ -142,9 +142,6 @@ func (f *Firewall) writePins(ctx context.Context, before map[int]*Pin) error {
 			now[port] = *pin
 		}
 	}
-	if len(old)+len(now) == 0 {
-		return nil
-	}
 	gone := pinTables(f.table, collect(old))
 	return f.conn.use(ctx, func(nft *nftables.Conn) error {
 		for i, t := range pinTables(f.table, collect(now)) {

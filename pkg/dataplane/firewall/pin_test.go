@@ -135,13 +135,21 @@ func TestPinRefuses(t *testing.T) {
 }
 
 // What a caller does to its slices after a call is its own affair.
-func TestPinKeepsItsOwnCopy(t *testing.T) {
+func TestArgumentsAreCopied(t *testing.T) {
+	spoil := func(p Pin) { p.MAC[5], p.Addrs[0] = 0xff, p.Addrs[1] }
+	applied, pinned, rules := testPin(100), testPin(101), testRules()
+	rules.Pins = []Pin{applied}
 	_, f := pinnedFirewall(t, "copy")
-	p, want := testPin(101), testPin(101)
-	mustPin(t, f, p)
-	p.MAC[5], p.Addrs[0] = 0xff, p.Addrs[1]
+	mustApply(t, f, rules, true)
+	mustPin(t, f, pinned)
+	spoil(applied)
+	spoil(pinned)
+	rules.Own[0], rules.Bridges[0], rules.Gateways[0][5] = rules.Cluster[0], "other", 0xff
+	if _, err := f.converge(testContext(t), f.rules, f.pins); err != nil {
+		t.Fatal(err)
+	}
+	checkPinned(t, f, testPin(100), testPin(101))
 	mustApply(t, f, testRules(), false)
-	checkPinned(t, f, want)
 }
 
 func TestPinMendsWhatItFindsBroken(t *testing.T) {
@@ -313,6 +321,21 @@ func TestACallThatGivesUpIsWithdrawn(t *testing.T) {
 	if _, err := f.Apply(ctx, testRules()); !errors.Is(err, context.Canceled) {
 		t.Errorf("Apply: %v, want %v", err, context.Canceled)
 	}
+}
+
+// overdue is a context that has ended without anybody having noticed yet.
+type overdue struct{ context.Context }
+
+func (overdue) Done() <-chan struct{} { return nil }
+func (overdue) Err() error            { return context.DeadlineExceeded }
+
+// Whoever carries out a group does so for the others too.
+func TestTheGroupOutlivesTheCallThatLeadsIt(t *testing.T) {
+	_, f := pinnedFirewall(t, "leader")
+	if err := f.Pin(overdue{t.Context()}, testPin(101)); err != nil {
+		t.Fatal(err)
+	}
+	checkPinned(t, f, testPin(101))
 }
 
 func TestManyAtOnce(t *testing.T) {

@@ -47,7 +47,7 @@ type actualSet struct {
 }
 
 // setShape is what cannot be changed once a set exists.
-type setShape struct{ flags, keyType, keyLen, dataType uint32 }
+type setShape struct{ flags, keyType, keyLen uint32 }
 
 // anonymous says that the set belongs to a rule and goes with it.
 func (s setShape) anonymous() bool { return s.flags&unix.NFT_SET_ANONYMOUS != 0 }
@@ -188,8 +188,6 @@ func (a *actual) readSets(c *connection, family nftables.TableFamily, table stri
 				s.shape.keyType = ad.Uint32()
 			case unix.NFTA_SET_KEY_LEN:
 				s.shape.keyLen = ad.Uint32()
-			case unix.NFTA_SET_DATA_TYPE:
-				s.shape.dataType = ad.Uint32()
 			}
 		}); err != nil {
 			return fmt.Errorf("read sets: %w", err)

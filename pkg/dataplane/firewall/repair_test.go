@@ -3,7 +3,10 @@
 package firewall
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -245,8 +248,11 @@ func handleOf(chain string, nth int) string {
 }
 
 func TestEveryAdditionIsRepaired(t *testing.T) {
+	const tooSmall = "set that is too small"
 	ns := netlab.TestNS(t, "additions")
 	f := testFirewall(t, ns, "")
+	var warnings bytes.Buffer
+	f.log = slog.New(slog.NewTextHandler(&warnings, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	rules := testRules()
 	rules.Pins = addPorts(t, ns, 2)
 	mustApply(t, f, rules, true)
@@ -255,8 +261,8 @@ func TestEveryAdditionIsRepaired(t *testing.T) {
 		{"rule at the end", "nft add rule inet zlayer prerouting drop"},
 		{"rule at the start", "nft insert rule bridge zlayer pinned accept"},
 		{"rule twice", "nft add rule inet zlayer postrouting ip daddr @cluster4 counter name fail_closed drop"},
-		{"rule with a comment", "nft insert rule inet zlayer prerouting iifname lo accept comment '\"mine\"'"},
-		{"rule with an expression we don't know", "nft add rule inet zlayer from_bridge socket transparent 1 accept"},
+		{"rule with a comment", "nft replace rule inet zlayer to_tunnel handle " + handleOf("inet zlayer to_tunnel", 1) + " ip daddr @own4 counter name fail_closed drop comment '\"mine\"'"},
+		{"rule with an expression we don't know", "nft replace rule inet zlayer from_tunnel handle " + handleOf("inet zlayer from_tunnel", 1) + " socket transparent 1 ip saddr @own4 counter name spoofed drop"},
 		{"rule with an anonymous set", "nft insert rule inet zlayer prerouting tcp dport '{ 22, 80 }' accept"},
 		{"rule with an anonymous chain", "nft insert rule inet zlayer prerouting tcp dport 22 jump '{ accept; }'"},
 		{"rule with a counter", "nft add rule inet zlayer prerouting counter accept"},
@@ -287,6 +293,7 @@ func TestEveryAdditionIsRepaired(t *testing.T) {
 		{"message type", "nft add element bridge zlayer unaddressed '{ nd-router-advert }'"},
 		{"counter", "nft add counter inet zlayer mine"},
 		{"counter in use", "nft add counter inet zlayer mine; nft add rule inet zlayer prerouting counter name mine"},
+		{"quota with a counter's name", "nft add quota inet zlayer spoofed '{ over 1 mbytes; }'"},
 		{"quota", "nft add quota inet zlayer mine '{ over 1 mbytes; }'"},
 		{"object of a kind we don't know", "nft add ct expectation inet zlayer mine '{ protocol tcp; dport 9876; timeout 2m; size 12; l3proto ip; }'"},
 		{"object map", "nft add counter inet zlayer mine; nft add map inet zlayer om '{ type ipv4_addr : counter; elements = { 10.0.0.1 : \"mine\" } }'"},
@@ -295,15 +302,48 @@ func TestEveryAdditionIsRepaired(t *testing.T) {
 		{"dormant table", "nft add table inet zlayer '{ flags dormant; }'"},
 		{"much at once", "nft insert rule inet zlayer prerouting tcp dport '{ 1, 2 }' jump '{ accept; }'; nft add chain inet zlayer mine; nft add set inet zlayer s '{ type mark; }'; nft flush set inet zlayer own6; nft delete table bridge zlayer"},
 		// It looks like ours, has no room for what we need, and cannot be given more.
-		{"set that is too small", "nft flush table inet zlayer; nft delete set inet zlayer ports; nft add set inet zlayer ports '{ type iface_index; size 1; }'"},
+		{tooSmall, "nft flush table inet zlayer; nft delete set inet zlayer ports; nft add set inet zlayer ports '{ type iface_index; size 1; }'"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			run(t, ns, c.script)
+			warnings.Reset()
 			mustApply(t, f, rules, true)
+			if anew := warnings.Len() > 0; anew != (c.name == tooSmall) {
+				t.Errorf("the tables were built anew: %v: %s", anew, &warnings)
+			}
 			if diff := cmp.Diff(want, blocks(nftList(t, ns))); diff != "" {
 				t.Errorf("listing (-want +got):\n%s", diff)
 			}
 			mustApply(t, f, rules, false)
+		})
+	}
+}
+
+func TestJoin(t *testing.T) {
+	set := func(elements ...element) map[element]struct{} {
+		m := map[element]struct{}{}
+		for _, e := range elements {
+			m[e] = struct{}{}
+		}
+		return m
+	}
+	for _, c := range []struct {
+		name     string
+		markers  []marker
+		interval bool
+		want     map[element]struct{}
+	}{
+		{"no intervals", []marker{{"b", false}, {"a", false}}, false, set(element{"a", ""}, element{"b", ""})},
+		{"one", []marker{{"c", true}, {"a", false}}, true, set(element{"a", "c"})},
+		{"touching", []marker{{"a", false}, {"b", false}, {"b", true}, {"c", true}}, true, set(element{"a", "b"}, element{"b", "c"})},
+		{"to the end", []marker{{"a", false}, {"b", true}, {"c", false}}, true, set(element{"a", "b"}, element{"c", ""})},
+		{"an end that nft puts first", []marker{{"0", true}, {"a", false}, {"b", true}}, true, set(element{"", "0"}, element{"a", "b"})},
+		{"two beginnings", []marker{{"a", false}, {"b", false}, {"c", true}}, true, set(element{"a", ""}, element{"b", "c"})},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if diff := cmp.Diff(c.want, join(c.markers, c.interval), cmp.AllowUnexported(element{})); diff != "" {
+				t.Errorf("elements (-want +got):\n%s", diff)
+			}
 		})
 	}
 }
@@ -335,6 +375,10 @@ func TestOthersTablesAreLeftAlone(t *testing.T) {
 	if diff := cmp.Diff(want, blocks(nftList(t, ns))); diff != "" {
 		t.Errorf("listing after teardown (-want +got):\n%s", diff)
 	}
+	if err := f.Pin(testContext(t), testPin(1)); !errors.Is(err, ErrNotApplied) {
+		t.Errorf("Pin after teardown: %v, want %v", err, ErrNotApplied)
+	}
+	rules.Pins = nil
 	mustApply(t, f, rules, true)
 }
 
