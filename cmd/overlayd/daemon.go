@@ -216,8 +216,8 @@ func podName(pod *shim.Pod) string {
 	return pod.Namespace + "/" + pod.Name
 }
 
-// attachedAnswer tells the plugin what the sandbox got. In the sandbox, each
-// gateway is on the link, and the rest of the world behind it.
+// attachedAnswer tells the plugin what the sandbox got. Its only routes are by
+// the gateways, which it takes to be on the link without a route that says so.
 func attachedAnswer(netns *shim.LinuxNetns, a dataplane.Attachment) *shim.Attached {
 	answer := &shim.Attached{
 		Addresses: a.Prefixes, Gateways: a.Gateways, MTU: a.MTU,
@@ -232,8 +232,6 @@ func attachedAnswer(netns *shim.LinuxNetns, a dataplane.Attachment) *shim.Attach
 		everything := netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 		if gateway.Is4() {
 			everything = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-			// fe80::1 is on the link anyway.
-			answer.Routes = append(answer.Routes, shim.Route{Dst: netip.PrefixFrom(gateway, gateway.BitLen())})
 		}
 		answer.Routes = append(answer.Routes, shim.Route{Dst: everything, Gateway: gateway})
 	}

@@ -80,6 +80,7 @@ func (d *Dataplane) attach(ctx context.Context, parts *parts, req AttachRequest)
 	spec := attach.Spec{
 		Key: req.Key, Netns: req.Netns, Segment: DefaultSegment, Addrs: addrs, MAC: req.MAC, MTU: req.MTU,
 	}
+	before, _ := parts.attacher.Lookup(req.Key)
 	pinned := 0
 	spec.BeforeUp = func(ctx context.Context, a attach.Attachment) error {
 		pinned = a.PortIndex
@@ -91,20 +92,27 @@ func (d *Dataplane) attach(ctx context.Context, parts *parts, req AttachRequest)
 	attached, err := parts.attacher.Attach(ctx, spec)
 	if err != nil {
 		undo()
-		return attach.Attachment{}, errors.Join(err, d.unpinFailed(ctx, parts, req.Key, pinned))
 	}
-	return attached, nil
+	// The sandbox may have come by a new namespace, and so by another port.
+	err = errors.Join(err, d.unpinLeft(ctx, parts, req.Key, before.PortIndex, pinned))
+	return attached, err
 }
 
-// unpinFailed takes back the pin of an attach that failed after it, unless the
-// sandbox is still attached by that port: then it was a repeated call.
-func (d *Dataplane) unpinFailed(ctx context.Context, parts *parts, key attach.Key, port int) error {
-	if kept, ok := parts.attacher.Lookup(key); port == 0 || ok && kept.PortIndex == port {
-		return nil
-	}
+// unpinLeft takes back the pins of the ports by which the sandbox is no longer,
+// or never was, attached.
+func (d *Dataplane) unpinLeft(ctx context.Context, parts *parts, key attach.Key, ports ...int) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
-	return d.firewall.Unpin(ctx, port)
+	kept, _ := parts.attacher.Lookup(key)
+	for _, port := range ports {
+		if port == 0 || port == kept.PortIndex {
+			continue
+		}
+		if err := d.firewall.Unpin(ctx, port); err != nil {
+			return fmt.Errorf("unpin sources of port %d: %w", port, err)
+		}
+	}
+	return nil
 }
 
 func describe(a attach.Attachment) Attachment {

@@ -122,6 +122,23 @@ func TestConflicts(t *testing.T) {
 	}
 }
 
+// TestBridgeGone checks that an attachment finds out by itself that someone
+// removed the bridge.
+func TestBridgeGone(t *testing.T) {
+	n, p, q := newNode(t, "host", attach.Config{MTU: 1420}), newPod(t, "pod"), newPod(t, "other")
+	n.must(t, p.spec(1))
+	out(t, n.ns, "ip", "link", "del", "zl-default-b")
+	n.must(t, q.spec(2))
+	out(t, q.NS, "ping", "-n", "-c", "1", "-W", "20", "169.254.1.1")
+	if err := n.Check(t.Context(), key(1), p.file); err == nil {
+		t.Error("Check does not miss the bridge")
+	}
+	if err := n.Reconcile(t.Context()); err != nil {
+		t.Error(err)
+	}
+	ping(t, p.NS, "fd42::2")
+}
+
 // TestInterfaceExists checks that an interface which is not ours stays.
 func TestInterfaceExists(t *testing.T) {
 	n, p := newNode(t, "host", attach.Config{}), newPod(t, "pod")

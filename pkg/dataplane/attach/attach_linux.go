@@ -188,15 +188,9 @@ func (w *work) createPair() error {
 		port: w.Port, inside: w.Key.IfName, portMAC: w.HostMAC, insideMAC: w.MAC, mtu: w.spec.MTU,
 		bridge: w.bridge.index, netns: w.netns,
 	})
-	links, err := w.slot.read()
+	link, err := w.slot.make(w.Port)
 	if err != nil {
 		return err
-	}
-	link, echoed := links[0]
-	if !echoed { // kernels before 6.2 don't tell the number
-		if link, _, err = w.slot.link(0, w.Port); err != nil {
-			return err
-		}
 	}
 	w.PortIndex, w.inside, w.MTU = link.Index, link.Peer, link.MTU
 	return nil

@@ -52,7 +52,7 @@ func TestForeignThingsStay(t *testing.T) {
 	}
 	out(t, p.NS, "ping", "-n", "-c", "1", "-W", "10", "10.42.0.1")
 	// On a bridge of ours now, but with nothing else of ours; and a neighbour and a forwarding entry of someone else's.
-	onOurs := "ip link set web0 master " + a.Bridge + " && ip neigh add 192.0.2.9 dev " + a.Bridge + " lladdr 02:00:00:00:00:99 nud permanent && " +
+	onOurs := "ip link set web0 master " + a.Bridge + " && ip link add zl-dddddddddd-p master " + a.Bridge + " type veth peer name other4 && ip neigh add 192.0.2.9 dev " + a.Bridge + " lladdr 02:00:00:00:00:99 nud permanent && " +
 		"ip route add 192.0.2.8/32 dev " + a.Bridge + " proto static && bridge fdb add 02:00:00:00:00:99 dev web0 master static"
 	out(t, n.ns, "sh", "-c", onOurs)
 	with := state(t, n.ns)
@@ -72,7 +72,7 @@ func TestForeignThingsStay(t *testing.T) {
 	if err := n.Detach(t.Context(), key(1)); err != nil {
 		t.Error(err)
 	}
-	out(t, n.ns, "sh", "-c", "ip link set web0 nomaster; ip link set web0 down; ip link set web0 up;"+
+	out(t, n.ns, "sh", "-c", "ip link del zl-dddddddddd-p; ip link set web0 nomaster; ip link set web0 down; ip link set web0 up;"+
 		"ip route replace 10.42.0.7/32 dev web0 proto 122; ip route replace 10.42.0.6/32 dev web0 proto static; ip route replace 10.42.0.5/32 dev web0 table 122 proto 122;"+
 		"ip neigh replace 10.42.0.7 dev web0 lladdr 02:00:00:00:00:07 nud permanent protocol 122")
 	if err := n.Teardown(t.Context()); err != nil {

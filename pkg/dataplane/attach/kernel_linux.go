@@ -100,6 +100,20 @@ func (s *slot) read() (map[int]rtnl.Link, error) {
 	return links, err
 }
 
+// make hands over the batch, whose only request makes a link, and returns what
+// the kernel made of it.
+func (s *slot) make(name string) (rtnl.Link, error) {
+	links, err := s.read()
+	if link, echoed := links[0]; echoed || err != nil {
+		return link, err
+	}
+	link, found, err := s.link(0, name) // kernels before 6.2 echo nothing
+	if err == nil && !found {
+		err = fmt.Errorf("link %s vanished", name)
+	}
+	return link, err
+}
+
 // link reads one link by number or, if that is 0, by name.
 func (s *slot) link(index int, name string) (rtnl.Link, bool, error) {
 	getLink(&s.Batch, index, name)

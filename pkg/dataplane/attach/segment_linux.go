@@ -64,8 +64,8 @@ func (a *Attacher) makeBridge(slot *slot, name string) (segment, error) {
 	for try := range nameTries {
 		s := segment{name: name, bridge: bridgeName(name, try), mac: deriveMAC("bridge", digestOf(name))}
 		createBridge(&slot.Batch, s.bridge, s.mac)
-		links, err := slot.read()
-		link, made := links[0], err == nil
+		link, err := slot.make(s.bridge)
+		made := err == nil
 		if errors.Is(err, unix.EEXIST) {
 			var ours bool
 			if link, ours, err = unfinishedBridge(slot, s); err == nil && !ours {

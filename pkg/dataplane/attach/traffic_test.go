@@ -65,7 +65,7 @@ func TestTraffic(t *testing.T) {
 	for _, netfilter := range []string{"0", "1"} {
 		t.Run("services with br_netfilter "+netfilter, func(t *testing.T) {
 			// A kernel without br_netfilter behaves like one where it is off.
-			out(t, n.ns, "sh", "-c", "for f in /proc/sys/net/bridge/bridge-nf-call-ip*; do [ ! -e $f ] || echo "+netfilter+" > $f; done")
+			out(t, n.ns, "sh", "-c", "modprobe -q br_netfilter; for f in /proc/sys/net/bridge/bridge-nf-call-ip*; do [ ! -e $f ] || echo "+netfilter+" > $f; done")
 			out(t, n.ns, "nft", services)
 			for _, to := range []string{"192.0.2.1", "192.0.2.2", "192.0.2.3", "2001:db8::1", "2001:db8::2", "2001:db8::3"} {
 				ping(t, one.NS, to)

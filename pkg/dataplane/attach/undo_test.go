@@ -5,6 +5,7 @@ package attach_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach"
@@ -43,6 +44,8 @@ func TestContextEnds(t *testing.T) {
 	for range 2 { // the second time it has ended before
 		if _, err := n.Attach(ctx, spec); !errors.Is(err, context.Canceled) {
 			t.Errorf("Attach: %v, want context.Canceled", err)
+		} else if strings.Contains(err.Error(), "undo") {
+			t.Errorf("it was not undone in time: %v", err)
 		}
 		expect(t, n.ns, goldenEmptySegment)
 		expect(t, p.NS, "")
