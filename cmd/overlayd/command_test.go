@@ -22,7 +22,7 @@ func TestCommandLine(t *testing.T) {
 		{args: []string{"run"}, fail: `^config: clusterCIDRs: not set$`},
 		{args: []string{"status", "-o", "xml"}, fail: `^--output: "xml" is none of table, json$`},
 		{args: []string{"status", "--socket=/run/nobody.sock"}, fail: `^overlayd is not reachable: dial unix /run/nobody\.sock: `},
-		{args: []string{"status", "--config=/nowhere.yaml"}, fail: `^config: stat /nowhere\.yaml: `},
+		{args: []string{"status", "--config=/nowhere.yaml"}, fail: `^config: open /nowhere\.yaml: `},
 		{args: []string{"teardown", "--state-dir"}, fail: `^flag needs an argument: --state-dir$`},
 	}
 	for _, tt := range tests {

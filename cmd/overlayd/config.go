@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -104,16 +105,20 @@ func readConfig(path string, flags *pflag.FlagSet, hostname string) (Config, err
 	return config, nil
 }
 
-// readBounded reads a file of at most limit bytes.
+// readBounded reads a file of at most limit bytes, however much more there is.
 func readBounded(path string, limit int64) ([]byte, error) {
-	info, err := os.Stat(path)
+	file, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	if info.Size() > limit {
-		return nil, fmt.Errorf("%s: %d bytes, more than %d", path, info.Size(), limit)
+	data, err := io.ReadAll(io.LimitReader(file, limit+1))
+	if err := errors.Join(err, file.Close()); err != nil {
+		return nil, err
 	}
-	return os.ReadFile(path)
+	if int64(len(data)) > limit {
+		return nil, fmt.Errorf("%s: more than %d bytes", path, limit)
+	}
+	return data, nil
 }
 
 // validate checks what needs more than one key to be known, and makes paths

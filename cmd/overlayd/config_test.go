@@ -211,6 +211,15 @@ func TestMissingConfigFileIsNamed(t *testing.T) {
 	}
 }
 
+func TestConfigFileWithoutEnd(t *testing.T) {
+	flags := pflag.NewFlagSet("run", pflag.ContinueOnError)
+	addFlags(flags)
+	_, err := loadConfig("/dev/zero", flags, "h")
+	if err == nil || err.Error() != "config: /dev/zero: more than 1048576 bytes" {
+		t.Errorf("error %v", err)
+	}
+}
+
 func TestConfigFileOfComments(t *testing.T) {
 	if _, err := load(t, "# nothing yet\n", "--cluster-cidrs=10.20.0.0/16", "--nodes-file=/n"); err != nil {
 		t.Error(err)

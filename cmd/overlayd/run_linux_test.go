@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -72,8 +73,13 @@ func TestAPartThatBreaksEndsTheDaemon(t *testing.T) {
 	if err := metrics.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-ended; err == nil || !strings.HasPrefix(err.Error(), "serve metrics: ") {
-		t.Errorf("run: %v", err)
+	select {
+	case err := <-ended:
+		if err == nil || !strings.HasPrefix(err.Error(), "serve metrics: ") {
+			t.Errorf("run: %v", err)
+		}
+	case <-time.After(patience):
+		t.Fatal("the daemon runs on")
 	}
 	if _, err := os.Lstat(config.Socket); !os.IsNotExist(err) {
 		t.Errorf("socket after the end: %v", err)
