@@ -32,6 +32,8 @@ RACE := $(if $(shell command -v $$($(GO) env CC) 2>/dev/null),-race)
 
 # Tests that need a kernel are those that enter test/netlab.
 NETNS_PACKAGES = $(sort $(dir $(shell grep -rl --include='*_test.go' '"github.com/zlayer/zlayer-cni/test/netlab"' cmd internal pkg test)))
+# Those that WireGuard in the kernel makes a difference to.
+DATAPLANE_PACKAGES = $(filter pkg/dataplane/% test/node/,$(NETNS_PACKAGES))
 # How to reach a kernel with WireGuard: empty runs on this one, otherwise a
 # command that is given a folder and a command line to run in it as root.
 KERNEL_RUN ?=
@@ -60,7 +62,8 @@ test-bundle: test-programs ## compile the namespace tests into bin/bundle, which
 	test/bundle/make.sh $(BIN)/bundle $(BIN)/test $(NETNS_PACKAGES)
 
 .PHONY: test-kernel
-test-kernel: test-bundle ## run the namespace tests on a kernel with WireGuard (KERNEL_RUN=command to reach it)
+test-kernel: NETNS_PACKAGES := $(DATAPLANE_PACKAGES)
+test-kernel: test-bundle ## run the data plane's tests on a kernel with WireGuard (KERNEL_RUN=command to reach it)
 	$(if $(KERNEL_RUN),$(KERNEL_RUN) $(BIN)/bundle,cd $(BIN)/bundle &&) sh run.sh --wireguard $(TESTFLAGS)
 
 .PHONY: demo
