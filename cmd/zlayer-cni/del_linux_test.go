@@ -28,11 +28,11 @@ func delPoints() []point {
 }
 
 func everythingGoes(r *rig) {
-	before := r.must(r.node.NS, "ip", "-o", "link")
+	before := r.links(r.node.NS)
 	p := r.pod("goes")
 	r.add(p)
 	r.ok(r.run(p.call("DEL")))
-	if diff := cmp.Diff(before, r.must(r.node.NS, "ip", "-o", "link")); diff != "" {
+	if diff := cmp.Diff(before, r.links(r.node.NS)); diff != "" {
 		r.Errorf("links (-before +after)\n%s", diff)
 	}
 	if out, err := r.in(p.NS, "ip", "link", "show", p.ifName); err == nil {

@@ -126,8 +126,8 @@ func (r *rig) together(calls []call) []outcome {
 }
 
 func nothingLeftToGC(r *rig) {
-	const everything = "ip -o link; ip route show table all; ip neigh show nud permanent; nft -s list ruleset"
-	before := r.must(r.node.NS, "sh", "-c", everything)
+	const everything = "ip route show table all proto 122; ip -6 route show table all proto 122; ip neigh show nud permanent; nft -s list ruleset"
+	links, before := r.links(r.node.NS), r.must(r.node.NS, "sh", "-c", everything)
 	for range 3 {
 		p := r.pod("tidy")
 		r.add(p)
@@ -138,6 +138,9 @@ func nothingLeftToGC(r *rig) {
 	}
 	if diff := cmp.Diff(before, r.must(r.node.NS, "sh", "-c", everything)); diff != "" {
 		r.Errorf("(-before +after)\n%s", diff)
+	}
+	if diff := cmp.Diff(links, r.links(r.node.NS)); diff != "" {
+		r.Errorf("links (-before +after)\n%s", diff)
 	}
 	r.silent(r.run(gc()))
 }

@@ -84,8 +84,8 @@ func (r *rig) with(t *testing.T) *rig {
 }
 
 // sub runs a test within the test.
-func (r *rig) sub(name string, test func(*rig)) {
-	r.Run(name, func(t *testing.T) { test(r.with(t)) })
+func (r *rig) sub(name string, test func(*rig)) (passed bool) {
+	return r.Run(name, func(t *testing.T) { test(r.with(t)) })
 }
 
 // conf is a network configuration; nil removes a key of the usual one.
@@ -320,6 +320,26 @@ func (r *rig) holds(pods ...pod) {
 	if err := audit.Node(r.node.NS, *status); err != nil {
 		r.Errorf("audit:\n%v", err)
 	}
+}
+
+// links returns the names of a namespace's links. Their state is left out: the
+// kernel updates it a little later.
+func (r *rig) links(ns *netlab.NS) []string {
+	r.Helper()
+	handle, err := ns.Handle()
+	if err != nil {
+		r.Fatal(err)
+	}
+	defer handle.Close()
+	all, err := handle.LinkList()
+	if err != nil {
+		r.Fatal(err)
+	}
+	var names []string
+	for _, link := range all {
+		names = append(names, link.Attrs().Name)
+	}
+	return names
 }
 
 // in runs a command in a namespace and returns what it printed.

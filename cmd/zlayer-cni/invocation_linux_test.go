@@ -218,12 +218,12 @@ func foreignVariables(r *rig) {
 // A runtime may call the plugin inside the sandbox, if it says so. The daemon
 // still does not take its own namespace for one.
 func daemonsNamespace(r *rig) {
-	links := r.must(r.node.NS, "ip", "-o", "link")
+	links := r.links(r.node.NS)
 	c := call{verb: "ADD", id: "override", netns: r.node.NS.Path, ifName: "net9", env: env("CNI_NETNS_OVERRIDE", "1")}
 	if o := r.run(c); o.status == 0 {
 		r.Errorf("the node's own namespace was attached:\n%s", o.stdout)
 	}
-	if diff := cmp.Diff(links, r.must(r.node.NS, "ip", "-o", "link")); diff != "" {
+	if diff := cmp.Diff(links, r.links(r.node.NS)); diff != "" {
 		r.Errorf("links (-before +after)\n%s", diff)
 	}
 	c.verb = "DEL"

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
 
@@ -74,6 +75,9 @@ func statusWithoutTunnel(r *rig) {
 	if err := node.node.Start(ctx); err != nil {
 		r.Fatal(err)
 	}
+	node.eventually("STATUS names the device", func() bool {
+		return strings.Contains(node.run(call{verb: "STATUS"}).stdout, device)
+	})
 	node.fails(node.run(call{verb: "STATUS"}), types.ErrLimitedConnectivity, device)
 	node.must(node.node.NS, "ip", "link", "del", device)
 	node.eventually("STATUS is content with the new tunnel", func() bool {
