@@ -26,8 +26,8 @@ test fuzz: export ZLAYER_BIN := $(BIN)/test
 demo bench: export ZLAYER_BIN := $(BIN)
 
 # The race detector is slow and needs a C compiler: it watches the packages
-# where goroutines share state without the kernel in between.
-RACE_PACKAGES := ./internal/... ./pkg/shim/... ./pkg/cni/... ./pkg/dataplane/ipam/... ./pkg/dataplane/wireguard/...
+# whose goroutines share state.
+RACE_PACKAGES := ./internal/... ./pkg/shim/... ./pkg/cni/... ./pkg/dataplane ./pkg/dataplane/ipam/... ./pkg/dataplane/attach/... ./pkg/dataplane/wireguard/...
 RACE := $(if $(shell command -v $$($(GO) env CC) 2>/dev/null),-race)
 
 # Tests that need a kernel are those that enter test/netlab.
