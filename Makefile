@@ -90,10 +90,10 @@ fuzz: test-programs ## fuzz every target for FUZZTIME (30s)
 
 .PHONY: lint
 lint: ## run golangci-lint
-	$(TOOL) golangci-lint run ./...
+	$(TOOL) golangci-lint run --allow-parallel-runners ./...
 
 .PHONY: verify
-verify: lint ## formatting, vet on linux and windows, lint, tidy modules, the repository's own rules
+verify: ## formatting, vet on linux and windows, lint, tidy modules, the repository's own rules
 	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \
 	if [ -n "$$unformatted" ]; then echo "not formatted:"; echo "$$unformatted"; exit 1; fi
 	GOOS=linux $(GO) vet $(TAGS) ./...
@@ -101,6 +101,7 @@ verify: lint ## formatting, vet on linux and windows, lint, tidy modules, the re
 	$(GO) mod tidy -diff
 	$(GO) -C tools mod tidy -diff
 	$(GO) test ./test/repo
+	$(MAKE) --no-print-directory lint
 
 .PHONY: image
 image: build ## pack the static programs as bin/image.tar, for docker load or ctr images import
