@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -323,16 +324,28 @@ func TestACallThatGivesUpIsWithdrawn(t *testing.T) {
 	}
 }
 
-// overdue is a context that has ended without anybody having noticed yet.
-type overdue struct{ context.Context }
+// overdue is a context that ends as soon as it has been asked once whether it
+// has.
+type overdue struct {
+	context.Context
+	asked atomic.Bool
+}
 
-func (overdue) Done() <-chan struct{} { return nil }
-func (overdue) Err() error            { return context.DeadlineExceeded }
+func (o *overdue) Done() <-chan struct{} {
+	if !o.asked.Swap(true) {
+		return nil
+	}
+	ended := make(chan struct{})
+	close(ended)
+	return ended
+}
+
+func (*overdue) Err() error { return context.DeadlineExceeded }
 
 // Whoever carries out a group does so for the others too.
 func TestTheGroupOutlivesTheCallThatLeadsIt(t *testing.T) {
 	_, f := pinnedFirewall(t, "leader")
-	if err := f.Pin(overdue{t.Context()}, testPin(101)); err != nil {
+	if err := f.Pin(&overdue{Context: t.Context()}, testPin(101)); err != nil {
 		t.Fatal(err)
 	}
 	checkPinned(t, f, testPin(101))

@@ -354,6 +354,7 @@ func TestOthersTablesAreLeftAlone(t *testing.T) {
 		nft add table ip zlayer
 		nft add chain ip zlayer prerouting '{ type filter hook prerouting priority raw; }'
 		nft add table inet zlayer2
+		nft add chain inet zlayer2 mine
 		nft add set inet zlayer2 own4 '{ type ipv4_addr; flags interval; elements = { 10.0.0.0/8 }; }'
 		nft add table bridge docker`)
 	want := blocks(nftList(t, ns))
