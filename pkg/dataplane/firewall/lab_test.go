@@ -289,21 +289,6 @@ func (n *node) counters(t testing.TB, since Counters) (now Counters, grown map[s
 	return now, grown
 }
 
-// linkIndex is the index of a link of ns.
-func linkIndex(t testing.TB, ns *netlab.NS, name string) int {
-	t.Helper()
-	handle, err := ns.Handle()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer handle.Close()
-	link, err := handle.LinkByName(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return link.Attrs().Index
-}
-
 // addPorts makes n links that serve as ports in sets, and returns their pins.
 func addPorts(t testing.TB, ns *netlab.NS, n int) []Pin {
 	t.Helper()

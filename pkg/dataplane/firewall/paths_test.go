@@ -240,7 +240,7 @@ func TestPacketsForPodsNeverLeaveInClear(t *testing.T) {
 	nobody := mac("02:00:00:00:09:09")
 	for _, link := range []string{"foreign", "zl-default", "zl-wg"} {
 		for _, addr := range []string{"10.200.8.8", "fd00:200:0:8::8", "10.200.7.7", "fd00:200:0:7::7", "10.200.5.88", "fd00:200:0:5::88"} {
-			run(t, n.NS, fmt.Sprintf("ip neigh replace %s lladdr %s dev %s nud permanent", addr, net.HardwareAddr(nobody), link))
+			run(t, n.NS, fmt.Sprintf("ip neigh replace %s lladdr %s dev %s nud permanent", addr, nobody, link))
 		}
 	}
 	underlay, tunnel := openWire(t, n.outside, "eth0"), openWire(t, n.peer, "tun0")
