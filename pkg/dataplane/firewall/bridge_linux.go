@@ -1,8 +1,6 @@
 package firewall
 
 import (
-	"net"
-
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 )
@@ -11,7 +9,6 @@ import (
 const (
 	setSources4 = "sources4"
 	setSources6 = "sources6"
-	setGateways = "gateways"
 	// What IPv6 may send before it has an address.
 	setUnaddressed = "unaddressed"
 )
@@ -37,28 +34,16 @@ const (
 	listenerReportVersion2 = 143
 )
 
-func bridgeTable(name string, r Rules, p pinned) table {
-	t := table{
+func bridgeTable(name string, p pinned) table {
+	return table{
 		family:   nftables.TableFamilyBridge,
 		name:     name,
 		counters: []string{CounterRefused, CounterRogue, CounterSpoofed},
 		sets:     append([]set{portSet(p), unaddressedSet()}, sourceSets(p)...),
 		chains: []chain{
-			bridgePrerouting(), pinnedFrames(len(r.Gateways) > 0), pinned4(), pinned6(), pinnedARP(), advertisement(), unaddressed(),
+			bridgePrerouting(), pinnedFrames(), pinned4(), pinned6(), pinnedARP(), advertisement(), unaddressed(),
 		},
 	}
-	if len(r.Gateways) > 0 {
-		t.sets = append(t.sets, gatewaySet(r.Gateways))
-	}
-	return t
-}
-
-func gatewaySet(gateways []net.HardwareAddr) set {
-	s := set{name: setGateways, key: nftables.TypeEtherAddr}
-	for _, g := range gateways {
-		s.elements = append(s.elements, element{key: string(g)})
-	}
-	return s
 }
 
 // unaddressedSet lists the messages that IPv6 sends before it has an address.
@@ -84,19 +69,13 @@ func bridgePrerouting() chain {
 // frame that is the tag's, while the kernel has already put the inner one into
 // the packet's protocol, and would take a frame tagged with VLAN 0 for an
 // untagged one.
-func pinnedFrames(gateways bool) chain {
-	c := chain{name: chainPinned}
-	if gateways {
-		// The lowest bit of the first byte marks group addresses.
-		c.rules = append(c.rules, when(frameTarget(), masked(1, 0, 0, 0, 0, 0), is(0, 0, 0, 0, 0, 0),
-			frameTarget(), notIn(setGateways), drop(CounterRefused)))
-	}
-	c.rules = append(c.rules,
+func pinnedFrames() chain {
+	return chain{name: chainPinned, rules: []rule{
 		when(frameIs(unix.ETH_P_IP), follow(chainPinned4)),
 		when(frameIs(unix.ETH_P_IPV6), follow(chainPinned6)),
 		when(frameIs(unix.ETH_P_ARP), follow(chainPinnedARP)),
-		when(drop(CounterRefused)))
-	return c
+		when(drop(CounterRefused)),
+	}}
 }
 
 func pinned4() chain {

@@ -3,9 +3,9 @@
 //
 // The inet table does three things:
 //   - It masquerades what pods send out of the cluster.
-//   - It fails closed: a packet for a pod of another node leaves by a tunnel, a
-//     packet for a pod of this node leaves by a bridge of ours, and whatever
-//     else is counted and dropped, whichever way the routes point.
+//   - It fails closed: a packet for a pod of another node leaves by a tunnel, one
+//     for a pod of this node by a bridge of ours or a pod's port, and whatever
+//     leaves otherwise is counted and dropped, wherever the routes point.
 //   - It refuses the cluster's addresses as sources where they cannot come
 //     from, and keeps ICMP redirects away from pods.
 //
@@ -95,12 +95,6 @@ type Rules struct {
 	// Bridges are the names of our bridges, Tunnels those of our WireGuard
 	// devices. They need not exist yet.
 	Bridges, Tunnels []string
-	// Gateways are the hardware addresses of our bridges. If there are any, a pod
-	// sends frames to these and to groups only: not past the node's routing to
-	// its neighbours. Ports that are isolated need no such rule, but behind
-	// br_netfilter an isolated port also loses what kube-proxy's DNAT sends from
-	// one pod of a bridge to another.
-	Gateways []net.HardwareAddr
 	// Pins are all ports and their sources. Nil means those that Pin and the
 	// last Apply left, which is what a caller wants who applies while pods come
 	// and go; an empty slice that is not nil means none.
@@ -118,7 +112,7 @@ const (
 	// pods tried to send.
 	CounterRogue = "rogue"
 	// CounterRefused counts frames of pods that are neither IPv4, IPv6 nor ARP,
-	// VLAN-tagged ones among them, and those addressed past the gateway.
+	// VLAN-tagged ones among them.
 	CounterRefused = "refused"
 	// CounterRedirects counts ICMP redirects kept away from pods.
 	CounterRedirects = "redirects"
@@ -143,11 +137,6 @@ func (r Rules) validate() error {
 	for _, link := range slices.Concat(r.Bridges, r.Tunnels) {
 		if link == "" || len(link) > maxLinkName {
 			return fmt.Errorf("interface name %q: want 1 to %d bytes", link, maxLinkName)
-		}
-	}
-	for _, gateway := range r.Gateways {
-		if len(gateway) != macLen {
-			return fmt.Errorf("gateway MAC %q has %d bytes, want %d", gateway, len(gateway), macLen)
 		}
 	}
 	ports := make(map[int]struct{}, len(r.Pins))
@@ -191,10 +180,6 @@ func (p Pin) clone() Pin {
 func (r Rules) clone() Rules {
 	r.Cluster, r.Own, r.NoMasquerade = slices.Clone(r.Cluster), slices.Clone(r.Own), slices.Clone(r.NoMasquerade)
 	r.Bridges, r.Tunnels = slices.Clone(r.Bridges), slices.Clone(r.Tunnels)
-	r.Gateways = slices.Clone(r.Gateways)
-	for i, gateway := range r.Gateways {
-		r.Gateways[i] = slices.Clone(gateway)
-	}
 	r.Pins = nil // kept apart, by port
 	return r
 }

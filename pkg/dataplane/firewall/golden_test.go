@@ -38,8 +38,8 @@ func TestListing(t *testing.T) {
 		pods  int
 		want  string
 	}{
-		{"all there is", whole, 2, listingOfSets + listingOfMasquerade + strings.Replace(listingOfChains, "GATEWAYRULE", gatewayRule, 1)},
-		{"no masquerade, no IPv6, no links, no pods", bare, 0, listingOfBareSets + strings.Replace(listingOfChains, "GATEWAYRULE", "", 1)},
+		{"all there is", whole, 2, listingOfSets + listingOfMasquerade + listingOfChains},
+		{"no masquerade, no IPv6, no links, no pods", bare, 0, listingOfBareSets + listingOfChains},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			ns := netlab.TestNS(t, "listing")
@@ -97,11 +97,6 @@ table inet zlayer {
 	}
 }
 table bridge zlayer {
-	set gateways {
-		type ether_addr
-		elements = { 02:00:00:00:00:fe }
-	}
-
 	set ports {
 		type iface_index
 		elements = { "port1", "port2" }
@@ -148,9 +143,6 @@ table inet zlayer {
 		ip6 saddr @own6 ip6 daddr != @cluster6 ip6 daddr != @direct6 masquerade fully-random
 	}
 }`
-
-const gatewayRule = `
-		ether daddr & 01:00:00:00:00:00 == 00:00:00:00:00:00 ether daddr != @gateways counter name "refused" drop`
 
 const listingOfBareSets = `
 table inet zlayer {
@@ -285,7 +277,7 @@ table bridge zlayer {
 		iif @ports goto pinned
 	}
 
-	chain pinned {GATEWAYRULE
+	chain pinned {
 		ether type ip goto pinned_ip
 		ether type ip6 goto pinned_ip6
 		ether type arp goto pinned_arp

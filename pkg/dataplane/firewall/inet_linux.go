@@ -106,7 +106,9 @@ func fromTunnel() chain {
 	}}
 }
 
-// postrouting fails closed: packets for pods leave by tunnels and bridges only.
+// postrouting fails closed: packets for pods leave by tunnels, bridges and ports
+// only. What one pod of this node sends to another is routed to the port itself,
+// past the bridge.
 func postrouting() chain {
 	return chain{
 		name: chainPostrouting,
@@ -114,7 +116,6 @@ func postrouting() chain {
 		rules: []rule{
 			when(toLink(), link("lo"), accept()),
 			when(toLink(), in(setBridges), follow(chainToBridge)),
-			// From one pod of this node to another: routed straight to its port.
 			when(toIndex(), in(setPorts), follow(chainToBridge)),
 			when(toLink(), in(setTunnels), follow(chainToTunnel)),
 			when(ip4(), destination4(), in(setCluster4), drop(CounterFailClosed)),
@@ -123,9 +124,9 @@ func postrouting() chain {
 	}
 }
 
-// toBridge lets pods of this node be reached, not those of others. A packet
-// between two pods of one bridge leaves by the link it came in by, so the kernel
-// tells the sender of a shorter way (ICMP redirect) that there isn't.
+// toBridge lets pods of this node be reached, not those of others. It also keeps
+// ICMP redirects from them: when a packet would leave by the bridge it came in by,
+// the kernel tells its sender of a shorter way, and there is none.
 func toBridge() chain {
 	return chain{name: chainToBridge, rules: []rule{
 		when(ip4(), icmpType(icmpRedirect), drop(CounterRedirects)),

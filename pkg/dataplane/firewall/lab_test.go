@@ -52,7 +52,6 @@ func testRules() Rules {
 		NoMasquerade: prefixes("198.51.100.0/24", "2001:db8:51::/48"),
 		Bridges:      []string{"zl-default"},
 		Tunnels:      []string{"zl-wg"},
-		Gateways:     []net.HardwareAddr{mac(bridgeMAC)},
 	}
 }
 
@@ -136,6 +135,8 @@ func newNode(t testing.TB) *node {
 		ip link set zl-default address `+bridgeMAC+`
 		ip link set foreign address `+foreignMAC+`
 		ip addr add 169.254.1.1/32 dev zl-default scope link
+		ip rule add iif zl-default lookup 122
+		ip -6 rule add iif zl-default lookup 122
 		ip addr add fe80::1/64 dev zl-default nodad
 		ip link add zl-wg type veth peer name tun0 netns /run/netns/peer
 		ip addr add 10.200.5.1/32 dev zl-wg
@@ -164,7 +165,9 @@ type pod struct {
 	port string
 }
 
-// addPod plugs a pod into a bridge of the node. Its number makes its addresses.
+// addPod plugs a pod into a bridge of the node, as the package attach does: ports
+// are isolated, and what comes in by our bridge for a pod leaves by its port. Its
+// number makes its addresses.
 func (n *node) addPod(t testing.TB, bridge string, number int) *pod {
 	t.Helper()
 	p := &pod{NS: netlab.TestNS(t, fmt.Sprintf("pod%d", number)), port: fmt.Sprintf("port%d", number)}
@@ -175,13 +178,17 @@ func (n *node) addPod(t testing.TB, bridge string, number int) *pod {
 	run(t, n.NS, fmt.Sprintf(`
 		ip link add %[1]s type veth peer name eth0 address %[2]s netns %[3]s
 		ip link set %[1]s master %[4]s
-		bridge link set dev %[1]s hairpin on learning off flood off mcast_flood off bcast_flood off
+		bridge link set dev %[1]s isolated on learning off flood off mcast_flood off bcast_flood off
 		bridge fdb replace %[2]s dev %[1]s master static
 		ip link set %[1]s up
 		ip route add %[5]s dev %[4]s
 		ip -6 route add %[6]s dev %[4]s
-		ip neigh add %[5]s lladdr %[2]s dev %[4]s nud permanent
-		ip -6 neigh add %[6]s lladdr %[2]s dev %[4]s nud permanent`,
+		ip route add %[5]s dev %[1]s table 122
+		ip -6 route add %[6]s dev %[1]s table 122
+		for link in %[1]s %[4]s; do
+			ip neigh add %[5]s lladdr %[2]s dev $link nud permanent
+			ip -6 neigh add %[6]s lladdr %[2]s dev $link nud permanent
+		done`,
 		p.port, p.pin.MAC, p.Path, bridge, p.pin.Addrs[0], p.pin.Addrs[1]))
 	// Silent until a test speaks: no autoconfiguration, no answers.
 	run(t, p.NS, fmt.Sprintf(`

@@ -81,8 +81,6 @@ func destination4() parts { return payload(expr.PayloadBaseNetworkHeader, 16, 4)
 func source6() parts      { return payload(expr.PayloadBaseNetworkHeader, 8, 16) }
 func destination6() parts { return payload(expr.PayloadBaseNetworkHeader, 24, 16) }
 
-func frameTarget() parts { return payload(expr.PayloadBaseLLHeader, 0, macLen) }
-
 // Parts of keys that begin with the port the frame came in by: see sourceKey.
 func frameSender() parts { return payload(expr.PayloadBaseLLHeader, 6, macLen) }
 func arpSenderMAC() parts {

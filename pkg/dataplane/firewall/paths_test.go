@@ -20,14 +20,14 @@ import (
 
 // A family has the addresses of the lab in one family of IP.
 type family struct {
-	name, table, ip     string // table as nft calls the family, ip as the command
-	node, overlay       string // the node's on the underlay and on the tunnel
-	outside, direct     string // a host on the underlay; direct is not masqueraded
-	pod, other, unused  string // on this node: pods 2 and 3, and nobody
-	remote, remoteSlice string // behind the tunnel
-	stray, lost         string // other nodes' too, routed to a foreign bridge and to ours
-	tunneled, bridged   string // not the cluster's
-	service, local      string // translated to remote and to pod
+	name, table, ip           string // table as nft calls the family, ip as the command
+	node, overlay             string // the node's on the underlay and on the tunnel
+	outside, direct           string // a host on the underlay; direct is not masqueraded
+	pod, other, unused        string // on this node: pods 2 and 3, and nobody
+	remote, remoteSlice       string // behind the tunnel
+	stray, lost               string // other nodes' too, routed to a foreign bridge and to ours
+	tunneled, bridged, ported string // not the cluster's
+	service, local            string // translated to remote and to pod
 }
 
 func families() []family {
@@ -37,7 +37,7 @@ func families() []family {
 			node: "192.0.2.1", overlay: "10.200.5.1", outside: "192.0.2.9", direct: "198.51.100.9",
 			pod: ipPod, other: ipOther, unused: "10.200.5.77",
 			remote: "10.200.9.9", remoteSlice: "10.200.9.0/24", stray: "10.200.8.8", lost: "10.200.7.7",
-			tunneled: "203.0.113.1", bridged: "203.0.114.1",
+			tunneled: "203.0.113.1", bridged: "203.0.114.1", ported: "203.0.115.1",
 			service: "10.96.0.1", local: "10.96.0.2",
 		},
 		{
@@ -45,7 +45,7 @@ func families() []family {
 			node: "2001:db8::1", overlay: "fd00:200:0:5::1", outside: "2001:db8::9", direct: "2001:db8:51::9",
 			pod: ip6Pod, other: ip6Other, unused: "fd00:200:0:5::77",
 			remote: "fd00:200:0:9::9", remoteSlice: "fd00:200:0:9::/64", stray: "fd00:200:0:8::8", lost: "fd00:200:0:7::7",
-			tunneled: "2001:db8:113::1", bridged: "2001:db8:114::1",
+			tunneled: "2001:db8:113::1", bridged: "2001:db8:114::1", ported: "2001:db8:115::1",
 			service: "fd00:96::1", local: "fd00:96::2",
 		},
 	}
@@ -309,12 +309,15 @@ func TestMasquerade(t *testing.T) {
 		ip neigh add 203.0.113.1 lladdr 02:00:00:00:09:09 dev zl-wg nud permanent
 		ip route add 203.0.114.0/24 dev zl-default
 		ip neigh add 203.0.114.1 lladdr 02:00:00:00:05:03 dev zl-default nud permanent
+		ip route add 203.0.115.0/24 dev port3
+		ip neigh add 203.0.115.1 lladdr 02:00:00:00:05:03 dev port3 nud permanent
 		ip -6 route add fd00:200:0:9::/64 via fe80::b dev zl-wg
+		ip -6 route add 2001:db8:115::/48 dev port3
+		ip -6 neigh add 2001:db8:115::1 lladdr 02:00:00:00:05:03 dev port3 nud permanent
 		ip -6 route add 2001:db8:113::/48 via fe80::b dev zl-wg
 		ip -6 route add 2001:db8:114::/48 dev zl-default
 		ip -6 neigh add 2001:db8:114::1 lladdr 02:00:00:00:05:03 dev zl-default nud permanent`)
-	bridge := openWire(t, two.NS, "eth0")
-	underlay, tunnel := openWire(t, n.outside, "eth0"), openWire(t, n.peer, "tun0")
+	underlay, tunnel, port := openWire(t, n.outside, "eth0"), openWire(t, n.peer, "tun0"), openWire(t, two.NS, "eth0")
 	for _, on := range []bool{true, false} {
 		if rules.Masquerade != on {
 			rules.Masquerade = on
@@ -336,7 +339,8 @@ func TestMasquerade(t *testing.T) {
 					{"an excluded destination", underlay, f.direct, f.pod},
 					{"another node's pod", tunnel, f.remote, f.pod},
 					{"whoever else is behind the tunnel", tunnel, f.tunneled, f.pod},
-					{"whoever else is behind the bridge", bridge, f.bridged, f.pod},
+					{"whoever else is behind the bridge", port, f.bridged, f.pod},
+					{"whoever else is behind a port", port, f.ported, f.pod},
 				} {
 					payload := fmt.Sprintf("%s %s %v", c.name, f.name, on)
 					mustSpeak(t, one.NS, "", at(c.to, 2000), payload)

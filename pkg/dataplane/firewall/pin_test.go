@@ -145,7 +145,7 @@ func TestArgumentsAreCopied(t *testing.T) {
 	mustPin(t, f, pinned)
 	spoil(applied)
 	spoil(pinned)
-	rules.Own[0], rules.Bridges[0], rules.Gateways[0][5] = rules.Cluster[0], "other", 0xff
+	rules.Own[0], rules.Bridges[0] = rules.Cluster[0], "other"
 	if _, err := f.converge(testContext(t), f.rules, f.pins); err != nil {
 		t.Fatal(err)
 	}

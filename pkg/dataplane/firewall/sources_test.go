@@ -57,8 +57,6 @@ func sendings(bridge string) []sending {
 		{"IPv4 with another pod's MAC", withSource(from4(ipPod), other), CounterSpoofed},
 		{"IPv4 as another pod altogether", withSource(from4(ipOther), other), CounterSpoofed},
 		{"IPv4 cut off in the header", from4(ipPod)[:14+14], CounterSpoofed},
-		{"IPv4 to another pod's MAC", ether(other, own, unix.ETH_P_IP, packet4(ipPod, ipOther, unix.IPPROTO_UDP, datagram)), CounterRefused},
-		{"ARP answer to another pod's MAC", ether(other, own, unix.ETH_P_ARP, arp(2, own, ipPod, ipOther)), CounterRefused},
 		{"DHCP answer", ether(to, own, unix.ETH_P_IP, packet4(ipPod, "255.255.255.255", unix.IPPROTO_UDP, udpTo(67, 68, "yes"))), CounterRogue},
 		{"DHCP question", ether(to, own, unix.ETH_P_IP, packet4("0.0.0.0", "255.255.255.255", unix.IPPROTO_UDP, udpTo(68, 67, "who"))), CounterSpoofed},
 		{"ICMP redirect", ether(to, own, unix.ETH_P_IP, packet4(ipPod, ipOther, unix.IPPROTO_ICMP, icmp(icmpRedirect, 0, 0, 0, 0))), CounterRogue},
@@ -203,8 +201,7 @@ func TestForeignBridgesAreLeftAlone(t *testing.T) {
 	// rules see a pod's address come from elsewhere.
 	run(t, n.NS, "nft delete table inet zlayer")
 	sendAll(t, n, foreign, "foreign", sendings(foreignMAC), func(t *testing.T, s sending, arrived bool, counted map[string]uint64) {
-		past := bytes.HasPrefix(s.frame, mac("02:00:00:00:05:03")) // to a neighbour that isn't there
-		if !arrived && !past {
+		if !arrived {
 			t.Errorf("%s: it didn't arrive", s.name)
 		}
 		if len(counted) > 0 {
