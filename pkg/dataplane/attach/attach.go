@@ -172,7 +172,7 @@ type Config struct {
 func Failpoints() []string {
 	return []string{
 		failSegmentCreated, failSegmentReady,
-		failBeforeCreate, failCreated, failHostReady, failHooked, failSandboxReady, failCommitted,
+		failBeforeCreate, failCreated, failHostReady, failHooked, failSandboxReady, failSettled, failCommitted,
 		failBeforeDetach, failUnrouted, failDeleted,
 	}
 }
@@ -185,6 +185,7 @@ const (
 	failHostReady      = "attach/host-ready"
 	failHooked         = "attach/hooked"
 	failSandboxReady   = "attach/sandbox-ready"
+	failSettled        = "attach/settled"
 	failCommitted      = "attach/committed"
 	failBeforeDetach   = "detach/before"
 	failUnrouted       = "detach/unrouted"

@@ -82,6 +82,7 @@ func (a *Attacher) attachNew(ctx context.Context, spec Spec) (_ Attachment, err 
 		{w.configureHost, failHostReady},
 		{w.beforeUp, failHooked},
 		{w.configureSandbox, failSandboxReady},
+		{w.settle, failSettled},
 		{w.commit, failCommitted},
 	} {
 		if err := step.do(ctx); err != nil {

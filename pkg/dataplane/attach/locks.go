@@ -36,6 +36,14 @@ func (l *locks) lock(ctx context.Context, name string) (unlock func(), err error
 	}
 }
 
+// busy tells whether somebody works under the name.
+func (l *locks) busy(name string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, taken := l.held[name]
+	return taken
+}
+
 func (l *locks) unlock(name string, free chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

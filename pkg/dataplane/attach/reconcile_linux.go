@@ -111,6 +111,9 @@ func (a *Attacher) dropVanished(have snapshot) {
 		if _, there := have.links[e.PortIndex]; there || e.state == attaching || a.deleter.knows(e.PortIndex) {
 			continue
 		}
+		if e.state == detaching && a.keys.busy(e.Key.ID()) {
+			continue // its link is gone because a Detach has just removed it, which takes it out itself
+		}
 		a.table.remove(e)
 		a.watch.report(e.Attachment)
 	}

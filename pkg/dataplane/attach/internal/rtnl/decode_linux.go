@@ -49,6 +49,8 @@ type Link struct {
 	Bridge BridgeFlags
 	// Port is set for ports of bridges.
 	Port PortFlags
+	// Forwarding tells whether a bridge passes packets to and from its port.
+	Forwarding bool
 }
 
 // BridgeFlags are settings of a bridge.
@@ -131,8 +133,18 @@ func (l *Link) parseInfo(data []byte) {
 		}
 	}
 	if portKind == "bridge" {
-		l.Port = parsePort(portInfo)
+		l.Port, l.Forwarding = parsePort(portInfo), forwarding(portInfo)
 	}
+}
+
+func forwarding(data []byte) bool {
+	const stateForwarding = 3 // BR_STATE_FORWARDING of linux/if_bridge.h
+	for attr, v := range Attrs(data) {
+		if attr == unix.IFLA_BRPORT_STATE {
+			return number(v) == stateForwarding
+		}
+	}
+	return false
 }
 
 func parsePort(data []byte) PortFlags {
