@@ -4,6 +4,7 @@ package attach_test
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -18,20 +19,20 @@ import (
 // It is independent of the package's own way to read the kernel.
 func state(t testing.TB, ns *netlab.NS) string {
 	t.Helper()
-	const show = `ip -j -d link; echo; ip -j addr; echo; ip -j rule; echo; ip -j -6 rule; echo; ip -j route show table all; echo;
-		ip -j -6 route show table all; echo; ip -j neigh; echo; bridge -j fdb`
+	// Few processes: an emulated machine takes a second for each.
+	const show = `printf 'link\naddr\nrule\nroute show table all\nneigh\n' | ip -j -d -batch -
+		printf 'rule\nroute show table all\n' | ip -6 -j -d -batch - && bridge -j fdb`
 	parts := json.NewDecoder(bytes.NewReader([]byte(out(t, ns, "sh", "-c", show))))
 	var lines []string
 	for _, render := range []func(object) []string{
-		linkLines, addrLines, ruleLines("ipv4"), ruleLines("ipv6"),
-		routeLines, routeLines, // the routes of IPv6 are among all routes for some versions, and apart for others
-		neighLines, fdbLines,
+		linkLines, addrLines, ruleLines("ipv4"), routeLines, neighLines,
+		ruleLines("ipv6"), routeLines, // some versions showed these routes above already
+		fdbLines,
 	} {
 		var list []object
 		if err := parts.Decode(&list); err != nil {
 			t.Fatalf("read iproute2's output: %v", err)
 		}
-		from := len(lines)
 		for _, o := range list {
 			for _, line := range render(o) {
 				if !slices.Contains(lines, line+"\n") {
@@ -39,11 +40,21 @@ func state(t testing.TB, ns *netlab.NS) string {
 				}
 			}
 		}
-		if !strings.HasPrefix(strings.Join(lines[from:], ""), "link") { // links stay in the order of their numbers
-			slices.Sort(lines[from:])
-		}
 	}
+	slices.SortStableFunc(lines, compareLines)
 	return strings.Join(lines, "")
+}
+
+// compareLines sorts by kind, and within it all but links, which stay in the
+// order of their numbers.
+func compareLines(a, b string) int {
+	kinds := []string{"link", "addr", "rule", "route", "neigh", "fdb"}
+	kindA, _, _ := strings.Cut(a, " ")
+	kindB, _, _ := strings.Cut(b, " ")
+	if order := cmp.Compare(slices.Index(kinds, kindA), slices.Index(kinds, kindB)); order != 0 || kindA == "link" {
+		return order
+	}
+	return cmp.Compare(a, b)
 }
 
 // object is one thing that iproute2 describes.
@@ -136,7 +147,10 @@ func routeLines(o object) []string {
 	}
 	var line strings.Builder
 	fmt.Fprintf(&line, "route %s", o.text("dst"))
-	o.with(&line, "gateway", "dev", "protocol", "prefsrc", "table")
+	o.with(&line, "gateway", "dev", "protocol", "prefsrc")
+	if o.text("table") != "main" {
+		o.with(&line, "table")
+	}
 	if metric := o.text("metric"); metric != "1024" { // the default of IPv6
 		o.with(&line, "metric")
 	}

@@ -136,5 +136,5 @@ var overlay = []netip.Addr{netip.MustParseAddr("10.42.255.1"), netip.MustParseAd
 // giveOverlay stands in for the WireGuard device.
 func giveOverlay(t testing.TB, ns *netlab.NS) {
 	t.Helper()
-	out(t, ns, "sh", "-c", "ip link add overlay type bridge && ip link set overlay up && ip addr add 10.42.255.1/32 dev overlay && ip addr add fd42::ffff/128 dev overlay nodad")
+	out(t, ns, "sh", "-c", "ip link add overlay type bridge && ip link set overlay addrgenmode none up && ip addr add 10.42.255.1/32 dev overlay && ip addr add fd42::ffff/128 dev overlay nodad")
 }
