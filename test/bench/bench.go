@@ -52,7 +52,7 @@ func (b *bench) all() []block {
 		{"cni-ipv4", "ADD and DEL as whole processes, IPv4 alone", func(ctx context.Context) error { return b.cniLatency(ctx, false) }},
 		{"cni-dual", "ADD and DEL as whole processes, dual stack", func(ctx context.Context) error { return b.cniLatency(ctx, true) }},
 		{"memory", "overlayd's memory with 110 pods and 10 peers", b.memory},
-		{"peers", "5,000 peers", b.peers},
+		{"peers", "a large cluster's peers", b.peers},
 		{"throughput", "pod to pod across nodes", b.throughput},
 	}
 }

@@ -46,6 +46,7 @@ type options struct {
 	csv       string
 	reference string
 	backend   string
+	peerCount int
 }
 
 func parseOptions(args []string) (options, error) {
@@ -55,6 +56,7 @@ func parseOptions(args []string) (options, error) {
 	flags.StringVar(&o.csv, "csv", "", "write every sample to this `file`")
 	flags.StringVar(&o.reference, "reference", "bin/reference", "`folder` of the reference plugins bridge, ptp and host-local")
 	flags.StringVar(&o.backend, "backend", "auto", "WireGuard of all contenders: auto, kernel or userspace")
+	flags.IntVar(&o.peerCount, "peers", 5000, "size of the block of that name; budgets are for 5,000, an emulated machine bears fewer")
 	pick := flags.String("run", "", "only blocks whose name matches this `regexp`")
 	if err := flags.Parse(args); err != nil {
 		return o, err

@@ -12,10 +12,7 @@ import (
 	"github.com/zlayer/zlayer-cni/test/netlab"
 )
 
-// manyPeers is the size of the largest cluster that Kubernetes supports.
-const manyPeers = 5000
-
-// peersResult is what one process measured with manyPeers peers.
+// peersResult is what one process measured.
 type peersResult struct {
 	Apply     float64 // ms, into a device without peers
 	Change    float64 // ms, of one peer
@@ -43,7 +40,7 @@ func (b *bench) peers(ctx context.Context) error {
 			if round%2 == 1 {
 				which = len(contenders) - 1 - i
 			}
-			result, err := measurePeers(ctx, peersArgs{Contender: contenders[which], Kernel: kernel, Count: manyPeers})
+			result, err := measurePeers(ctx, peersArgs{Contender: contenders[which], Kernel: kernel, Count: b.peerCount})
 			if err != nil {
 				return err
 			}
@@ -98,7 +95,7 @@ func (b *bench) reportPeers(contenders []string, seen [][]peersResult) {
 		return values
 	}
 	apply := func(r peersResult) float64 { return r.Apply }
-	rows := [][]string{{fmt.Sprintf("%d peers, ms", manyPeers), "apply", "change one", "nothing changed", "MiB"}}
+	rows := [][]string{{fmt.Sprintf("%d peers, ms", b.peerCount), "apply", "change one", "nothing changed", "MiB"}}
 	for i, name := range contenders {
 		rows = append(rows, []string{
 			name, figure(median(column(i, apply))),
@@ -110,8 +107,9 @@ func (b *bench) reportPeers(contenders []string, seen [][]peersResult) {
 	}
 	b.table(rows)
 	ours := column(0, apply)
-	b.judge(budget{what: "5,000 peers applied, of bare wgctrl", ratio: ratioOf(ours, column(1, apply)), most: 1.5})
-	b.judge(budget{what: "5,000 peers applied, of bare wgctrl and routes", ratio: ratioOf(ours, column(2, apply))})
+	applied := fmt.Sprintf("%d peers applied", b.peerCount)
+	b.judge(budget{what: applied + ", of bare wgctrl", ratio: ratioOf(ours, column(1, apply)), most: 1.5})
+	b.judge(budget{what: applied + ", of bare wgctrl and routes", ratio: ratioOf(ours, column(2, apply))})
 
 }
 
@@ -141,7 +139,7 @@ func (b *bench) wholeDaemon(ctx context.Context, kernel bool) (err error) {
 		return err
 	}
 	node := c.Nodes[0]
-	others, err := strangers(manyPeers)
+	others, err := strangers(b.peerCount)
 	if err != nil {
 		return err
 	}
@@ -150,7 +148,7 @@ func (b *bench) wholeDaemon(ctx context.Context, kernel bool) (err error) {
 	if err := node.WriteNodes(append([]cluster.Entry{self}, others...)); err != nil {
 		return err
 	}
-	if err := node.AwaitPeers(ctx, manyPeers); err != nil {
+	if err := node.AwaitPeers(ctx, b.peerCount); err != nil {
 		return err
 	}
 	took := time.Since(started)
@@ -159,10 +157,10 @@ func (b *bench) wholeDaemon(ctx context.Context, kernel bool) (err error) {
 		return err
 	}
 	b.table([][]string{
-		{"overlayd, nodes file with 5,000 others", "file to status, ms", "resident, MiB", "peak"},
+		{fmt.Sprintf("overlayd, nodes file with %d others", b.peerCount), "file to status, ms", "resident, MiB", "peak"},
 		{"", figure(inMilliseconds(took)), figure(now), figure(peak)},
 	})
-	limit := budget{what: "overlayd resident, 5,000 peers", value: now, unit: "MiB", most: 80}
+	limit := budget{what: fmt.Sprintf("overlayd resident, %d peers", b.peerCount), value: now, unit: "MiB", most: 80}
 	if !kernel {
 		limit.note = "budget is for a kernel device"
 	}
