@@ -1,6 +1,7 @@
 package wireguard
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -26,8 +27,7 @@ func currentNamespace() (*namespace, error) {
 }
 
 // do runs fn in the namespace: on the calling thread if that is there already,
-// as in a daemon it is, else on a thread of its own that ends afterwards rather
-// than trusting a way back.
+// as in a daemon it is, else on one that joins it for the time.
 func (n *namespace) do(fn func() error) error {
 	var here, there unix.Stat_t
 	if err := unix.Stat(threadNamespace, &here); err != nil {
@@ -40,15 +40,26 @@ func (n *namespace) do(fn func() error) error {
 		return fn()
 	}
 	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("join the device's network namespace: %w", err)
-			return
-		}
-		done <- fn()
-	}()
+	go func() { done <- n.visit(fn) }()
 	return <-done
+}
+
+// visit runs fn on a thread that joins the namespace. The thread goes back to
+// work only if it has come back; otherwise it ends with the goroutine.
+func (n *namespace) visit(fn func() error) error {
+	runtime.LockOSThread()
+	home, err := os.Open(threadNamespace)
+	if err == nil {
+		err = unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET)
+	}
+	if err != nil {
+		return fmt.Errorf("join the device's network namespace: %w", err)
+	}
+	err = fn()
+	if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
+		runtime.UnlockOSThread()
+	}
+	return errors.Join(err, home.Close())
 }
 
 func (n *namespace) close() error { return n.file.Close() }
