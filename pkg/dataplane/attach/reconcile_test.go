@@ -85,8 +85,9 @@ func TestReconcileWritesDifferencesOnly(t *testing.T) {
 	if err := n.Reconcile(t.Context()); err != nil { // learns the sources
 		t.Fatal(err)
 	}
-	eventually(t, "carriers are up and announced", func() bool {
-		return !strings.Contains(out(t, n.ns, "ip", "link"), "NO-CARRIER") && len(writes(t, n.ns, func() {})) == 0
+	eventually(t, "carriers are up, addresses in use, and all announced", func() bool {
+		links := out(t, n.ns, "ip", "addr")
+		return !strings.Contains(links, "NO-CARRIER") && !strings.Contains(links, "tentative") && len(writes(t, n.ns, func() {})) == 0
 	})
 	wrote := writes(t, n.ns, func() {
 		for range 3 {
