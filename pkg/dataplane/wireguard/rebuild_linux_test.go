@@ -140,9 +140,14 @@ func TestReadyTellsWhatIsWrong(t *testing.T) {
 		node.ip(t, "link", "set", "eth0", "down")
 		node.ip(t, "link", "set", "eth0", "name", "eth9")
 		// Somebody takes the name in the moment the device is gone.
-		node.ip(t, "link", "set", node.config.Name, "down")
-		node.ip(t, "link", "set", node.config.Name, "name", "elsewhere")
-		node.ip(t, "link", "set", "eth9", "name", node.config.Name)
+		attempt := 0
+		eventually(t, "the name is taken", func() error {
+			attempt++
+			script := fmt.Sprintf("link set %[1]s down\nlink set %[1]s name elsewhere%[2]d\nlink set eth9 name %[1]s\n", node.config.Name, attempt)
+			cmd := node.ns.Command(t.Context(), "ip", "-batch", "-")
+			cmd.Stdin = strings.NewReader(script)
+			return cmd.Run() // the device may be rebuilt between two lines
+		})
 		eventually(t, "not ready", func() error {
 			if err := d.Ready(); err == nil || !strings.Contains(err.Error(), "not ours") {
 				return fmt.Errorf("ready says: %w", err)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -203,11 +204,25 @@ func TestThreadsComeBack(t *testing.T) {
 		})
 	}
 	calls.Wait()
-	for place := range threadPlaces(t) {
-		if !before[place] {
-			t.Errorf("a thread is in %s", place)
+	// A thread that was given up is listed until the kernel has ended it.
+	deadline := time.Now().Add(30 * time.Second)
+	for stray := strayPlaces(t, before); len(stray) > 0; stray = strayPlaces(t, before) {
+		if time.Now().After(deadline) {
+			t.Fatalf("threads are in %v", stray)
 		}
 	}
+}
+
+// strayPlaces are those where no thread was before.
+func strayPlaces(t *testing.T, before map[string]bool) []string {
+	t.Helper()
+	var stray []string
+	for place := range threadPlaces(t) {
+		if !before[place] {
+			stray = append(stray, place)
+		}
+	}
+	return stray
 }
 
 // threadPlaces returns the network namespaces that threads of this process are
