@@ -17,7 +17,7 @@ const churnSandboxes = 250
 // churnRounds is smaller where -short says that the machine is slow.
 func churnRounds() int {
 	if testing.Short() {
-		return 2
+		return 1
 	}
 	return 10
 }
