@@ -46,11 +46,7 @@ func newNode(t *testing.T, fabric *netlab.Fabric, name string, index int) *node 
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A socket's path is short, and t.TempDir holds the name of the test.
-	dir, err := os.MkdirTemp("/run", name+"-")
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := netlab.TestDir(t)
 	n := &node{
 		t: t, ns: ns, dir: dir, config: filepath.Join(dir, "overlayd.yaml"), nodes: filepath.Join(dir, "nodes.yaml"),
 		socket: filepath.Join(dir, "overlayd.sock"),

@@ -16,6 +16,7 @@ import (
 	"github.com/zlayer/zlayer-cni/pkg/cni"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane"
 	"github.com/zlayer/zlayer-cni/pkg/shim"
+	"github.com/zlayer/zlayer-cni/test/netlab"
 )
 
 func TestRequestsWaitForTheStart(t *testing.T) {
@@ -43,15 +44,13 @@ func TestRequestsWaitForTheStart(t *testing.T) {
 // another key than the file says, so that it never touches the kernel.
 func TestAPartThatBreaksEndsTheDaemon(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
-	dir, err := os.MkdirTemp("/run", "broken-") // a socket's path is short
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := netlab.TestDir(t)
 	config := dualStack()
 	config.NodesFile, config.StateDir, config.Socket = filepath.Join(dir, "nodes.yaml"), dir, filepath.Join(dir, "s")
 	write(t, config.NodesFile, "nodes: [{name: a, publicKey: "+keyA+"}]")
 	log := slog.New(slog.DiscardHandler)
 	d := &daemon{config: config, log: log, requests: newRequestMetrics(), tried: make(chan struct{})}
+	var err error
 	if d.nodes, err = newNodesFile(config, log, d.setNodes); err != nil {
 		t.Fatal(err)
 	}

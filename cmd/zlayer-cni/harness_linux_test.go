@@ -46,7 +46,7 @@ func newRig(t *testing.T, name string, slices ...netip.Prefix) *rig {
 	t.Helper()
 	plugin := netlab.Binary(t, "zlayer-cni")
 	config := cluster.Config{
-		Name: name + "-net", NodeNames: []string{name}, Dir: t.TempDir(), Binaries: filepath.Dir(plugin),
+		Name: name + "-net", NodeNames: []string{name}, Dir: netlab.TestDir(t), Binaries: filepath.Dir(plugin),
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.200.0.0/16"), netip.MustParsePrefix("fd00:200::/48")},
 	}
 	if daemon := netlab.Binary(t, "overlayd"); filepath.Dir(daemon) != config.Binaries {

@@ -15,6 +15,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/zlayer/zlayer-cni/pkg/cni"
+	"github.com/zlayer/zlayer-cni/test/netlab"
 )
 
 // lifecyclePoints are what holds over many calls.
@@ -159,7 +160,7 @@ func codes(r *rig) {
 }
 
 // nobody returns the path of a socket on which nobody listens.
-func nobody(r *rig) string { return filepath.Join(r.TempDir(), "nobody.sock") }
+func nobody(r *rig) string { return filepath.Join(netlab.TestDir(r), "nobody.sock") }
 
 // dialBound checks the order of magnitude alone: no attempt at all would be
 // over in no time, and one pause too many would double the wait.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/zlayer/zlayer-cni/pkg/cni"
 	"github.com/zlayer/zlayer-cni/pkg/shim"
+	"github.com/zlayer/zlayer-cni/test/netlab"
 )
 
 // statusPoints are what STATUS answers, and how soon.
@@ -98,7 +99,7 @@ func addInSpiteOfStatus(r *rig) {
 // mute accepts and never answers. It ends with the test.
 func mute(r *rig) (socket string) {
 	r.Helper()
-	socket = filepath.Join(r.TempDir(), "mute.sock")
+	socket = filepath.Join(netlab.TestDir(r), "mute.sock")
 	listener, err := shim.Listen(socket)
 	if err != nil {
 		r.Fatal(err)

@@ -33,7 +33,7 @@ type daemon struct {
 func newDaemon(t *testing.T, drop func(*daemon) bool) *daemon {
 	t.Helper()
 	d := &daemon{stateDir: t.TempDir(), attached: map[shim.Attachment]*shim.Attached{}, status: &shim.StatusSnapshot{Interface: "zl-cluster-g"}}
-	d.socket = filepath.Join(t.TempDir(), "overlayd.sock")
+	d.socket = filepath.Join(netlab.TestDir(t), "overlayd.sock")
 	listener, err := shim.Listen(d.socket)
 	if err != nil {
 		t.Fatal(err)

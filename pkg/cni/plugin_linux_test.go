@@ -16,6 +16,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/zlayer/zlayer-cni/pkg/shim"
+	"github.com/zlayer/zlayer-cni/test/netlab"
 )
 
 func TestAddAsksForWhatTheRuntimeWants(t *testing.T) {
@@ -153,7 +154,7 @@ func TestDelMeetsAStartingDaemon(t *testing.T) {
 }
 
 func TestDelWithoutDaemonIsKept(t *testing.T) {
-	gone := &daemon{socket: filepath.Join(t.TempDir(), "nobody.sock"), stateDir: t.TempDir()}
+	gone := &daemon{socket: filepath.Join(netlab.TestDir(t), "nobody.sock"), stateDir: t.TempDir()}
 	r := newCaller(t, gone, "")
 	if err := r.plugin.del(&r.args); err != nil {
 		t.Fatal(err)

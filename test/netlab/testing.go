@@ -41,6 +41,23 @@ func TestFabric(t testing.TB, name string) *Fabric {
 	return f
 }
 
+// TestDir makes a folder that ends with the test. Unlike that of t.TempDir its
+// path is short whatever the test's name and TMPDIR are: a socket's path may
+// have 107 bytes. It is in the lab's own /run.
+func TestDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/run", "test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
 // BinariesEnv names the folder of programs that are already built with the tag
 // "failpoints"; without it, Binary builds them.
 const BinariesEnv = "ZLAYER_BIN"

@@ -40,7 +40,7 @@ type rig struct {
 func newRig(t *testing.T, nodes int, change ...func(*cluster.Config)) *rig {
 	t.Helper()
 	config := cluster.Config{
-		Name: "fabric", Binaries: programs(t), Dir: t.TempDir(),
+		Name: "fabric", Binaries: programs(t), Dir: netlab.TestDir(t),
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.200.0.0/16"), netip.MustParsePrefix("fd00:200::/48")},
 	}
 	for i := range nodes {
