@@ -93,7 +93,7 @@ func (a *Attacher) mend(ctx context.Context, before entry, inside int, spec Spec
 	if err := w.mendHost(); err != nil {
 		return Attachment{}, err
 	}
-	for _, step := range []func(context.Context) error{w.beforeUp, w.configureSandbox} {
+	for _, step := range []func(context.Context) error{w.beforeUp, w.addressSandbox, w.raiseSandbox} {
 		if err := errors.Join(ctx.Err(), step(ctx)); err != nil {
 			return Attachment{}, err
 		}

@@ -172,7 +172,7 @@ type Config struct {
 func Failpoints() []string {
 	return []string{
 		failSegmentCreated, failSegmentReady,
-		failBeforeCreate, failCreated, failHostReady, failHooked, failSandboxReady, failSettled, failCommitted,
+		failBeforeCreate, failCreated, failAddressed, failHostReady, failHooked, failSandboxReady, failSettled, failCommitted,
 		failBeforeDetach, failUnrouted, failDeleted,
 	}
 }
@@ -182,6 +182,7 @@ const (
 	failSegmentReady   = "attach/segment-ready"
 	failBeforeCreate   = "attach/before-create"
 	failCreated        = "attach/created"
+	failAddressed      = "attach/addressed"
 	failHostReady      = "attach/host-ready"
 	failHooked         = "attach/hooked"
 	failSandboxReady   = "attach/sandbox-ready"

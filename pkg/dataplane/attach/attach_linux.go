@@ -79,9 +79,10 @@ func (a *Attacher) attachNew(ctx context.Context, spec Spec) (_ Attachment, err 
 	}{
 		{w.prepare, failBeforeCreate},
 		{w.create, failCreated},
+		{w.addressSandbox, failAddressed},
 		{w.configureHost, failHostReady},
 		{w.beforeUp, failHooked},
-		{w.configureSandbox, failSandboxReady},
+		{w.raiseSandbox, failSandboxReady},
 		{w.settle, failSettled},
 		{w.commit, failCommitted},
 	} {

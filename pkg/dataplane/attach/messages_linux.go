@@ -171,6 +171,14 @@ func getLink(b *rtnl.Batch, index int, name string) {
 	}
 }
 
+// getLocal asks what becomes of packets for an address.
+func getLocal(b *rtnl.Batch, addr netip.Addr) {
+	b.Route(rtnl.Request{
+		What: "look up " + addr.String(), Type: unix.RTM_GETROUTE, Tolerate: []unix.Errno{unix.ENETUNREACH, unix.EHOSTUNREACH},
+	}, unix.RtMsg{Family: family(addr), Dst_len: uint8(addr.BitLen())})
+	b.IP(unix.RTA_DST, addr)
+}
+
 // getNetNS asks under which number the host knows a namespace.
 func getNetNS(b *rtnl.Batch, netns int) {
 	b.NetNS(rtnl.Request{What: "identify network namespace", Type: unix.RTM_GETNSID})

@@ -17,25 +17,34 @@ import (
 // the other, or left alone with it, has a way out.
 const laterMetric = 2048
 
-// configureSandbox gives the sandbox's half its addresses and the way out, and
-// sets it up. Doing it again changes nothing.
-func (w *work) configureSandbox(context.Context) error {
+// addressSandbox gives the sandbox's half its addresses while it is down. IPv6
+// leaves the rest of that to a worker, which is done by the time settle asks.
+// Doing it again changes nothing.
+func (w *work) addressSandbox(context.Context) error {
 	b := &w.slot.Batch
 	setUp(b, loopback)
 	for _, addr := range w.Addrs {
 		addAddress(b, w.inside, netip.PrefixFrom(addr, addr.BitLen()), unix.RT_SCOPE_UNIVERSE)
 	}
+	err := w.sandbox.Do(b, nil)
+	if noIPv6(err) && slices.ContainsFunc(w.Addrs, netip.Addr.Is6) {
+		err = fmt.Errorf("is IPv6 switched off there (net.ipv6.conf.%s.disable_ipv6)? %w", w.Key.IfName, err)
+	}
+	return inSandbox(err)
+}
+
+// raiseSandbox sets the sandbox's half up and gives it the way out. Doing it
+// again changes nothing.
+func (w *work) raiseSandbox(context.Context) error {
+	b := &w.slot.Batch
 	setUp(b, w.inside)
 	gateways := gatewaysOf(w.Addrs)
 	for _, gateway := range gateways {
 		addDefault(b, w.inside, gateway, 0)
 	}
 	err := w.sandbox.Do(b, nil)
-	switch {
-	case errors.Is(err, unix.EEXIST): // only a default route minds company
+	if errors.Is(err, unix.EEXIST) {
 		err = w.addLaterDefaults(gateways)
-	case noIPv6(err) && slices.ContainsFunc(w.Addrs, netip.Addr.Is6):
-		err = fmt.Errorf("is IPv6 switched off there (net.ipv6.conf.%s.disable_ipv6)? %w", w.Key.IfName, err)
 	}
 	return inSandbox(err)
 }

@@ -3,8 +3,6 @@ package attach
 import (
 	"context"
 	"fmt"
-	"net/netip"
-	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,7 +14,10 @@ const (
 	// settlePatience bounds the wait for what the kernel does a moment later.
 	// Usually there is nothing left to wait for.
 	settlePatience = time.Second
-	settleInterval = 200 * time.Microsecond
+	// The first pause is short, the others grow up to the last: asking takes the
+	// lock that the kernel's worker waits for.
+	settleFirst = 50 * time.Microsecond
+	settleLast  = 5 * time.Millisecond
 )
 
 // settle waits until the first packet to the sandbox would arrive. Two things
@@ -27,18 +28,13 @@ const (
 func (w *work) settle(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, settlePatience)
 	defer cancel()
-	tick := time.NewTicker(settleInterval)
-	defer tick.Stop()
-	for {
+	for wait := settleFirst; ctx.Err() == nil; wait = min(2*wait, settleLast) {
 		if done, err := w.settled(); done || err != nil {
 			return err
 		}
-		select {
-		case <-ctx.Done():
-			return nil // an end of the caller's own context is seen behind every step
-		case <-tick.C:
-		}
+		pause(ctx, wait)
 	}
+	return nil // an end of the caller's own context is seen behind every step
 }
 
 func (w *work) settled() (bool, error) {
@@ -50,20 +46,19 @@ func (w *work) settled() (bool, error) {
 	if !port.Forwarding {
 		return false, nil
 	}
-	if !slices.ContainsFunc(w.Addrs, netip.Addr.Is6) {
-		return true, nil
-	}
-	local, err := readRoutes(w.sandbox, &w.slot.Batch, unix.RtMsg{Family: unix.AF_INET6, Table: unix.RT_TABLE_LOCAL})
-	if err != nil {
-		return false, inSandbox(err)
-	}
+	missing := 0
 	for _, addr := range w.Addrs {
-		taken := func(r rtnl.Route) bool { return r.Dst == netip.PrefixFrom(addr, addr.BitLen()) }
-		if addr.Is6() && !slices.ContainsFunc(local, taken) {
-			return false, nil
+		if addr.Is6() {
+			getLocal(&w.slot.Batch, addr)
+			missing++
 		}
 	}
-	return true, nil
+	err = w.sandbox.Do(&w.slot.Batch, func(_ int, m rtnl.Message) {
+		if route, ok := rtnl.ParseRoute(m); ok && route.Type == unix.RTN_LOCAL {
+			missing--
+		}
+	})
+	return missing == 0, inSandbox(err)
 }
 
 // orVanished is err, or that a link of ours is gone.
