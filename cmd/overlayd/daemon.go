@@ -265,10 +265,11 @@ func (d *daemon) check(ctx context.Context, r *shim.CheckContainer) (shim.Respon
 	if err := d.mayServe(ctx); err != nil {
 		return nil, err
 	}
-	if err := d.plane.Check(ctx, keyOf(netns), netns.File); err != nil {
+	attached, err := d.plane.Check(ctx, keyOf(netns), netns.File)
+	if err != nil {
 		return nil, err
 	}
-	return &shim.OK{}, nil
+	return attachedAnswer(netns, attached), nil
 }
 
 func (d *daemon) collect(ctx context.Context, r *shim.GCContainers) (shim.Response, error) {

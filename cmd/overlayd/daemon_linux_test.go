@@ -56,8 +56,9 @@ func TestDaemonLife(t *testing.T) {
 	if diff := cmp.Diff(first, pods[0].attach(t, client), compareConfigs, compareAddrs); diff != "" {
 		t.Errorf("attached again (-first +again):\n%s", diff)
 	}
-	if _, err := client.Check(t.Context(), pods[0].handle); err != nil {
-		t.Errorf("check: %v", err)
+	checked, err := client.Check(t.Context(), pods[0].handle)
+	if diff := cmp.Diff(first, checked, compareConfigs, compareAddrs); diff != "" || err != nil {
+		t.Errorf("check: %v (-attached +checked):\n%s", err, diff)
 	}
 
 	before := a.status().Attachments

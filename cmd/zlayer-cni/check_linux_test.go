@@ -12,6 +12,7 @@ func checkPoints() []point {
 		{43, "prevResult is the expectation", prevResultExpected},
 		{44, "what a later plugin changed is its own", laterChangesTolerated},
 		{45, "what is missing or wrong is found", damageFound},
+		{45, "addresses other than the daemon's are found", otherAddressesFound},
 		{46, "an unreachable sandbox is found", unreachableFound},
 		{46, "right after ADD all is well", checkRightAfterAdd},
 		{47, "success prints nothing, the daemon's errors are passed on", checkPassesOn},
@@ -70,6 +71,26 @@ func damageFound(r *rig) {
 			r.silent(r.run(p.check(prev)))
 			r.must(p.NS, damage[0], damage[1:]...)
 			r.fails(r.run(p.check(prev)), cni.CodeChanged)
+		})
+	}
+}
+
+// otherAddressesFound hands CHECK results that ADD never printed, while the
+// sandbox is as overlayd wants it.
+func otherAddressesFound(r *rig) {
+	p := r.pod("expects-others")
+	out := r.run(p.call("ADD"))
+	for name, change := range map[string]func(prev map[string]any){
+		"IPv4 differs":            func(prev map[string]any) { element(prev, "ips", 0)["address"] = "10.200.255.254/32" },
+		"IPv6 differs":            func(prev map[string]any) { element(prev, "ips", 1)["address"] = "fd00:200:0:ffff::fffe/128" },
+		"IPv6 missing":            func(prev map[string]any) { prev["ips"] = prev["ips"].([]any)[:1] },
+		"on the host's interface": func(prev map[string]any) { element(prev, "ips", 0)["interface"] = 0 },
+	} {
+		r.sub(name, func(r *rig) {
+			prev := r.raw(out)
+			r.silent(r.run(p.check(prev)))
+			change(prev)
+			r.fails(r.run(p.check(prev)), cni.CodeChanged, "is not in prevResult")
 		})
 	}
 }

@@ -152,23 +152,28 @@ func (d *Dataplane) Detach(ctx context.Context, key attach.Key) error {
 	return failpoint.Hit("dataplane/released")
 }
 
-// Check tells what is wrong with an attachment, nil if nothing is. netns is the
-// sandbox's namespace. The firewall is repaired rather than reported: it is the
-// node's, not the sandbox's.
-func (d *Dataplane) Check(ctx context.Context, key attach.Key, netns *os.File) error {
+// Check compares an attachment with how it was made and returns it as Attach
+// would, or all that is wrong with it. netns is the sandbox's namespace. The
+// firewall is repaired rather than reported: it is the node's, not the
+// sandbox's.
+func (d *Dataplane) Check(ctx context.Context, key attach.Key, netns *os.File) (Attachment, error) {
 	parts := d.current()
 	if parts == nil {
-		return fmt.Errorf("check sandbox %s: %s: %w", key, d.whyWaiting(), ErrNotReady)
+		return Attachment{}, fmt.Errorf("check sandbox %s: %s: %w", key, d.whyWaiting(), ErrNotReady)
 	}
 	unlock, err := d.sandboxes.lock(ctx, key.ID())
 	if err != nil {
-		return fmt.Errorf("check sandbox %s: wait for earlier work on it: %w", key, err)
+		return Attachment{}, fmt.Errorf("check sandbox %s: wait for earlier work on it: %w", key, err)
 	}
 	defer unlock()
 	if err := errors.Join(parts.attacher.Check(ctx, key, netns), d.applyFirewall(ctx, parts, nil)); err != nil {
-		return fmt.Errorf("check sandbox %s: %w", key, err)
+		return Attachment{}, fmt.Errorf("check sandbox %s: %w", key, err)
 	}
-	return nil
+	attached, still := parts.attacher.Lookup(key)
+	if !still { // its port vanished since
+		return Attachment{}, fmt.Errorf("check sandbox %s: %w", key, attach.ErrNotAttached)
+	}
+	return describe(attached), nil
 }
 
 // GC detaches every sandbox that is not among the valid ones. It goes on after
