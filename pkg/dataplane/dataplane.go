@@ -17,6 +17,7 @@
 package dataplane
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -70,6 +71,8 @@ type Config struct {
 	Masquerade bool
 	// NoMasquerade holds destinations outside the cluster that see pod addresses.
 	NoMasquerade []netip.Prefix
+	// Sysctls is where the host's /proc/sys/net is writable; empty is /proc/sys/net itself.
+	Sysctls string
 	// Log receives what an operator should know.
 	Log *slog.Logger
 }
@@ -107,6 +110,7 @@ type parts struct {
 // New returns a Dataplane that touches nothing yet, apart from the node's key,
 // which is made on first use.
 func New(cfg Config) (*Dataplane, error) {
+	cfg.Sysctls = cmp.Or(cfg.Sysctls, "/proc/sys/net")
 	key, err := wireguard.LoadKey(filepath.Join(cfg.StateDir, "key"))
 	if err != nil {
 		return nil, fmt.Errorf("load node key: %w", err)

@@ -97,7 +97,7 @@ func (d *Dataplane) bringUp(ctx context.Context, own []netip.Prefix, peers []wir
 	if made.addresses, err = newAddresses(own); err != nil {
 		return err
 	}
-	if err := forwarding.Enable(); err != nil {
+	if err := forwarding.Enable(d.cfg.Sysctls); err != nil {
 		return err
 	}
 	mtu, err := d.overlayMTU(peers)
@@ -173,7 +173,7 @@ func (d *Dataplane) adopt(ctx context.Context, made *parts) (err error) {
 	for _, slice := range made.slices {
 		sources = append(sources, nodeAddress(slice))
 	}
-	if made.attacher, err = attach.New(attach.Config{Sources: sources, Log: d.log}); err != nil {
+	if made.attacher, err = attach.New(attach.Config{Sources: sources, Sysctls: d.cfg.Sysctls, Log: d.log}); err != nil {
 		return fmt.Errorf("open attacher: %w", err)
 	}
 	attached, err := made.attacher.Recover(ctx)

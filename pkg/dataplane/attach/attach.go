@@ -163,6 +163,8 @@ type Config struct {
 	Sources []netip.Addr
 	// MTU is that of bridges and the default of attachments, in bytes; 0 leaves it to the kernel.
 	MTU int
+	// Sysctls is where the host's /proc/sys/net is writable; empty is /proc/sys/net itself.
+	Sysctls string
 	// Log takes what is repaired and what vanished; nil discards it.
 	Log *slog.Logger
 }

@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -44,6 +45,7 @@ type Attacher struct {
 
 // New prepares an Attacher and changes nothing. Close gives back its files.
 func New(cfg Config) (*Attacher, error) {
+	cfg.Sysctls = cmp.Or(cfg.Sysctls, "/proc/sys/net")
 	host, err := rtnl.OpenHost()
 	if err != nil {
 		return nil, fmt.Errorf("open host: %w", err)

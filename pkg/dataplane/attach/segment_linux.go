@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -169,7 +170,7 @@ func noIPv6(err error) bool {
 // as a router (CVE-2020-13401 in other plugins). A host that forwards refuses
 // them by default, so this matters where accept_ra is 2.
 func (a *Attacher) refuseRouterAdvertisements(bridge string) {
-	path := "/proc/sys/net/ipv6/conf/" + bridge + "/accept_ra"
+	path := filepath.Join(a.cfg.Sysctls, "ipv6/conf", bridge, "accept_ra")
 	err := a.host.Do(func() error {
 		if value, err := os.ReadFile(path); err != nil || strings.TrimSpace(string(value)) == "0" {
 			return err

@@ -8,17 +8,17 @@ import (
 	"path/filepath"
 )
 
-// sysctls are the host's, in the network namespace of the calling process.
-const sysctls = "/proc/sys/net"
-
 // Enable turns IPv4 and IPv6 forwarding on if they are off; it writes nothing
 // that is set already. A kernel without IPv6 is no error.
+//
+// sysctls is where the kernel's /proc/sys/net is writable. Wherever it is
+// mounted, it shows the network namespace of the process that looks.
 //
 // A host that forwards IPv6 stops listening to router advertisements unless
 // accept_ra is 2, and would lose its own default route minutes later. So the
 // interfaces that listen now are told to go on listening.
 // (Linux: Documentation/networking/ip-sysctl.rst, accept_ra.)
-func Enable() error {
+func Enable(sysctls string) error {
 	if err := set(filepath.Join(sysctls, "ipv4/ip_forward"), "1"); err != nil {
 		return err
 	}
@@ -57,7 +57,7 @@ func set(path, value string) error {
 		return err
 	}
 	if err := os.WriteFile(path, []byte(value), 0); err != nil {
-		return fmt.Errorf("set kernel setting to %s (is /proc/sys writable here?): %w", value, err)
+		return fmt.Errorf("set kernel setting to %s (a container needs a mount of the host's /proc/sys/net, named by sysctlDir): %w", value, err)
 	}
 	return nil
 }

@@ -5,4 +5,4 @@ package forwarding
 import "errors"
 
 // Enable is supported on Linux only.
-func Enable() error { return errors.ErrUnsupported }
+func Enable(string) error { return errors.ErrUnsupported }
