@@ -31,6 +31,12 @@ type Config struct {
 	Socket string
 	// StateDir is the absolute path of the key pair and the tombstones.
 	StateDir string
+	// SysctlDir is where the host's /proc/sys/net is writable.
+	SysctlDir string
+	// CNIBinDir is the host's folder of plugins, empty to install none there.
+	CNIBinDir string
+	// CNIConfDir is the runtime's folder of networks, empty to write none there.
+	CNIConfDir string
 	// ListenPort is WireGuard's UDP port.
 	ListenPort int
 	// Backend chooses between the kernel's WireGuard and our own process.
@@ -134,9 +140,17 @@ func (c *Config) validate() error {
 		return fmt.Errorf("mtu: %d is not between %d and %d (0 computes it)", c.MTU, wireguard.MinMTU, maxMTU)
 	}
 	for _, path := range []struct {
-		key   string
-		value *string
-	}{{"nodesFile", &c.NodesFile}, {"socket", &c.Socket}, {"stateDir", &c.StateDir}} {
+		key      string
+		value    *string
+		optional bool
+	}{
+		{key: "nodesFile", value: &c.NodesFile}, {key: "socket", value: &c.Socket}, {key: "stateDir", value: &c.StateDir},
+		{key: "sysctlDir", value: &c.SysctlDir}, {key: "cniBinDir", value: &c.CNIBinDir, optional: true},
+		{key: "cniConfDir", value: &c.CNIConfDir, optional: true},
+	} {
+		if *path.value == "" && path.optional {
+			continue
+		}
 		if *path.value == "" {
 			return fmt.Errorf("%s: not set", path.key)
 		}

@@ -44,7 +44,7 @@ func TestConfigDefaults(t *testing.T) {
 	want := Config{
 		NodeName: "host-name", ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.20.0.0/16")},
 		SliceBits: SliceBits{IPv4: 24, IPv6: 64}, NodesFile: "/n",
-		Socket: "/run/zlayer/overlayd.sock", StateDir: "/var/lib/zlayer",
+		Socket: "/run/zlayer/overlayd.sock", StateDir: "/var/lib/zlayer", SysctlDir: "/proc/sys/net",
 		ListenPort: 51820, Backend: wireguard.Auto, Masquerade: true,
 		MetricsAddress: netip.MustParseAddrPort("127.0.0.1:9551"),
 		LogLevel:       slog.LevelInfo, LogFormat: "text",
@@ -64,6 +64,9 @@ sliceBits:
 nodesFile: /etc/zlayer/nodes.yaml
 socket: /run/a.sock
 stateDir: /state
+sysctlDir: /host/proc/sys/net
+cniBinDir: /opt/cni/bin
+cniConfDir: /etc/cni/net.d
 listenPort: 40000
 backend: userspace
 mtu: 1300
@@ -83,6 +86,7 @@ func TestConfigFileSetsEveryKey(t *testing.T) {
 		NodeName: "node-a", ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.20.0.0/16"), netip.MustParsePrefix("fd20::/48")},
 		SliceBits: SliceBits{IPv4: 26, IPv6: 72}, NodesFile: "/etc/zlayer/nodes.yaml",
 		Socket: "/run/a.sock", StateDir: "/state",
+		SysctlDir: "/host/proc/sys/net", CNIBinDir: "/opt/cni/bin", CNIConfDir: "/etc/cni/net.d",
 		ListenPort: 40000, Backend: wireguard.Userspace, MTU: 1300,
 		MasqueradeExclusions: []netip.Prefix{netip.MustParsePrefix("192.168.0.0/16")},
 		MetricsAddress:       netip.MustParseAddrPort("[::1]:9000"),
@@ -96,14 +100,14 @@ func TestConfigFileSetsEveryKey(t *testing.T) {
 func TestFlagsOverrideTheFile(t *testing.T) {
 	got, err := load(t, everyKey,
 		"--node-name=flagged", "--cluster-cidrs=10.30.0.0/16", "--cluster-cidrs=fd30::/48", "--slice-bits-ipv4=25", "--slice-bits-ipv6=80",
-		"--nodes-file=/f", "--socket=/run/f.sock", "--state-dir=/fs", "--listen-port=1", "--backend=kernel", "--mtu=1400", "--masquerade=true",
+		"--nodes-file=/f", "--socket=/run/f.sock", "--state-dir=/fs", "--sysctl-dir=/s", "--cni-bin-dir=", "--cni-conf-dir=/c", "--listen-port=1", "--backend=kernel", "--mtu=1400", "--masquerade=true",
 		"--masquerade-exclusions=", "--metrics-address=", "--log-level=warn", "--log-format=text")
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := Config{
 		NodeName: "flagged", ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.30.0.0/16"), netip.MustParsePrefix("fd30::/48")},
-		SliceBits: SliceBits{IPv4: 25, IPv6: 80}, NodesFile: "/f", Socket: "/run/f.sock", StateDir: "/fs",
+		SliceBits: SliceBits{IPv4: 25, IPv6: 80}, NodesFile: "/f", Socket: "/run/f.sock", StateDir: "/fs", SysctlDir: "/s", CNIConfDir: "/c",
 		ListenPort: 1, Backend: wireguard.Kernel, MTU: 1400, Masquerade: true, MasqueradeExclusions: []netip.Prefix{},
 		LogLevel: slog.LevelWarn, LogFormat: "text",
 	}

@@ -29,6 +29,8 @@ type daemon struct {
 	log      *slog.Logger
 	requests *requestMetrics
 	graves   *graveyard
+	// installer shows the runtime where the plugin is.
+	installer *installer
 	// end ends the process in good order.
 	end context.CancelFunc
 
@@ -54,6 +56,7 @@ func (d *daemon) setNodes(ctx context.Context, nodes []wireguard.Node) error {
 	if !d.open.Load() {
 		d.graves.drain(ctx)
 		d.open.Store(true)
+		d.installer.Served()
 		d.log.Info("serving", "op", "run", "socket", d.config.Socket)
 	}
 	return nil
@@ -74,6 +77,15 @@ func (d *daemon) waiting() []string {
 	reasons := d.plane.Waiting()
 	if len(reasons) == 0 && !d.open.Load() {
 		reasons = append(reasons, "detaching what was deleted while the daemon was away")
+	}
+	return reasons
+}
+
+// unready is waiting, and why the runtime may not find the plugin.
+func (d *daemon) unready() []string {
+	reasons := d.waiting()
+	if fault := d.installer.Fault(); fault != nil {
+		reasons = append(reasons, oneLine(fault.Error()))
 	}
 	return reasons
 }

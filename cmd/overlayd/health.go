@@ -27,7 +27,8 @@ const (
 	shutdownTimeout = 2 * time.Second
 )
 
-// newMux serves /healthz and /metrics. waiting lists why the node is not ready.
+// newMux serves /healthz, /livez and /metrics. waiting lists why the node is
+// not ready; /livez says only that the process answers.
 func newMux(registry *prometheus.Registry, waiting func() []string) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
@@ -39,6 +40,9 @@ func newMux(registry *prometheus.Registry, waiting func() []string) http.Handler
 		}
 		w.WriteHeader(http.StatusServiceUnavailable)
 		_, _ = io.WriteString(w, strings.Join(reasons, "\n")+"\n")
+	})
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, "ok\n") // as above
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{
 		MaxRequestsInFlight: maxScrapes, Timeout: scrapeTimeout,

@@ -76,8 +76,12 @@ func run(ctx context.Context, config Config, logOut io.Writer) error {
 	if d.plane, err = dataplane.New(dataplane.Config{
 		Node: config.NodeName, Cluster: config.ClusterCIDRs, StateDir: config.StateDir,
 		Backend: config.Backend, ListenPort: config.ListenPort, MTU: config.MTU,
-		Masquerade: config.Masquerade, NoMasquerade: config.MasqueradeExclusions, Log: log,
+		Masquerade: config.Masquerade, NoMasquerade: config.MasqueradeExclusions,
+		Sysctls: config.SysctlDir, Log: log,
 	}); err != nil {
+		return err
+	}
+	if d.installer, err = newInstaller(config, d.open.Load, log); err != nil {
 		return err
 	}
 	d.graves = &graveyard{dir: cni.TombstoneDir(config.StateDir), log: log, detach: d.plane.Detach}
@@ -97,10 +101,11 @@ func (d *daemon) run(ctx context.Context, socket, metrics net.Listener) error {
 	group.Go(func() error { return d.plane.Run(background) })
 	group.Go(func() error { return d.nodes.Run(background) })
 	group.Go(func() error { return d.graves.Run(background, d.open.Load) })
+	group.Go(func() error { return d.installer.Run(background) })
 	events := shim.NewBroadcaster(eventQueue)
 	group.Go(func() error { return d.watchPeers(background, events) })
 	group.Go(func() error {
-		return serveHTTP(background, metrics, newMux(newRegistry(d), d.waiting), d.log)
+		return serveHTTP(background, metrics, newMux(newRegistry(d), d.unready), d.log)
 	})
 	group.Go(func() error {
 		defer stop()
@@ -126,5 +131,5 @@ func closeListener(listener net.Listener) {
 
 // stateFiles are what `overlayd teardown --purge` removes.
 func stateFiles(config Config) []string {
-	return []string{filepath.Join(config.StateDir, "key"), cni.TombstoneDir(config.StateDir)}
+	return []string{filepath.Join(config.StateDir, "key"), cni.TombstoneDir(config.StateDir), config.Socket + ".lock"}
 }

@@ -57,6 +57,7 @@ func TestAPartThatBreaksEndsTheDaemon(t *testing.T) {
 	if d.plane, err = dataplane.New(dataplane.Config{Node: "a", Cluster: config.ClusterCIDRs, StateDir: dir, Log: log}); err != nil {
 		t.Fatal(err)
 	}
+	d.installer = &installer{}
 	d.graves = &graveyard{dir: cni.TombstoneDir(dir), log: log, detach: d.plane.Detach}
 	socket, err := shim.Listen(config.Socket)
 	if err != nil {

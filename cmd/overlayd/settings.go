@@ -100,6 +100,15 @@ func serviceSettings() []setting {
 			key: "stateDir", flag: "state-dir", fallback: "/var/lib/zlayer", usage: "folder of the key pair and of what plugins leave while this daemon is away",
 			set: func(c *Config, v []string) error { c.StateDir = v[0]; return nil },
 		}, {
+			key: "sysctlDir", flag: "sysctl-dir", fallback: "/proc/sys/net", usage: "where the host's /proc/sys/net is writable, in a container another place than that",
+			set: func(c *Config, v []string) error { c.SysctlDir = v[0]; return nil },
+		}, {
+			key: "cniBinDir", flag: "cni-bin-dir", usage: "install the plugins in this folder, empty installs none",
+			set: func(c *Config, v []string) error { c.CNIBinDir = v[0]; return nil },
+		}, {
+			key: "cniConfDir", flag: "cni-conf-dir", usage: "write the network's configuration in this folder once it serves, empty writes none",
+			set: func(c *Config, v []string) error { c.CNIConfDir = v[0]; return nil },
+		}, {
 			key: "metricsAddress", flag: "metrics-address", fallback: "127.0.0.1:9551", usage: "address and port of /metrics and /healthz, empty for neither",
 			set: func(c *Config, v []string) (err error) { c.MetricsAddress, err = parseAddrPort(v[0]); return err },
 		}, {

@@ -22,7 +22,7 @@ func (d *daemon) snapshot(ctx context.Context) *shim.StatusSnapshot {
 	snapshot.Ready = len(snapshot.Waiting) == 0
 	snapshot.OverlayCIDRs = d.config.ClusterCIDRs
 	snapshot.OverlayCIDR = first(snapshot.OverlayCIDRs)
-	for _, fault := range []error{err, d.nodes.Fault()} {
+	for _, fault := range []error{err, d.nodes.Fault(), d.installer.Fault()} {
 		if fault != nil {
 			snapshot.Waiting = append(snapshot.Waiting, fault.Error())
 		}

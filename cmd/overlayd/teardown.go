@@ -7,6 +7,8 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,11 +23,11 @@ const teardownTimeout = 2 * time.Minute
 
 func teardownCommand() *cobra.Command {
 	var paths pathFlags
-	var purge bool
+	var purge, stay bool
 	cmd := &cobra.Command{
 		Use:   "teardown",
 		Short: "Remove the whole data plane from this node",
-		Long: "Remove attachments, bridges, the WireGuard device, routes and firewall rules of ours.\n" +
+		Long: "Remove attachments, bridges, the WireGuard device, routes and firewall rules of ours, and what was installed for the container runtime.\n" +
 			"The daemon must have ended. IP forwarding stays enabled, since others may need it. Repeating it is fine.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -35,11 +37,16 @@ func teardownCommand() *cobra.Command {
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), teardownTimeout)
 			defer cancel()
-			return teardown(ctx, config, purge, cmd.OutOrStdout())
+			if err := teardown(ctx, config, purge, cmd.OutOrStdout()); err != nil || !stay {
+				return err
+			}
+			<-cmd.Context().Done()
+			return nil
 		},
 	}
-	paths.add(cmd, "socket", "stateDir")
+	paths.add(cmd, "socket", "stateDir", "cniBinDir", "cniConfDir")
 	cmd.Flags().BoolVar(&purge, "purge", false, "remove the key pair and tombstones, too: the node gets another key at its next start")
+	cmd.Flags().BoolVar(&stay, "stay", false, "when all is removed, wait for SIGTERM: a DaemonSet's container that ends is started again")
 	return cmd
 }
 
@@ -53,7 +60,17 @@ func teardown(ctx context.Context, config Config, purge bool, out io.Writer) (er
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, socket.Close()) }()
+	defer func() {
+		err = errors.Join(err, socket.Close())
+		if purge {
+			_ = os.Remove(filepath.Dir(config.Socket)) // unless there is something else in it
+		}
+	}()
+	// First the network: no more sandboxes from here on.
+	network, err := uninstallNetwork(config)
+	if err != nil {
+		return err
+	}
 	before, err := takeInventory()
 	if err != nil {
 		return err
@@ -65,6 +82,13 @@ func teardown(ctx context.Context, config Config, purge bool, out io.Writer) (er
 	}
 	if len(after) > 0 {
 		return fmt.Errorf("left behind: %s", after)
+	}
+	plugins, err := uninstallPlugins(config)
+	if err != nil {
+		return err
+	}
+	for _, path := range slices.Concat(network, plugins) {
+		_, _ = fmt.Fprintf(out, "removed %s\n", path)
 	}
 	if len(before) == 0 {
 		_, _ = fmt.Fprintln(out, "nothing of ours was there")

@@ -1,0 +1,303 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/zlayer/zlayer-cni/pkg/cni"
+	"github.com/zlayer/zlayer-cni/pkg/shim"
+)
+
+const (
+	// pluginFolder, beside the daemon's program, holds the plugins to install.
+	pluginFolder = "cni"
+	// networkFile sorts before what most other networks are called: runtimes
+	// take the first.
+	networkFile = "10-zlayer.conflist"
+	networkName = "zlayer"
+	// installInterval bounds how long what others removed stays away.
+	installInterval = time.Minute
+)
+
+// The names of the plugins. Those of the CNI project have names of our own, so
+// that they neither replace a host's, which may be too old for the chain, nor
+// are left behind.
+const (
+	pluginMain      = "zlayer-cni"
+	pluginPortmap   = "zlayer-portmap"
+	pluginBandwidth = "zlayer-bandwidth"
+	pluginTuning    = "zlayer-tuning"
+)
+
+// installedPlugins are the files that we own in a folder of plugins.
+func installedPlugins() []string {
+	return []string{pluginMain, pluginPortmap, pluginBandwidth, pluginTuning}
+}
+
+// installer puts plugins and network where the container runtime looks for
+// them, and puts them back when they vanish. Nothing is removed on a restart:
+// the runtime would take the node for one without a network.
+type installer struct {
+	binDir, confDir string // nothing is written where it is empty
+	source          string // folder of the plugins to copy
+	network         []byte // what networkFile should hold
+	// serving says that ADDs succeed: only then may the runtime find the network.
+	serving func() bool
+	kick    chan struct{}
+	log     *slog.Logger
+
+	mu    sync.Mutex // guards fault
+	fault error      // the last pass's
+
+	ahead []string // warned about; used by Run alone
+}
+
+func newInstaller(config Config, serving func() bool, log *slog.Logger) (*installer, error) {
+	network, err := networkOf(config)
+	if err != nil {
+		return nil, err
+	}
+	i := &installer{
+		binDir: config.CNIBinDir, confDir: config.CNIConfDir, network: network,
+		serving: serving, kick: make(chan struct{}, 1), log: log,
+	}
+	if i.binDir == "" {
+		return i, nil
+	}
+	program, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find the plugins to install: %w", err)
+	}
+	i.source = filepath.Join(filepath.Dir(program), pluginFolder)
+	return i, nil
+}
+
+// networkOf is the list of plugins that a runtime calls. Runtimes that know
+// cniVersions (CNI 1.1.0) take the newest they support, others cniVersion.
+func networkOf(config Config) ([]byte, error) {
+	ours := map[string]any{"type": pluginMain}
+	if config.Socket != shim.DefaultSocket {
+		ours["socket"] = config.Socket
+	}
+	if config.StateDir != cni.DefaultStateDir {
+		ours["stateDir"] = config.StateDir
+	}
+	text, err := json.MarshalIndent(map[string]any{
+		"cniVersion": "1.0.0", "cniVersions": []string{"0.4.0", "1.0.0", "1.1.0"},
+		"name": networkName,
+		"plugins": []any{
+			ours,
+			map[string]any{"type": pluginPortmap, "capabilities": map[string]bool{"portMappings": true}, "snat": true},
+			map[string]any{"type": pluginBandwidth, "capabilities": map[string]bool{"bandwidth": true}},
+		},
+	}, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("write network %s: %w", networkName, err)
+	}
+	return append(text, '\n'), nil
+}
+
+// Run installs until ctx ends; what fails is tried again.
+func (i *installer) Run(ctx context.Context) error {
+	if i.binDir == "" && i.confDir == "" {
+		return nil
+	}
+	ticker := time.NewTicker(installInterval)
+	defer ticker.Stop()
+	for {
+		err := i.install()
+		i.mu.Lock()
+		news := err != nil && (i.fault == nil || i.fault.Error() != err.Error())
+		i.fault = err
+		i.mu.Unlock()
+		if news {
+			i.log.Error("install, will try again", "op", "install", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		case <-i.kick:
+		}
+	}
+}
+
+// Served tells Run that serving has changed.
+func (i *installer) Served() {
+	select {
+	case i.kick <- struct{}{}:
+	default: // a pass is due already
+	}
+}
+
+// Fault is what the last pass could not do.
+func (i *installer) Fault() error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.fault
+}
+
+// install is one pass: first the plugins, last the network that names them.
+func (i *installer) install() error {
+	if i.binDir != "" {
+		for _, name := range installedPlugins() {
+			if err := i.installPlugin(name); err != nil {
+				return fmt.Errorf("install plugin %s: %w", name, err)
+			}
+		}
+	}
+	if i.confDir == "" || !i.serving() {
+		return nil
+	}
+	if err := i.installNetwork(); err != nil {
+		return fmt.Errorf("install network: %w", err)
+	}
+	return i.warnOfOthers()
+}
+
+func (i *installer) installPlugin(name string) error {
+	wanted, err := os.ReadFile(filepath.Join(i.source, name))
+	if err != nil {
+		return err
+	}
+	const executable = 0o755
+	path := filepath.Join(i.binDir, name)
+	if info, err := os.Lstat(path); err == nil && info.Mode() == executable && info.Size() == int64(len(wanted)) {
+		if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, wanted) {
+			return nil
+		}
+	}
+	if err := replaceFile(path, wanted, executable); err != nil {
+		return err
+	}
+	i.log.Info("plugin installed", "op", "install", "path", path)
+	return nil
+}
+
+func (i *installer) installNetwork() error {
+	path := filepath.Join(i.confDir, networkFile)
+	if have, err := readBounded(path, configLimit); err == nil && holdsNetwork(have, i.network) {
+		return nil
+	}
+	if err := replaceFile(path, i.network, 0o644); err != nil {
+		return err
+	}
+	i.log.Info("network installed", "op", "install", "path", path)
+	return nil
+}
+
+// network is what is compared of a list of plugins.
+type network struct {
+	CNIVersion  string
+	CNIVersions []string
+	Name        string
+	Plugins     []map[string]any
+}
+
+// holdsNetwork tells whether have is wanted, perhaps with plugins that others
+// have added to the chain, as service meshes do: those are theirs to keep.
+func holdsNetwork(have, wanted []byte) bool {
+	var h, w network
+	if json.Unmarshal(have, &h) != nil || json.Unmarshal(wanted, &w) != nil {
+		return false
+	}
+	h.Plugins = slices.DeleteFunc(h.Plugins, func(p map[string]any) bool {
+		name, _ := p["type"].(string)
+		return !slices.Contains(installedPlugins(), name)
+	})
+	return reflect.DeepEqual(h, w)
+}
+
+// warnOfOthers says which files the runtime takes before ours.
+func (i *installer) warnOfOthers() error {
+	entries, err := os.ReadDir(i.confDir) // sorted, as runtimes sort them
+	if err != nil {
+		return fmt.Errorf("look for other networks: %w", err)
+	}
+	var ahead []string
+	for _, entry := range entries {
+		if slices.Contains([]string{".conf", ".conflist", ".json"}, filepath.Ext(entry.Name())) && entry.Name() < networkFile {
+			ahead = append(ahead, entry.Name())
+		}
+	}
+	if len(ahead) > 0 && !slices.Equal(ahead, i.ahead) {
+		i.log.Warn("another network sorts before ours, and the runtime will take it", "op", "install", "path", filepath.Join(i.confDir, ahead[0]))
+	}
+	i.ahead = ahead
+	return nil
+}
+
+// pendingName is where a file is written before it takes its place. Runtimes
+// ignore the ending.
+func pendingName(path string) string {
+	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
+}
+
+// replaceFile puts content at path so that whoever looks finds the whole file,
+// old or new, whatever dies meanwhile.
+func replaceFile(path string, content []byte, mode fs.FileMode) (err error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	pending := pendingName(path)
+	// A rest of an earlier try may have another mode.
+	if err := os.Remove(pending); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	file, err := os.OpenFile(pending, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if err != nil {
+		return err
+	}
+	_, err = file.Write(content)
+	// The umask does not decide whether the runtime may start it.
+	if err := errors.Join(err, file.Chmod(mode), file.Sync(), file.Close()); err != nil {
+		return errors.Join(err, os.Remove(pending))
+	}
+	if err := os.Rename(pending, path); err != nil {
+		return errors.Join(err, os.Remove(pending))
+	}
+	folder, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(folder.Sync(), folder.Close())
+}
+
+// uninstallNetwork removes the network, and uninstallPlugins the plugins that
+// it names; both return what was there.
+func uninstallNetwork(config Config) (removed []string, err error) {
+	return removeInstalled(config.CNIConfDir, []string{networkFile})
+}
+
+func uninstallPlugins(config Config) (removed []string, err error) {
+	return removeInstalled(config.CNIBinDir, installedPlugins())
+}
+
+func removeInstalled(folder string, names []string) (removed []string, err error) {
+	if folder == "" {
+		return nil, nil
+	}
+	for _, name := range names {
+		path := filepath.Join(folder, name)
+		for _, file := range []string{path, pendingName(path)} {
+			switch err := os.Remove(file); {
+			case err == nil:
+				removed = append(removed, file)
+			case !errors.Is(err, fs.ErrNotExist):
+				return removed, fmt.Errorf("uninstall: %w", err)
+			}
+		}
+	}
+	return removed, nil
+}
