@@ -103,9 +103,37 @@ verify: ## formatting, vet on linux and windows, lint, tidy modules, the reposit
 	$(GO) test ./test/repo
 	$(MAKE) --no-print-directory lint
 
+# The image: the daemon, and in cni/ what it installs on its node. The CNI
+# project's plugins get names of ours, see cmd/overlayd.
+IMAGE ?= zlayer-cni:dev
+IMAGE_ARCHS ?= amd64 arm64
+CHAINED := portmap bandwidth tuning
+
 .PHONY: image
-image: build ## pack the static programs as bin/image.tar, for docker load or ctr images import
-	$(GO) run ./deploy/image -out $(BIN)/image.tar -tag zlayer-cni:$(VERSION) $(PROGRAMS:%=$(BIN)/%)
+image: ## pack the static programs as bin/image.tar, for docker load or ctr images import
+	rm -rf $(BIN)/image
+	@for arch in $(IMAGE_ARCHS); do \
+	  echo "build for $$arch"; export GOARCH=$$arch; tree=$(BIN)/image/$$arch; \
+	  $(STATIC) -o $$tree/overlayd ./cmd/overlayd; \
+	  $(STATIC) -o $$tree/cni/zlayer-cni ./cmd/zlayer-cni; \
+	  for plugin in $(CHAINED); do \
+	    CGO_ENABLED=0 $(GO) build -modfile=tools/go.mod -trimpath -ldflags '-s -w' -o $$tree/cni/zlayer-$$plugin github.com/containernetworking/plugins/plugins/meta/$$plugin; \
+	  done; \
+	done
+	$(GO) run ./deploy/image -out $(BIN)/image.tar -tag $(IMAGE) $(IMAGE_ARCHS:%=$(BIN)/image/%)
+
+# The cluster of make up. KIND_NODE_IMAGE names another node image than kind's own.
+export CLUSTER ?= zlayer
+export KIND ?= $(TOOL) kind
+
+.PHONY: up
+up: IMAGE_ARCHS := $(shell $(GO) env GOARCH)
+up: image ## a kind cluster with this network, or the current build into it if it is up
+	test/kind/up.sh $(BIN)/image.tar
+
+.PHONY: down
+down: ## remove the cluster of make up
+	$(KIND) delete cluster --name $(CLUSTER)
 
 .PHONY: clean
 clean: ## remove bin

@@ -3,105 +3,148 @@ package main
 import (
 	"archive/tar"
 	"bytes"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"path"
 	"path/filepath"
+	"strings"
 )
 
-// image is a container image of one layer. The first program is what a
-// container of it runs.
+// image is a container image of one layer for each architecture.
 type image struct {
-	Tag          string
-	Architecture string
-	Programs     []string // files to put into /, under their own names
+	Tag string
+	// Trees are folders named after their architecture, as Go calls it.
+	Trees []string
+	// Default is the architecture that loaders get that know only one.
+	Default string
 }
 
-// The parts of the archive's JSON that loaders need; the format is described
-// in the image specification v1.2 of github.com/moby/docker-image-spec.
-type (
-	manifestEntry struct {
-		Config   string
-		RepoTags []string
-		Layers   []string
-	}
-	imageConfig struct {
-		Architecture string          `json:"architecture"`
-		OS           string          `json:"os"`
-		Config       containerConfig `json:"config"`
-		RootFS       rootFS          `json:"rootfs"`
-	}
-	containerConfig struct {
-		Entrypoint []string
-		Cmd        []string
-		WorkingDir string
-	}
-	rootFS struct {
-		Type    string   `json:"type"`
-		DiffIDs []string `json:"diff_ids"`
-	}
-)
+// blob is content that others name by its digest.
+type blob []byte
 
 // Write writes the image's archive to w.
 func (img image) Write(w io.Writer) error {
-	if len(img.Programs) == 0 {
-		return errors.New("no program named")
-	}
-	layer, err := img.layer()
-	if err != nil {
-		return fmt.Errorf("pack programs: %w", err)
-	}
-	config, err := json.Marshal(imageConfig{
-		Architecture: img.Architecture,
-		OS:           "linux",
-		Config: containerConfig{
-			Entrypoint: []string{"/" + filepath.Base(img.Programs[0])},
-			Cmd:        []string{"run"},
-			WorkingDir: "/",
-		},
-		RootFS: rootFS{Type: "layers", DiffIDs: []string{"sha256:" + digest(layer)}},
-	})
-	if err != nil {
-		return err
-	}
-	configName, layerName := digest(config)+".json", path.Join(digest(layer), "layer.tar")
-	manifest, err := json.Marshal([]manifestEntry{{
-		Config: configName, RepoTags: []string{img.Tag}, Layers: []string{layerName},
-	}})
-	if err != nil {
-		return err
+	if len(img.Trees) == 0 {
+		return errors.New("no folder named")
 	}
 	archive := tar.NewWriter(w)
+	var index ociIndex
+	var saved dockerManifest
+	for _, tree := range img.Trees {
+		parts, err := pack(tree)
+		if err != nil {
+			return fmt.Errorf("pack %s: %w", tree, err)
+		}
+		for _, content := range []blob{parts.layer, parts.config, parts.manifest} {
+			if err := addBlob(archive, content); err != nil {
+				return err
+			}
+		}
+		index.Manifests = append(index.Manifests, parts.descriptor())
+		if len(saved) == 0 || parts.architecture == img.Default {
+			saved = dockerManifest{{Config: parts.config.path(), RepoTags: []string{img.Tag}, Layers: []string{parts.layer.path()}}}
+		}
+	}
+	platforms, err := index.encode()
+	if err != nil {
+		return err
+	}
+	top := ociIndex{Manifests: []descriptor{describe(typeIndex, platforms)}}
+	top.Manifests[0].Annotations = img.names()
+	topJSON, err := top.encode()
+	if err != nil {
+		return err
+	}
+	savedJSON, err := json.Marshal(saved)
+	if err != nil {
+		return err
+	}
 	return errors.Join(
-		addFile(archive, configName, 0o644, config),
-		addFile(archive, layerName, 0o644, layer),
-		addFile(archive, "manifest.json", 0o644, manifest),
+		addBlob(archive, platforms),
+		addFile(archive, "index.json", 0o644, topJSON),
+		addFile(archive, "manifest.json", 0o644, savedJSON),
+		addFile(archive, "oci-layout", 0o644, []byte(`{"imageLayoutVersion":"1.0.0"}`)),
 		archive.Close(),
 	)
 }
 
-// layer returns the file tree of the image as an uncompressed tar archive.
-func (img image) layer() ([]byte, error) {
+// names are the annotations from which loaders take the image's name. containerd
+// wants it whole.
+func (img image) names() map[string]string {
+	whole := img.Tag
+	if host, _, found := strings.Cut(img.Tag, "/"); !found {
+		whole = "docker.io/library/" + img.Tag
+	} else if !strings.ContainsAny(host, ".:") {
+		whole = "docker.io/" + img.Tag
+	}
+	tag := img.Tag[strings.LastIndex(img.Tag, ":")+1:]
+	return map[string]string{"io.containerd.image.name": whole, "org.opencontainers.image.ref.name": tag}
+}
+
+// packed is one architecture's part of the image.
+type packed struct {
+	architecture            string
+	layer, config, manifest blob
+}
+
+func pack(tree string) (packed, error) {
+	p := packed{architecture: filepath.Base(tree)}
+	var err error
+	if p.layer, err = layerOf(tree); err != nil {
+		return p, err
+	}
+	if p.config, err = json.Marshal(imageConfig{
+		Architecture: p.architecture,
+		OS:           "linux",
+		Config: containerConfig{
+			Entrypoint: []string{"/overlayd"},
+			Cmd:        []string{"run"},
+			WorkingDir: "/",
+		},
+		RootFS: rootFS{Type: "layers", DiffIDs: []string{p.layer.digest()}},
+	}); err != nil {
+		return p, err
+	}
+	p.manifest, err = json.Marshal(ociManifest{
+		SchemaVersion: 2, MediaType: typeManifest,
+		Config: describe(typeConfig, p.config), Layers: []descriptor{describe(typeLayer, p.layer)},
+	})
+	return p, err
+}
+
+// descriptor names the part in the index of all architectures.
+func (p packed) descriptor() descriptor {
+	d := describe(typeManifest, p.manifest)
+	d.Platform = &platform{Architecture: p.architecture, OS: "linux"}
+	return d
+}
+
+// layerOf returns the files below tree as an uncompressed tar archive.
+func layerOf(tree string) (blob, error) {
 	var buf bytes.Buffer
 	archive := tar.NewWriter(&buf)
-	for _, program := range img.Programs {
-		content, err := os.ReadFile(program)
-		if err != nil {
-			return nil, err
-		}
-		if err := addFile(archive, filepath.Base(program), 0o755, content); err != nil {
-			return nil, err
-		}
+	root := os.DirFS(tree)
+	found := 0
+	err := walkFiles(root, func(name string, content []byte) error {
+		found++
+		return addFile(archive, name, 0o755, content)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if found == 0 {
+		return nil, errors.New("no file in it")
 	}
 	if err := archive.Close(); err != nil {
 		return nil, err
 	}
 	return buf.Bytes(), nil
+}
+
+func addBlob(archive *tar.Writer, content blob) error {
+	return addFile(archive, content.path(), 0o644, content)
 }
 
 // addFile leaves time and owner at zero, so that the result depends on names
@@ -113,9 +156,4 @@ func addFile(archive *tar.Writer, name string, mode int64, content []byte) error
 	}
 	_, err := archive.Write(content)
 	return err
-}
-
-func digest(content []byte) string {
-	sum := sha256.Sum256(content)
-	return hex.EncodeToString(sum[:])
 }

@@ -8,32 +8,41 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestArchive reads the image as a loader does: from the manifest to the
-// config, the layer and its digest, and the program in it.
-func TestArchive(t *testing.T) {
+// newImage is an image for two architectures, of which loaders that know only
+// one get arm64.
+func newImage(t *testing.T) image {
+	t.Helper()
 	dir := t.TempDir()
-	overlayd, plugin := filepath.Join(dir, "overlayd"), filepath.Join(dir, "zlayer-cni")
-	writeFile(t, overlayd, "the daemon")
-	writeFile(t, plugin, "the plugin")
-	img := image{Tag: "zlayer-cni:v1", Architecture: "arm64", Programs: []string{overlayd, plugin}}
-
-	var first, second bytes.Buffer
-	for _, w := range []*bytes.Buffer{&first, &second} {
-		if err := img.Write(w); err != nil {
-			t.Fatal(err)
-		}
+	for _, arch := range []string{"amd64", "arm64"} {
+		writeFile(t, filepath.Join(dir, arch, "overlayd"), "the daemon for "+arch)
+		writeFile(t, filepath.Join(dir, arch, "cni", "zlayer-cni"), "the plugin for "+arch)
 	}
-	if !bytes.Equal(first.Bytes(), second.Bytes()) {
-		t.Error("the same programs gave two different archives")
-	}
+	return image{Tag: "zlayer-cni:v1", Trees: []string{filepath.Join(dir, "amd64"), filepath.Join(dir, "arm64")}, Default: "arm64"}
+}
 
-	files := untar(t, first.Bytes())
-	var manifest []manifestEntry
+func wantFiles(arch string) map[string]string {
+	return map[string]string{"overlayd": "the daemon for " + arch, "cni/zlayer-cni": "the plugin for " + arch}
+}
+
+func wantConfig(arch, layer string) imageConfig {
+	return imageConfig{
+		Architecture: arch, OS: "linux",
+		Config: containerConfig{Entrypoint: []string{"/overlayd"}, Cmd: []string{"run"}, WorkingDir: "/"},
+		RootFS: rootFS{Type: "layers", DiffIDs: []string{blob(layer).digest()}},
+	}
+}
+
+// TestDockerReadsIt reads the image as docker load does: from the manifest to
+// the config, the layer and its digest, and the programs in it.
+func TestDockerReadsIt(t *testing.T) {
+	files := write(t, newImage(t))
+	var manifest dockerManifest
 	decode(t, files["manifest.json"], &manifest)
 	if len(manifest) != 1 || len(manifest[0].Layers) != 1 {
 		t.Fatalf("manifest %+v: want one image of one layer", manifest)
@@ -41,42 +50,119 @@ func TestArchive(t *testing.T) {
 	if diff := cmp.Diff([]string{"zlayer-cni:v1"}, manifest[0].RepoTags); diff != "" {
 		t.Errorf("tags (-want +got):\n%s", diff)
 	}
-
 	layer := files[manifest[0].Layers[0]]
 	var config imageConfig
 	decode(t, files[manifest[0].Config], &config)
-	want := imageConfig{
-		Architecture: "arm64", OS: "linux",
-		Config: containerConfig{Entrypoint: []string{"/overlayd"}, Cmd: []string{"run"}, WorkingDir: "/"},
-		RootFS: rootFS{Type: "layers", DiffIDs: []string{"sha256:" + digest([]byte(layer))}},
-	}
-	if diff := cmp.Diff(want, config); diff != "" {
+	if diff := cmp.Diff(wantConfig("arm64", layer), config); diff != "" {
 		t.Errorf("config (-want +got):\n%s", diff)
 	}
-	wantFiles := map[string]string{"overlayd": "the daemon", "zlayer-cni": "the plugin"}
-	if diff := cmp.Diff(wantFiles, untar(t, []byte(layer))); diff != "" {
+	if diff := cmp.Diff(wantFiles("arm64"), untar(t, []byte(layer))); diff != "" {
 		t.Errorf("files in the image (-want +got):\n%s", diff)
+	}
+}
+
+// TestContainerdReadsIt reads the image as an OCI layout: from the index by way
+// of the index of architectures to each one's layer, digests and sizes checked.
+func TestContainerdReadsIt(t *testing.T) {
+	files := write(t, newImage(t))
+	follow := func(d descriptor, into any) string {
+		t.Helper()
+		content, found := files["blobs/sha256/"+strings.TrimPrefix(d.Digest, "sha256:")]
+		if !found || blob(content).digest() != d.Digest || int64(len(content)) != d.Size {
+			t.Fatalf("%+v names content of %d bytes (found: %v)", d, len(content), found)
+		}
+		if into != nil {
+			decode(t, content, into)
+		}
+		return content
+	}
+	if want := `{"imageLayoutVersion":"1.0.0"}`; files["oci-layout"] != want {
+		t.Errorf("oci-layout is %s, want %s", files["oci-layout"], want)
+	}
+	var top, platforms ociIndex
+	decode(t, files["index.json"], &top)
+	want := map[string]string{"io.containerd.image.name": "docker.io/library/zlayer-cni:v1", "org.opencontainers.image.ref.name": "v1"}
+	if diff := cmp.Diff(want, top.Manifests[0].Annotations); diff != "" {
+		t.Errorf("annotations (-want +got):\n%s", diff)
+	}
+	follow(top.Manifests[0], &platforms)
+	var architectures []string
+	for _, d := range platforms.Manifests {
+		var manifest ociManifest
+		follow(d, &manifest)
+		layer := follow(manifest.Layers[0], nil)
+		var config imageConfig
+		follow(manifest.Config, &config)
+		if diff := cmp.Diff(wantConfig(d.Platform.Architecture, layer), config); diff != "" {
+			t.Errorf("config (-want +got):\n%s", diff)
+		}
+		if diff := cmp.Diff(wantFiles(d.Platform.Architecture), untar(t, []byte(layer))); diff != "" {
+			t.Errorf("files for %s (-want +got):\n%s", d.Platform.Architecture, diff)
+		}
+		architectures = append(architectures, d.Platform.Architecture)
+	}
+	if diff := cmp.Diff([]string{"amd64", "arm64"}, architectures); diff != "" {
+		t.Errorf("architectures (-want +got):\n%s", diff)
+	}
+}
+
+func TestSameFilesSameBytes(t *testing.T) {
+	img := newImage(t)
+	var first, second bytes.Buffer
+	for _, w := range []*bytes.Buffer{&first, &second} {
+		if err := img.Write(w); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !bytes.Equal(first.Bytes(), second.Bytes()) {
+		t.Error("the same files gave two different archives")
+	}
+}
+
+func TestNames(t *testing.T) {
+	for tag, want := range map[string]string{
+		"zlayer-cni:dev":               "docker.io/library/zlayer-cni:dev",
+		"zlayer/zlayer-cni:dev":        "docker.io/zlayer/zlayer-cni:dev",
+		"registry.test/zlayer-cni:dev": "registry.test/zlayer-cni:dev",
+		"localhost:5000/zlayer-cni:v2": "localhost:5000/zlayer-cni:v2",
+	} {
+		if got := (image{Tag: tag}).names()["io.containerd.image.name"]; got != want {
+			t.Errorf("%s is called %s, want %s", tag, got, want)
+		}
 	}
 }
 
 func TestArchiveErrors(t *testing.T) {
 	for _, tc := range []struct {
-		name     string
-		programs []string
+		name  string
+		trees []string
 	}{
-		{"no program", nil},
-		{"missing program", []string{filepath.Join(t.TempDir(), "missing")}},
+		{"no folder", nil},
+		{"missing folder", []string{filepath.Join(t.TempDir(), "amd64")}},
+		{"empty folder", []string{t.TempDir()}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			if err := (image{Programs: tc.programs}).Write(io.Discard); err == nil {
+			if err := (image{Trees: tc.trees}).Write(io.Discard); err == nil {
 				t.Error("no error")
 			}
 		})
 	}
 }
 
+func write(t *testing.T, img image) map[string]string {
+	t.Helper()
+	var archive bytes.Buffer
+	if err := img.Write(&archive); err != nil {
+		t.Fatal(err)
+	}
+	return untar(t, archive.Bytes())
+}
+
 func writeFile(t *testing.T, name, content string) {
 	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.WriteFile(name, []byte(content), 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -1,9 +1,14 @@
-// Command image packs static programs as a container image.
+// Command image packs static programs as a container image for several
+// architectures.
 //
-// The image holds the programs in / and nothing else: no shell, no libraries.
-// It is written as the archive that `docker save` writes, which docker load,
-// podman load and ctr images import read, so no container engine is needed to
-// build it. The same programs give the same bytes.
+// Each folder it is given holds the tree of one architecture, and is named
+// after it: image -out image.tar bin/image/amd64 bin/image/arm64. The image
+// holds those files and nothing else: no shell, no libraries. Its entry point
+// is /overlayd.
+//
+// The archive is an OCI image layout with docker save's manifest beside it, so
+// docker load, podman load and ctr images import read it. No container engine
+// is needed to write it, and the same files give the same bytes.
 package main
 
 import (
@@ -14,12 +19,11 @@ import (
 )
 
 func main() {
-	var img image
-	flag.StringVar(&img.Tag, "tag", "zlayer-cni:latest", "name and tag of the image")
-	flag.StringVar(&img.Architecture, "arch", runtime.GOARCH, "architecture the programs were built for")
+	img := image{Default: runtime.GOARCH}
+	flag.StringVar(&img.Tag, "tag", "zlayer-cni:dev", "name and tag of the image")
 	out := flag.String("out", "image.tar", "file to write")
 	flag.Parse()
-	img.Programs = flag.Args()
+	img.Trees = flag.Args()
 
 	if err := run(*out, img); err != nil {
 		fmt.Fprintln(os.Stderr, "image:", err)
