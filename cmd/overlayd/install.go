@@ -86,20 +86,31 @@ func newInstaller(config Config, serving func() bool, log *slog.Logger) (*instal
 // networkOf is the list of plugins that a runtime calls. Runtimes that know
 // cniVersions (CNI 1.1.0) take the newest they support, others cniVersion.
 func networkOf(config Config) ([]byte, error) {
-	ours := map[string]any{"type": pluginMain}
+	type plugin struct {
+		Type         string          `json:"type"`
+		Capabilities map[string]bool `json:"capabilities,omitempty"`
+		SNAT         bool            `json:"snat,omitempty"`
+		Socket       string          `json:"socket,omitempty"`
+		StateDir     string          `json:"stateDir,omitempty"`
+	}
+	ours := plugin{Type: pluginMain}
 	if config.Socket != shim.DefaultSocket {
-		ours["socket"] = config.Socket
+		ours.Socket = config.Socket
 	}
 	if config.StateDir != cni.DefaultStateDir {
-		ours["stateDir"] = config.StateDir
+		ours.StateDir = config.StateDir
 	}
-	text, err := json.MarshalIndent(map[string]any{
-		"cniVersion": "1.0.0", "cniVersions": []string{"0.4.0", "1.0.0", "1.1.0"},
-		"name": networkName,
-		"plugins": []any{
+	text, err := json.MarshalIndent(struct {
+		CNIVersion  string   `json:"cniVersion"`
+		CNIVersions []string `json:"cniVersions"`
+		Name        string   `json:"name"`
+		Plugins     []plugin `json:"plugins"`
+	}{
+		CNIVersion: "1.0.0", CNIVersions: []string{"0.4.0", "1.0.0", "1.1.0"}, Name: networkName,
+		Plugins: []plugin{
 			ours,
-			map[string]any{"type": pluginPortmap, "capabilities": map[string]bool{"portMappings": true}, "snat": true},
-			map[string]any{"type": pluginBandwidth, "capabilities": map[string]bool{"bandwidth": true}},
+			{Type: pluginPortmap, Capabilities: map[string]bool{"portMappings": true}, SNAT: true},
+			{Type: pluginBandwidth, Capabilities: map[string]bool{"bandwidth": true}},
 		},
 	}, "", "  ")
 	if err != nil {

@@ -308,8 +308,10 @@ func removeRefusals(routes *routeSocket) error {
 	return routes.remove(found, noLink)
 }
 
-// removeStaleSocket removes what a killed process left for wgctrl.
+// removeStaleSocket removes what a killed process left for wgctrl, and the
+// folder if nobody else has something in it.
 func removeStaleSocket(name string) error {
+	defer func() { _ = os.Remove(uapiDir) }()
 	conn, err := net.Dial("unix", uapiPath(name))
 	switch {
 	case err == nil:
