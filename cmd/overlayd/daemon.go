@@ -203,7 +203,7 @@ func keyOf(netns *shim.LinuxNetns) attach.Key {
 }
 
 func attachRequest(netns *shim.LinuxNetns, r *shim.AttachContainer) (dataplane.AttachRequest, error) {
-	request := dataplane.AttachRequest{Key: keyOf(netns), Netns: netns.File, IPs: r.IPs, MTU: r.MTU}
+	request := dataplane.AttachRequest{Key: keyOf(netns), Netns: netns.File, IPs: r.IPs, MTU: r.MTU, Network: r.Network}
 	if netns.File == nil {
 		return request, fmt.Errorf("no network namespace came with the request: %w", dataplane.ErrInvalid)
 	}
@@ -285,14 +285,14 @@ func (d *daemon) check(ctx context.Context, r *shim.CheckContainer) (shim.Respon
 }
 
 func (d *daemon) collect(ctx context.Context, r *shim.GCContainers) (shim.Response, error) {
+	request := dataplane.GCRequest{Network: r.Network, Since: d.plane.Now()}
+	for _, a := range r.Valid {
+		request.Valid = append(request.Valid, attach.Key{ContainerID: a.ContainerID, IfName: a.IfName})
+	}
 	if err := d.mayServe(ctx); err != nil {
 		return nil, err
 	}
-	valid := make([]attach.Key, len(r.Valid))
-	for i, a := range r.Valid {
-		valid[i] = attach.Key{ContainerID: a.ContainerID, IfName: a.IfName}
-	}
-	if err := d.plane.GC(ctx, valid); err != nil {
+	if err := d.plane.GC(ctx, request); err != nil {
 		return nil, err
 	}
 	return &shim.OK{}, nil

@@ -84,7 +84,7 @@ func TestDaemonLife(t *testing.T) {
 	if err := client.Detach(t.Context(), pods[1].handle); err != nil {
 		t.Errorf("detach: %v", err)
 	}
-	if err := client.GC(t.Context(), []shim.Attachment{}); err != nil {
+	if err := client.GC(t.Context(), "", []shim.Attachment{}); err != nil {
 		t.Errorf("GC: %v", err)
 	}
 	if left := a.status().Attachments; len(left) > 0 {

@@ -82,7 +82,7 @@ func peersOf(peers []wireguard.PeerStatus, problems []wireguard.Problem) []shim.
 func attachmentOf(a attach.Attachment) shim.AttachmentStatus {
 	return shim.AttachmentStatus{
 		ContainerID: a.Key.ContainerID, IfName: a.Key.IfName, Key: a.Key.Digest,
-		Segment: a.Segment, Addresses: slices.Clone(a.Addrs), MAC: a.MAC.String(), HostInterface: a.Port,
+		Segment: a.Segment, Addresses: slices.Clone(a.Addrs), MAC: a.MAC.String(), HostInterface: a.Port, Network: a.Network,
 	}
 }
 

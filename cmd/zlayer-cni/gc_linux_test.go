@@ -1,12 +1,22 @@
 package main_test
 
 import (
+	"errors"
 	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/zlayer/zlayer-cni/internal/failpoint"
+	"github.com/zlayer/zlayer-cni/pkg/cni"
+	"github.com/zlayer/zlayer-cni/test/netlab"
 )
 
 // gcPoints are what GC removes, and what it leaves.
@@ -15,6 +25,8 @@ func gcPoints() []point {
 		{52, "what is not named is removed", staleRemoved},
 		{53, "no list is not an empty list", absentList},
 		{54, "the key is the pair", pairIsKey},
+		{54, "other networks are not touched", otherNetworks},
+		{55, "what is added beside it stays", addedSinceStays},
 		{55, "beside ADDs", gcBesideAdds},
 		{56, "DEL leaves nothing to GC", nothingLeftToGC},
 	}
@@ -71,6 +83,82 @@ func pairIsKey(r *rig) {
 	r.silent(r.run(gc(second)))
 	r.holds(second)
 	r.must(first.NS, "ip", "link", "show", "net1")
+}
+
+// of returns the call as a runtime makes it for the network of another name.
+func (c call) of(network string) call {
+	c.conf = maps.Clone(c.conf)
+	if c.conf == nil {
+		c.conf = conf{}
+	}
+	c.conf["name"] = network
+	return c
+}
+
+// otherNetworks has sandboxes on three networks of one daemon, one with a name
+// too long for the kernel. Each network's list speaks for itself alone, also
+// when the daemon knows the networks from the kernel only.
+func otherNetworks(r *rig) {
+	second, third := "second", strings.Repeat("third", 80)
+	mine, stale, theirs, long := r.pod("mine"), r.pod("stale"), r.pod("theirs"), r.pod("long")
+	r.add(mine)
+	r.add(stale)
+	r.ok(r.run(theirs.call("ADD").of(second)))
+	r.ok(r.run(long.call("ADD").of(third)))
+	r.silent(r.run(gc(mine)))
+	r.holds(mine, theirs, long)
+	r.fails(r.run(mine.call("ADD").of(second)), cni.CodeConflict, "network")
+	r.stopped(func() {})
+	r.silent(r.run(gc(mine)))
+	r.silent(r.run(gc().of(third + "s")))
+	r.holds(mine, theirs, long)
+	r.silent(r.run(gc(mine).of(second)))
+	r.holds(mine, long)
+	r.silent(r.run(gc().of(third)))
+	r.holds(mine)
+}
+
+// addedSinceStays holds a GC in the daemon, attaches meanwhile, and lets it go
+// on: what its list could not know stays, be it new or attached once more.
+func addedSinceStays(r *rig) {
+	gate := filepath.Join(netlab.TestDir(r.T), "gate")
+	if err := unix.Mkfifo(gate, 0o600); err != nil {
+		r.Fatal(err)
+	}
+	r.node.Env = []string{failpoint.Env + "=dataplane/collecting=hold:" + gate}
+	r.stopped(func() {})
+	r.Cleanup(func() { r.node.Env = nil; r.stopped(func() {}) })
+	stale, again, fresh := r.pod("stale"), r.pod("again"), r.pod("fresh")
+	r.add(stale)
+	before := r.add(again)
+	var collected outcome
+	var failed error
+	var wg sync.WaitGroup
+	wg.Go(func() { collected, failed = r.exec(r.command(), gc()) })
+	var held *os.File
+	r.eventually("GC is in the daemon", func() (there bool) {
+		var err error
+		held, err = os.OpenFile(gate, os.O_WRONLY|unix.O_NONBLOCK, 0) // needs a reader
+		return err == nil
+	})
+	defer func() { _ = held.Close() }()
+	r.add(fresh)
+	if diff := cmp.Diff(addresses(before), addresses(r.add(again))); diff != "" {
+		r.Errorf("attached again (-before +again)\n%s", diff)
+	}
+	if err := errors.Join(os.Remove(gate), held.Close()); err != nil {
+		r.Fatal(err)
+	}
+	if wg.Wait(); failed != nil {
+		r.Fatal(failed)
+	}
+	r.silent(collected)
+	r.holds(again, fresh)
+	for _, p := range []pod{again, fresh} {
+		r.must(p.NS, "ip", "link", "show", p.ifName)
+	}
+	r.silent(r.run(gc()))
+	r.holds()
 }
 
 // gcBesideAdds lets GC meet ADDs under way, as a second runtime's would: each

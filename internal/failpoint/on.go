@@ -3,6 +3,7 @@
 package failpoint
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -15,7 +16,10 @@ func Hit(name string) error {
 	if !found || armed != name {
 		return nil
 	}
+	action, object, _ := strings.Cut(action, ":")
 	switch action {
+	case "hold":
+		return hold(object)
 	case "kill":
 		self, err := os.FindProcess(os.Getpid())
 		if err != nil {
@@ -28,6 +32,15 @@ func Hit(name string) error {
 	case "error":
 		return fmt.Errorf("failpoint %s", name)
 	default:
-		return fmt.Errorf("failpoint %s: %s knows the actions kill and error, not %q", name, Env, action)
+		return fmt.Errorf("failpoint %s: %s knows the actions kill, error and hold:FIFO, not %q", name, Env, action)
 	}
+}
+
+// hold returns when the other end of the FIFO has come and gone.
+func hold(fifo string) error {
+	_, err := os.ReadFile(fifo)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("hold: %w", err)
+	}
+	return nil
 }

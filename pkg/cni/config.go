@@ -106,6 +106,8 @@ type netConf struct {
 	dns  types.DNS        // to be passed on
 	pod  *shim.Pod        // or nil
 	prev *types100.Result // of the plugins before us, or of our ADD; may be nil
+
+	network string // the configuration's name, which skel has checked
 }
 
 // parseNetConf reads and checks everything that ADD and CHECK use of a
@@ -120,6 +122,7 @@ func parseNetConf(cniVersion string, conf object, args podArgs) (netConf, error)
 	var prev map[string]any
 	err := firstError(
 		refuseForeign(conf),
+		conf.get("name", &c.network),
 		conf.get("mtu", &c.mtu),
 		conf.get("dns", &c.dns),
 		conf.get("args", &fixed),

@@ -102,6 +102,7 @@ func (p *plugin) add(args *skel.CmdArgs) error {
 			IPs:        conf.ips,
 			MAC:        conf.mac.String(),
 			MTU:        conf.mtu,
+			Network:    conf.network,
 		})
 		return err
 	})
@@ -136,11 +137,15 @@ func (p *plugin) check(args *skel.CmdArgs) error {
 	return compare(args, conf.prev, at)
 }
 
-// gc removes every attachment that the runtime does not name. Without a list
-// there is nothing to go by, and nothing is removed.
+// gc removes every attachment of this network that the runtime does not name.
+// Without a list there is nothing to go by, and nothing is removed.
 func (p *plugin) gc(args *skel.CmdArgs) error {
 	daemon, rest, err := p.daemonConf(args)
 	if err != nil {
+		return err
+	}
+	var network string
+	if err := rest.get("name", &network); err != nil {
 		return err
 	}
 	valid, err := validAttachments(rest)
@@ -148,7 +153,7 @@ func (p *plugin) gc(args *skel.CmdArgs) error {
 		return err
 	}
 	err = ask(question{socket: daemon.socket, timeout: gcTimeout}, func(ctx context.Context, c *shim.Client) error {
-		return c.GC(ctx, valid)
+		return c.GC(ctx, network, valid)
 	})
 	return cniError("collect stale sandboxes", err)
 }

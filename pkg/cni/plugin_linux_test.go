@@ -30,7 +30,7 @@ func TestAddAsksForWhatTheRuntimeWants(t *testing.T) {
 		Handle:     &shim.LinuxNetns{ContainerID: "c", IfName: "eth0", Netns: r.args.Netns},
 		JoinGlobal: true,
 		Pod:        &shim.Pod{Namespace: "default", Name: "web-0", UID: "u"},
-		IPs:        []netip.Addr{netip.MustParseAddr("10.0.0.9")}, MAC: "02:00:00:00:00:01", MTU: 1400,
+		IPs:        []netip.Addr{netip.MustParseAddr("10.0.0.9")}, MAC: "02:00:00:00:00:01", MTU: 1400, Network: "n",
 	}}
 	asked := d.asked()
 	if handle, ok := asked[0].(*shim.AttachContainer).Handle.(*shim.LinuxNetns); !ok || handle.File == nil {
@@ -173,6 +173,18 @@ func TestDelThatDiesWithTheDaemonIsKept(t *testing.T) {
 	}
 	if graves, err := Tombstones(TombstoneDir(d.stateDir)); err != nil || len(graves) != 1 {
 		t.Errorf("tombstones %v, %v", graves, err)
+	}
+}
+
+func TestGCNamesItsNetwork(t *testing.T) {
+	d := newDaemon(t, nil)
+	r := newCaller(t, d, `,"cni.dev/valid-attachments":[{"containerID":"c","ifname":"eth0"}]`)
+	if err := r.plugin.gc(&r.args); err != nil {
+		t.Fatal(err)
+	}
+	want := []shim.Request{&shim.GCContainers{Network: "n", Valid: []shim.Attachment{{ContainerID: "c", IfName: "eth0"}}}}
+	if diff := cmp.Diff(want, d.asked()); diff != "" {
+		t.Errorf("request (-want +got)\n%s", diff)
 	}
 }
 

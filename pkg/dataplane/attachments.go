@@ -28,6 +28,8 @@ type AttachRequest struct {
 	MAC net.HardwareAddr
 	// MTU is that of the sandbox's interface in bytes, at most the overlay's; 0 means the overlay's.
 	MTU int
+	// Network is the one whose GC may collect the sandbox; empty for none. Naming another one later is a conflict.
+	Network string
 }
 
 // Attachment tells how a sandbox is attached.
@@ -64,6 +66,7 @@ func (d *Dataplane) Attach(ctx context.Context, req AttachRequest) (Attachment, 
 	if err != nil {
 		return Attachment{}, fmt.Errorf("attach sandbox %s: %w", req.Key, err)
 	}
+	d.answered.note(req.Key.ID())
 	// From here on only the answer can be lost.
 	return describe(attached), failpoint.Hit("dataplane/attached")
 }
@@ -78,7 +81,7 @@ func (d *Dataplane) attach(ctx context.Context, parts *parts, req AttachRequest)
 		return attach.Attachment{}, err
 	}
 	spec := attach.Spec{
-		Key: req.Key, Netns: req.Netns, Segment: DefaultSegment, Addrs: addrs, MAC: req.MAC, MTU: req.MTU,
+		Key: req.Key, Netns: req.Netns, Segment: DefaultSegment, Addrs: addrs, MAC: req.MAC, MTU: req.MTU, Network: req.Network,
 	}
 	before, _ := parts.attacher.Lookup(req.Key)
 	pinned := 0
@@ -127,6 +130,11 @@ func describe(a attach.Attachment) Attachment {
 // Detach takes a sandbox off its segment and frees its addresses. It needs no
 // namespace; a sandbox that is not attached is no error.
 func (d *Dataplane) Detach(ctx context.Context, key attach.Key) error {
+	return d.detach(ctx, key, end)
+}
+
+// detach leaves a sandbox alone that was attached after since.
+func (d *Dataplane) detach(ctx context.Context, key attach.Key, since Moment) error {
 	parts := d.current()
 	if parts == nil {
 		return fmt.Errorf("detach sandbox %s: %s: %w", key, d.whyWaiting(), ErrNotReady)
@@ -136,6 +144,9 @@ func (d *Dataplane) Detach(ctx context.Context, key attach.Key) error {
 		return fmt.Errorf("detach sandbox %s: wait for earlier work on it: %w", key, err)
 	}
 	defer unlock()
+	if d.answered.after(key.ID(), since) {
+		return nil
+	}
 	attached, known := parts.attacher.Lookup(key)
 	if err := parts.attacher.Detach(ctx, key); err != nil {
 		return fmt.Errorf("detach sandbox %s: %w", key, err)
@@ -149,6 +160,7 @@ func (d *Dataplane) Detach(ctx context.Context, key attach.Key) error {
 		}
 	}
 	parts.addresses.release(key.ID())
+	d.answered.forget(key.ID())
 	return failpoint.Hit("dataplane/released")
 }
 
@@ -176,26 +188,6 @@ func (d *Dataplane) Check(ctx context.Context, key attach.Key, netns *os.File) (
 	return describe(attached), nil
 }
 
-// GC detaches every sandbox that is not among the valid ones. It goes on after
-// an error and reports them all.
-func (d *Dataplane) GC(ctx context.Context, valid []attach.Key) error {
-	parts := d.current()
-	if parts == nil {
-		return fmt.Errorf("collect stale attachments: %s: %w", d.whyWaiting(), ErrNotReady)
-	}
-	keep := map[string]bool{}
-	for _, key := range valid {
-		keep[key.ID()] = true
-	}
-	var errs []error
-	for _, attached := range parts.attacher.List() {
-		if !keep[attached.Key.ID()] {
-			errs = append(errs, d.Detach(ctx, attached.Key))
-		}
-	}
-	return errors.Join(errs...)
-}
-
 // forget frees what a port held that vanished without a detach: its namespace
 // was removed, or someone deleted the link.
 func (d *Dataplane) forget(ctx context.Context, parts *parts, gone attach.Attachment) {
@@ -213,5 +205,6 @@ func (d *Dataplane) forget(ctx context.Context, parts *parts, gone attach.Attach
 		return // attached anew meanwhile, with the same addresses
 	}
 	parts.addresses.release(gone.Key.ID())
+	d.answered.forget(gone.Key.ID())
 	d.log.Info("port vanished, addresses freed", "op", "forget", "sandbox", gone.Key.String(), "iface", gone.Port)
 }

@@ -85,6 +85,7 @@ type Dataplane struct {
 	firewall *firewall.Firewall
 
 	sandboxes keyLock // serializes work on one sandbox; taken before mu
+	answered  history // which sandboxes Attach answered, and when
 
 	upOnce sync.Once
 	up     chan struct{} // closed when parts is set

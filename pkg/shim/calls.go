@@ -31,10 +31,10 @@ func (c *Client) Check(ctx context.Context, handle Handle) (*Attached, error) {
 	return expect[*Attached](resp, err)
 }
 
-// GC detaches every sandbox that valid does not name: all of them if it is
-// empty. The daemon refuses nil.
-func (c *Client) GC(ctx context.Context, valid []Attachment) error {
-	return c.do(ctx, &GCContainers{Valid: valid})
+// GC detaches every sandbox of the network that valid does not name: all of
+// them if it is empty. The daemon refuses nil.
+func (c *Client) GC(ctx context.Context, network string, valid []Attachment) error {
+	return c.do(ctx, &GCContainers{Network: network, Valid: valid})
 }
 
 // Ready returns nil if sandboxes can be attached.

@@ -47,7 +47,7 @@ func TestTypedCalls(t *testing.T) {
 		{"detach", nil, func(ctx context.Context) (any, error) { return nil, c.Detach(ctx, handle) }, &DetachContainer{Handle: handle}, nil},
 		{"check", attached, func(ctx context.Context) (any, error) { return c.Check(ctx, handle) }, &CheckContainer{Handle: handle}, attached},
 		{"check that only compares", nil, func(ctx context.Context) (any, error) { return c.Check(ctx, handle) }, &CheckContainer{Handle: handle}, (*Attached)(nil)},
-		{"gc", nil, func(ctx context.Context) (any, error) { return nil, c.GC(ctx, []Attachment{{"c1", "eth0"}}) }, &GCContainers{Valid: []Attachment{{"c1", "eth0"}}}, nil},
+		{"gc", nil, func(ctx context.Context) (any, error) { return nil, c.GC(ctx, "pods", []Attachment{{"c1", "eth0"}}) }, &GCContainers{Network: "pods", Valid: []Attachment{{"c1", "eth0"}}}, nil},
 		{"ready", nil, func(ctx context.Context) (any, error) { return nil, c.Ready(ctx) }, &Ready{}, nil},
 		{"status", snapshot, func(ctx context.Context) (any, error) { return c.Status(ctx) }, &Status{}, snapshot},
 	} {
@@ -82,8 +82,8 @@ func TestTypedCallsRefuseAnotherAnswer(t *testing.T) {
 func TestGCOfNilIsRefused(t *testing.T) {
 	d := startDaemon(t, nothing, ServeOptions{})
 	c := d.client()
-	wantCode(t, c.GC(t.Context(), nil), CodeInvalid)
-	if err := c.GC(t.Context(), []Attachment{}); err != nil {
+	wantCode(t, c.GC(t.Context(), "", nil), CodeInvalid)
+	if err := c.GC(t.Context(), "", []Attachment{}); err != nil {
 		t.Errorf("an empty list: %v", err)
 	}
 }

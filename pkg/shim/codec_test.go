@@ -112,15 +112,16 @@ func requestVectors() []struct {
 		{
 			"attach by namespace, with all additions",
 			`{"op":"attach_container","handle":{"platform":"linux_netns","container_id":"c1","ifname":"eth0","netns":"/run/netns/c1"},"service":"","join_global":true,` +
-				`"pod":{"namespace":"default","name":"web-0","uid":"u-1"},"ips":["10.200.0.9","fd00::9"],"mac":"02:00:00:00:00:01","mtu":1400}`,
+				`"pod":{"namespace":"default","name":"web-0","uid":"u-1"},"ips":["10.200.0.9","fd00::9"],"mac":"02:00:00:00:00:01","mtu":1400,"network":"pods"}`,
 			&AttachContainer{
 				Handle: &LinuxNetns{ContainerID: "c1", IfName: "eth0", Netns: "/run/netns/c1"}, JoinGlobal: true,
-				Pod: &Pod{Namespace: "default", Name: "web-0", UID: "u-1"}, IPs: ips("10.200.0.9", "fd00::9"), MAC: "02:00:00:00:00:01", MTU: 1400,
+				Pod: &Pod{Namespace: "default", Name: "web-0", UID: "u-1"}, IPs: ips("10.200.0.9", "fd00::9"), MAC: "02:00:00:00:00:01", MTU: 1400, Network: "pods",
 			},
 		},
 		{"detach by namespace", `{"op":"detach_container","handle":{"platform":"linux_netns","container_id":"c1","ifname":"eth0"}}`, &DetachContainer{Handle: &LinuxNetns{ContainerID: "c1", IfName: "eth0"}}},
 		{"check", `{"op":"check_container","handle":{"platform":"linux_netns","container_id":"c1","ifname":"eth0"}}`, &CheckContainer{Handle: &LinuxNetns{ContainerID: "c1", IfName: "eth0"}}},
 		{"gc", `{"op":"gc_containers","valid":[{"container_id":"c1","ifname":"eth0"}]}`, &GCContainers{Valid: []Attachment{{"c1", "eth0"}}}},
+		{"gc of a network", `{"op":"gc_containers","network":"pods","valid":[{"container_id":"c1","ifname":"eth0"}]}`, &GCContainers{Network: "pods", Valid: []Attachment{{"c1", "eth0"}}}},
 		{"gc all", `{"op":"gc_containers","valid":[]}`, &GCContainers{Valid: []Attachment{}}},
 		{"ready", `{"op":"ready"}`, &Ready{}},
 		{"subscribe", `{"op":"subscribe"}`, &Subscribe{}},
@@ -191,14 +192,14 @@ func responseVectors() []struct {
 			`{"result":"status","peer_count":1,"service_count":0,"peers":[{"public_key":"` + keyB + `","endpoint":"","allowed_ips":"","last_handshake_unix_secs":1700000000,"node":"n2","rx_bytes":1,"tx_bytes":2,"problem":"no endpoint"}],` +
 				`"node":"n1","version":"v1","ready":true,"waiting":["peers"],"backend":"kernel","listen_port":51820,"mtu":1420,"node_ips":["10.200.0.1","fd00::1"],"overlay_cidrs":["10.200.0.0/16"],"slice_cidrs":["10.200.0.0/24"],` +
 				`"segments":[{"name":"default","bridge":"zl-default-b","ports":1}],` +
-				`"attachments":[{"container_id":"c1","ifname":"eth0","key":"ab","segment":"default","addresses":["10.200.0.5"],"mac":"02:00:00:00:00:01","host_interface":"zl-abc"}],` +
+				`"attachments":[{"container_id":"c1","ifname":"eth0","key":"ab","segment":"default","addresses":["10.200.0.5"],"mac":"02:00:00:00:00:01","host_interface":"zl-abc","network":"pods"}],` +
 				`"pools":[{"prefix":"fd00::/64","capacity":18446744073709551615,"used":1,"resting":2}]}`,
 			&StatusSnapshot{
 				PeerCount: 1, Peers: []PeerStatus{{PublicKey: keyB, LastHandshakeUnixSecs: 1700000000, Node: "n2", RxBytes: 1, TxBytes: 2, Problem: "no endpoint"}},
 				Node: "n1", Version: "v1", Ready: true, Waiting: []string{"peers"}, Backend: "kernel", ListenPort: 51820, MTU: 1420,
 				NodeIPs: ips("10.200.0.1", "fd00::1"), OverlayCIDRs: cidrs("10.200.0.0/16"), SliceCIDRs: cidrs("10.200.0.0/24"),
 				Segments:    []SegmentStatus{{Name: "default", Bridge: "zl-default-b", Ports: 1}},
-				Attachments: []AttachmentStatus{{ContainerID: "c1", IfName: "eth0", Key: "ab", Segment: "default", Addresses: ips("10.200.0.5"), MAC: "02:00:00:00:00:01", HostInterface: "zl-abc"}},
+				Attachments: []AttachmentStatus{{ContainerID: "c1", IfName: "eth0", Key: "ab", Segment: "default", Addresses: ips("10.200.0.5"), MAC: "02:00:00:00:00:01", HostInterface: "zl-abc", Network: "pods"}},
 				Pools:       []PoolStatus{{Prefix: cidr("fd00::/64"), Capacity: 1<<64 - 1, Used: 1, Resting: 2}},
 			},
 		},
@@ -333,7 +334,7 @@ func TestForeignRequests(t *testing.T) {
 		{"removal without scope", `{"op":"remove_peer","pubkey":"k"}`, &RemovePeer{Pubkey: "k"}},
 		{"allowed ip without scope", `{"op":"add_allowed_ip","pubkey":"k","cidr":"10.0.0.0/24"}`, &AddAllowedIP{Pubkey: "k", CIDR: cidr("10.0.0.0/24")}},
 		{"removed allowed ip without scope", `{"op":"remove_allowed_ip","pubkey":"k","cidr":"10.0.0.0/24"}`, &RemoveAllowedIP{Pubkey: "k", CIDR: cidr("10.0.0.0/24")}},
-		{"null optionals", `{"op":"attach_container","handle":{"platform":"linux_pid","pid":1},"service":"s","join_global":false,"dns_server":null,"dns_domain":null,"pod":null,"ips":null,"mtu":null}`, &AttachContainer{Handle: &LinuxPID{PID: 1}, Service: "s"}},
+		{"null optionals", `{"op":"attach_container","handle":{"platform":"linux_pid","pid":1},"service":"s","join_global":false,"dns_server":null,"dns_domain":null,"pod":null,"ips":null,"mtu":null,"network":null}`, &AttachContainer{Handle: &LinuxPID{PID: 1}, Service: "s"}},
 		{"null slice", `{"op":"setup_global_overlay","deployment":"d","instance_id":"i","cluster_cidr":"10.0.0.0/8","slice_cidr":null,"wg_port":1,"nat_enabled":false}`, &SetupGlobalOverlay{Deployment: "d", InstanceID: "i", ClusterCIDR: cidr("10.0.0.0/8"), WGPort: 1}},
 		{"host bits in a prefix", `{"op":"add_allowed_ip","pubkey":"k","cidr":"10.0.0.5/24"}`, &AddAllowedIP{Pubkey: "k", CIDR: cidr("10.0.0.5/24")}},
 		{"blanks between prefixes", `{"op":"add_peer","public_key":"k","endpoint":"e","allowed_ips":" 10.0.0.0/24 , fd00::/64","persistent_keepalive_secs":0}`, &AddPeer{PeerSpec: PeerSpec{PublicKey: "k", Endpoint: "e", AllowedIPs: cidrs("10.0.0.0/24", "fd00::/64")}}},

@@ -69,6 +69,11 @@ type AttachContainer struct {
 	IPs []netip.Addr // addresses asked for, at most one of a family; else any
 	MAC string       // address asked for; else derived
 	MTU int          // 0: that of the overlay
+
+	// Network names the CNI network that the sandbox joins; empty for none. It is whose GCContainers may collect the
+	// attachment. Older daemons ignore it. An attachment that was made without one gets it when it is asked for again;
+	// asking for another is refused.
+	Network string
 }
 
 // Pod is the Kubernetes pod of a sandbox.
@@ -91,11 +96,22 @@ type CheckContainer struct {
 	Handle Handle
 }
 
-// GCContainers detaches every sandbox that Valid does not name. It is our
-// addition. A list must be there: an empty one detaches all, a missing one is
-// refused. Answer: *OK.
+// GCContainers detaches the sandboxes of Network that Valid does not name. It
+// is our addition. A list must be there: an empty one detaches all of the
+// network, a missing one is refused. Answer: *OK.
+//
+// Only attachments that bear exactly this Network are touched, since the list
+// says nothing about others. No Network means those that bear none, for the
+// same reason: clients before Network send none and attach without one. So what
+// a client attached before it learned of Network stays until it is detached or
+// its namespace ends, which is safer than to take it from another network.
+// Daemons before Network ignore it and collect from all networks.
+//
+// Attachments that are answered after the daemon read the request stay, whether
+// they were asked for before it or after.
 type GCContainers struct {
-	Valid []Attachment `json:"valid"`
+	Network string       `json:"network,omitempty"`
+	Valid   []Attachment `json:"valid"`
 }
 
 // AddPeer adds or replaces a WireGuard peer. Answer: *OK.
@@ -268,13 +284,14 @@ type attachFields struct {
 	IPs        []netip.Addr `json:"ips,omitempty"`
 	MAC        string       `json:"mac,omitempty"`
 	MTU        int          `json:"mtu,omitempty"`
+	Network    string       `json:"network,omitempty"`
 }
 
 // MarshalJSON writes the fields without the tag of the operation.
 func (r *AttachContainer) MarshalJSON() ([]byte, error) {
 	return encode(attachFields{
 		Handle: handleField{r.Handle}, Service: r.Service, JoinGlobal: r.JoinGlobal, DNSServer: r.DNSServer,
-		DNSDomain: r.DNSDomain, Pod: r.Pod, IPs: r.IPs, MAC: r.MAC, MTU: r.MTU,
+		DNSDomain: r.DNSDomain, Pod: r.Pod, IPs: r.IPs, MAC: r.MAC, MTU: r.MTU, Network: r.Network,
 	})
 }
 
@@ -286,7 +303,7 @@ func (r *AttachContainer) UnmarshalJSON(raw []byte) error {
 	}
 	*r = AttachContainer{
 		Handle: f.Handle.Handle, Service: f.Service, JoinGlobal: f.JoinGlobal, DNSServer: f.DNSServer,
-		DNSDomain: f.DNSDomain, Pod: f.Pod, IPs: f.IPs, MAC: f.MAC, MTU: f.MTU,
+		DNSDomain: f.DNSDomain, Pod: f.Pod, IPs: f.IPs, MAC: f.MAC, MTU: f.MTU, Network: f.Network,
 	}
 	return needHandle(r.Handle)
 }

@@ -71,6 +71,7 @@ type AttachmentStatus struct {
 	Addresses     []netip.Addr `json:"addresses"`
 	MAC           string       `json:"mac,omitempty"`
 	HostInterface string       `json:"host_interface,omitempty"`
+	Network       string       `json:"network,omitempty"` // the CNI network it joined, or its digest where it is too long to keep
 }
 
 // PoolStatus counts the addresses of one prefix.

@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -65,6 +66,8 @@ func sameRequest(have Attachment, spec Spec) error {
 		return fmt.Errorf("it is on segment %s: %w", shorten(have.Segment), ErrConflict)
 	case !slices.Equal(have.Addrs, spec.Addrs):
 		return fmt.Errorf("it has the addresses %v, not %v: %w", have.Addrs, spec.Addrs, ErrConflict)
+	case have.Network != "" && spec.Network != "" && !have.OfNetwork(spec.Network):
+		return fmt.Errorf("it is of network %s, not %s: %w", shorten(have.Network), shorten(spec.Network), ErrConflict)
 	case spec.MAC != nil && !slices.Equal(have.MAC, spec.MAC):
 		return fmt.Errorf("it has the hardware address %s, not %s: %w", have.MAC, spec.MAC, ErrConflict)
 	}
@@ -79,6 +82,7 @@ func (a *Attacher) mend(ctx context.Context, before entry, inside int, spec Spec
 	}
 	defer slot.leave()
 	before.Key = spec.Key // its digest may be all that was known
+	before.Network = cmp.Or(spec.Network, before.Network)
 	if err := a.table.put(before); err != nil {
 		return Attachment{}, err
 	}

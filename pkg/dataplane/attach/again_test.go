@@ -60,6 +60,24 @@ func TestAttachAgain(t *testing.T) {
 	}
 }
 
+// TestNetworkIsLearned checks that a port of a version that wrote no network
+// gets it with the next Attach, and keeps it over a restart.
+func TestNetworkIsLearned(t *testing.T) {
+	n, p := newNode(t, "host", attach.Config{MTU: 1420}), newPod(t, "pod")
+	want := n.must(t, p.spec(1))
+	named := p.spec(1)
+	named.Network = "pods"
+	want.Network = "pods"
+	same(t, "answer to an Attach that names it", want, n.must(t, named))
+	same(t, "answer to one that does not", want, n.must(t, p.spec(1)))
+	again := newAttacher(t, n.ns, attach.Config{MTU: 1420})
+	recovered, err := again.Recover(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	same(t, "recovered", []attach.Attachment{want}, recovered)
+}
+
 // TestAnotherNamespace checks that a key whose sandbox was made anew moves to
 // the new namespace, whether the old one still exists or not.
 func TestAnotherNamespace(t *testing.T) {
@@ -97,11 +115,14 @@ func kill(t testing.TB, p *pod) {
 
 func TestConflicts(t *testing.T) {
 	n, p := newNode(t, "host", attach.Config{MTU: 1420}), newPod(t, "pod")
-	n.must(t, p.spec(1))
+	first := p.spec(1)
+	first.Network = "pods"
+	n.must(t, first)
 	before := state(t, n.ns)
 	another := newPod(t, "another")
 	for what, spoil := range map[string]func(*attach.Spec){
 		"the same sandbox with other addresses":     func(s *attach.Spec) { *s = p.spec(1); s.Addrs = addrs(9) },
+		"the same sandbox of another network":       func(s *attach.Spec) { *s = p.spec(1); s.Network = "other" },
 		"the same sandbox on another segment":       func(s *attach.Spec) { *s = p.spec(1); s.Segment = "other" },
 		"the same sandbox with another MAC":         func(s *attach.Spec) { *s = p.spec(1); s.MAC = mac(t, "02:00:00:00:00:01") },
 		"another sandbox with one address":          func(s *attach.Spec) { s.Addrs = append(addrs(2)[:1], addrs(1)[1]) },

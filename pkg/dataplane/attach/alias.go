@@ -13,17 +13,19 @@ const (
 	aliasMark = "zlayer/1"
 	// aliasMax is the kernel's limit in bytes (IFALIASZ less its terminating zero).
 	aliasMax = 255
-	// segmentDigest begins the digest that stands for a segment's name too long for an alias.
-	segmentDigest = "sha256:"
+	// nameDigest begins the digest that stands for a segment's or network's name too long for an alias.
+	nameDigest = "sha256:"
 )
 
 // portAlias renders what a port's alias says:
 //
-//	zlayer/1 id=CONTAINER if=NAME segment=NAME mac=MAC addrs=ADDR,ADDR
+//	zlayer/1 id=CONTAINER if=NAME segment=NAME mac=MAC addrs=ADDR,ADDR network=NAME
 //
-// Values are escaped like URLs. Where it would be too long, the key gives way to
-// its digest (key=), then the segment to what the bridge's alias says; a segment
-// that is too long for that one is never here.
+// Values are escaped like URLs; network is left out where there is none. A
+// network's name that is longer than its digest always gives way to that. Where
+// the alias would be too long, the key gives way to its digest (key=), then the
+// segment to what the bridge's alias says; a segment that is too long for that
+// one is never here.
 func portAlias(a Attachment) (string, error) {
 	var addrs []string
 	for _, addr := range a.Addrs {
@@ -39,6 +41,9 @@ func portAlias(a Attachment) (string, error) {
 		segment = " segment=" + escape(a.Segment)
 	}
 	rest := " mac=" + a.MAC.String() + " addrs=" + strings.Join(addrs, ",")
+	if a.Network != "" {
+		rest += " network=" + escape(aliasNetwork(a.Network))
+	}
 	for _, alias := range []string{aliasMark + key + segment + rest, aliasMark + digest + segment + rest, aliasMark + digest + rest} {
 		if len(alias) <= aliasMax {
 			return alias, nil
@@ -47,14 +52,23 @@ func portAlias(a Attachment) (string, error) {
 	return "", fmt.Errorf("%d addresses do not fit a link's alias: %w", len(a.Addrs), ErrInvalid)
 }
 
-// parsePortAlias reads what portAlias wrote. Segment is empty if the alias left
-// it out. Words it does not know are skipped.
+// aliasNetwork is the network as a port's alias names it.
+func aliasNetwork(network string) string {
+	if digest := digestOf(network); len(escape(network)) > len(digest) {
+		return digest
+	}
+	return network
+}
+
+// parsePortAlias reads what portAlias wrote, in this version or earlier.
+// Segment and Network are empty if the alias left them out. Words it does not
+// know are skipped.
 func parsePortAlias(alias string) (Attachment, error) {
 	words, err := aliasWords(alias)
 	if err != nil {
 		return Attachment{}, err
 	}
-	a := Attachment{Key: Key{ContainerID: words["id"], IfName: words["if"], Digest: words["key"]}, Segment: words["segment"]}
+	a := Attachment{Key: Key{ContainerID: words["id"], IfName: words["if"], Digest: words["key"]}, Segment: words["segment"], Network: words["network"]}
 	switch {
 	case a.Key.Digest == "" && (a.Key.ContainerID == "" || a.Key.IfName == ""):
 		return Attachment{}, errors.New("alias names no sandbox")

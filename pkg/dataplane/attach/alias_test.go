@@ -51,6 +51,18 @@ func TestPortAlias(t *testing.T) {
 			"a segment that is too long for that is nowhere", Attachment{Key: Key{ContainerID: "c1", IfName: "eth0"}, Segment: long, MAC: sandboxMAC, Addrs: both},
 			"zlayer/1 id=c1 if=eth0 mac=02:00:00:00:00:05 addrs=10.42.0.5,fd42::5",
 		},
+		{
+			"a network", Attachment{Key: Key{ContainerID: "c1", IfName: "eth0"}, Segment: "default", MAC: sandboxMAC, Addrs: both, Network: "pods"},
+			"zlayer/1 id=c1 if=eth0 segment=default mac=02:00:00:00:00:05 addrs=10.42.0.5,fd42::5 network=pods",
+		},
+		{
+			"a long network gives way to its digest", Attachment{Key: Key{ContainerID: "c1", IfName: "eth0"}, Segment: "default", MAC: sandboxMAC, Addrs: both, Network: long},
+			"zlayer/1 id=c1 if=eth0 segment=default mac=02:00:00:00:00:05 addrs=10.42.0.5,fd42::5 network=" + digestOf(long),
+		},
+		{
+			"all of it long", Attachment{Key: Key{ContainerID: long, IfName: "eth0"}, Segment: long[:120], MAC: sandboxMAC, Addrs: longest, Network: long},
+			"zlayer/1 key=" + digest + " mac=02:00:00:00:00:05 addrs=255.255.255.254,fd00:1111:2222:3333:4444:5555:6666:7777 network=" + digestOf(long),
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got, err := portAlias(tc.give)
@@ -64,7 +76,10 @@ func TestPortAlias(t *testing.T) {
 			if read.Key.ID() != tc.give.Key.ID() || read.Segment != "" && read.Segment != tc.give.Segment {
 				t.Errorf("read back as key %v, segment %q", read.Key, read.Segment)
 			}
-			again, err := portAlias(Attachment{Key: read.Key, Segment: tc.give.Segment, MAC: read.MAC, Addrs: read.Addrs})
+			if !read.OfNetwork(tc.give.Network) || read.OfNetwork("another") || read.OfNetwork("") != (tc.give.Network == "") {
+				t.Errorf("read back as of network %q", read.Network)
+			}
+			again, err := portAlias(Attachment{Key: read.Key, Segment: tc.give.Segment, MAC: read.MAC, Addrs: read.Addrs, Network: read.Network})
 			if err != nil || again != got {
 				t.Errorf("written after a restart: %q, %v, want %q", again, err, got)
 			}
@@ -139,6 +154,8 @@ func TestBridgeAlias(t *testing.T) {
 func FuzzParseAlias(f *testing.F) {
 	for _, seed := range []string{
 		"", "zlayer/1 segment=default", "zlayer/1 id=c1 if=eth0 segment=default mac=02:00:00:00:00:05 addrs=10.42.0.5,fd42::5",
+		"zlayer/1 id=c1 if=eth0 segment=default mac=02:00:00:00:00:05 addrs=10.42.0.5,fd42::5 network=pods",
+		"zlayer/1 id=c1 if=eth0 mac=02:00:00:00:00:05 addrs=fd42::5 network=" + digestOf("pods"), "zlayer/1 key=00 mac=02:00:00:00:00:05 addrs=::2 network=%20",
 		"zlayer/1 key=00 mac=02:00:00:00:00:05 addrs=::2 later=word", "zlayer/1 id=%41%zz", "zlayer/1 =", "zlayer/1 addrs=,",
 	} {
 		f.Add(seed)
@@ -158,16 +175,17 @@ func FuzzParseAlias(f *testing.F) {
 			return // more addresses than fit
 		}
 		again, err := parsePortAlias(written)
-		if err != nil || again.Key.ID() != a.Key.ID() || cmp.Diff(a.Addrs, again.Addrs, cmpopts.EquateComparable(netip.Addr{})) != "" {
+		if err != nil || again.Key.ID() != a.Key.ID() || !again.OfNetwork(a.Network) || cmp.Diff(a.Addrs, again.Addrs, cmpopts.EquateComparable(netip.Addr{})) != "" {
 			t.Errorf("%q reads %+v, written %q reads %+v, %v", alias, a, written, again, err)
 		}
 	})
 }
 
 func FuzzPortAlias(f *testing.F) {
-	f.Add("c1", "eth0", "default", []byte{10, 42, 0, 5}, []byte{0xfd, 0x42, 15: 5})
-	f.Add(strings.Repeat("é", 300), "a/b", "ns/\x00 =", []byte{1, 2, 3, 4}, []byte{0x20, 1, 15: 1})
-	f.Fuzz(func(t *testing.T, container, ifName, segment string, four, six []byte) {
+	f.Add("c1", "eth0", "default", "", []byte{10, 42, 0, 5}, []byte{0xfd, 0x42, 15: 5})
+	f.Add("c1", "eth0", "default", "pods", []byte{10, 42, 0, 5}, []byte{0xfd, 0x42, 15: 5})
+	f.Add(strings.Repeat("é", 300), "a/b", "ns/\x00 =", strings.Repeat("n", 72), []byte{1, 2, 3, 4}, []byte{0x20, 1, 15: 1})
+	f.Fuzz(func(t *testing.T, container, ifName, segment, network string, four, six []byte) {
 		var addrs []netip.Addr
 		for _, raw := range [][]byte{four, six} {
 			if addr, ok := netip.AddrFromSlice(raw); ok {
@@ -177,13 +195,13 @@ func FuzzPortAlias(f *testing.F) {
 		if container == "" || ifName == "" || segment == "" || checkAddrs(addrs) != nil {
 			return
 		}
-		give := Attachment{Key: Key{ContainerID: container, IfName: ifName}, Segment: segment, MAC: deriveMAC("sandbox", container), Addrs: addrs}
+		give := Attachment{Key: Key{ContainerID: container, IfName: ifName}, Segment: segment, MAC: deriveMAC("sandbox", container), Addrs: addrs, Network: network}
 		alias, err := portAlias(give)
 		if err != nil || len(alias) > aliasMax {
 			t.Fatalf("portAlias = %q, %v", alias, err)
 		}
 		got, err := parsePortAlias(alias)
-		if err != nil || got.Key.ID() != give.Key.ID() || got.Segment != "" && got.Segment != segment {
+		if err != nil || got.Key.ID() != give.Key.ID() || !got.OfNetwork(network) || got.Segment != "" && got.Segment != segment {
 			t.Errorf("%q reads %+v, %v, want %+v", alias, got, err, give)
 		}
 	})

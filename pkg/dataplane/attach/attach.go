@@ -97,6 +97,12 @@ func (k Key) String() string {
 	return shorten(k.ContainerID) + "/" + shorten(k.IfName)
 }
 
+// OfNetwork tells whether the attachment was made with this Network, of which
+// the alias may have kept only the digest.
+func (a Attachment) OfNetwork(network string) bool {
+	return a.Network == network || a.Network != "" && network != "" && digestOf(a.Network) == digestOf(network)
+}
+
 // shorten cuts what was chosen elsewhere and may be of any length.
 func shorten(s string) string {
 	const longest = 64
@@ -120,6 +126,8 @@ type Spec struct {
 	MAC net.HardwareAddr
 	// MTU is that of the sandbox's interface in bytes; 0 takes the Config's.
 	MTU int
+	// Network is kept for the caller, and may be empty. A repeated Attach may name it where it was not known, and not change it.
+	Network string
 	// BeforeUp, if set, is called when the host half exists and the sandbox cannot send yet: the place to pin its sources.
 	// A repeated Attach calls it again. Its error undoes the attachment. It must not call the Attacher's Attach, Detach,
 	// Reconcile, Recover, EnsureSegment or Teardown.
@@ -143,6 +151,9 @@ type Attachment struct {
 	Bridge string
 	// MTU is that of both halves, in bytes.
 	MTU int
+	// Network is what the Spec said; "sha256:" and digits where it did not fit the link's alias and nobody has named it
+	// since a restart.
+	Network string
 }
 
 // Segment is a bridge of ours.

@@ -114,7 +114,7 @@ type work struct {
 func (w *work) reserve() error {
 	w.Attachment = Attachment{
 		Key: w.spec.Key, Segment: w.spec.Segment, Addrs: slices.Clone(w.spec.Addrs), MAC: slices.Clone(w.spec.MAC),
-		HostMAC: deriveMAC("port", w.spec.Key.ID()), MTU: w.spec.MTU,
+		HostMAC: deriveMAC("port", w.spec.Key.ID()), MTU: w.spec.MTU, Network: w.spec.Network,
 	}
 	if w.MAC == nil {
 		w.MAC = deriveMAC("sandbox", w.spec.Key.ID())

@@ -54,17 +54,18 @@ func deriveMAC(role, owner string) net.HardwareAddr {
 	return mac
 }
 
-// digestOf names a segment whose name is too long for an alias.
-func digestOf(segment string) string {
-	if isDigest(segment) {
-		return segment
+// digestOf stands for the name of a segment or network that is too long for an
+// alias.
+func digestOf(name string) string {
+	if isDigest(name) {
+		return name
 	}
-	sum := sha256.Sum256([]byte(segment))
-	return segmentDigest + hex.EncodeToString(sum[:])
+	sum := sha256.Sum256([]byte(name))
+	return nameDigest + hex.EncodeToString(sum[:])
 }
 
-func isDigest(segment string) bool {
-	digits, found := strings.CutPrefix(segment, segmentDigest)
+func isDigest(name string) bool {
+	digits, found := strings.CutPrefix(name, nameDigest)
 	raw, err := hex.DecodeString(digits)
 	return found && err == nil && len(raw) == sha256.Size
 }
