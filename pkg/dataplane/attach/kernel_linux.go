@@ -72,9 +72,11 @@ func (k *kernel) take() (*slot, error) {
 	return &slot{Socket: socket, kernel: k}, nil
 }
 
-// leave gives the slot back.
+// leave gives the slot back, without requests that nobody handed over: they
+// would go out with the next call's.
 func (s *slot) leave() {
 	k, weight := s.kernel, s.weight
+	s.Reset()
 	if s.Broken() {
 		_ = s.Close() // nothing to save; the next call opens another
 	} else {

@@ -47,6 +47,9 @@ type request struct {
 // Len is the number of requests.
 func (b *Batch) Len() int { return len(b.requests) }
 
+// Reset empties the batch.
+func (b *Batch) Reset() { b.buf, b.requests = b.buf[:0], b.requests[:0] }
+
 // Link begins a request about a link; the attributes follow.
 func (b *Batch) Link(r Request, h unix.IfInfomsg) {
 	b.begin(r)

@@ -142,8 +142,39 @@ func TestBrokenSocket(t *testing.T) {
 	s.fd = -1
 	var b Batch
 	addBridge(&b, "one")
-	if err := s.Do(&b, nil); err == nil || !s.Broken() {
-		t.Errorf("Do on a closed socket = %v, broken %v", err, s.Broken())
+	if err := s.Do(&b, nil); err == nil || !s.Broken() || b.Len() != 0 {
+		t.Errorf("Do on a closed socket = %v, broken %v, %d requests left", err, s.Broken(), b.Len())
+	}
+}
+
+// TestInterruptedDump changes what is read while it is read, again and again.
+// The batch must not keep the request: its owner goes on to use it.
+func TestInterruptedDump(t *testing.T) {
+	h := openHost(t, "host")
+	s, stranger := openSocket(t, h), openSocket(t, h)
+	var b Batch
+	for i := range 2000 { // more than fits one datagram
+		addAddr(&b, netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}))
+	}
+	if err := s.Do(&b, nil); err != nil {
+		t.Fatal(err)
+	}
+	last := netip.MustParseAddr("10.1.0.0")
+	b.Addr(Request{What: "read addresses", Type: unix.RTM_GETADDR, Flags: unix.NLM_F_DUMP}, unix.IfAddrmsg{Family: unix.AF_INET})
+	_, err := Dump(s, &b, func(m Message) (Addr, bool) {
+		addr, ok := ParseAddr(m)
+		if addr.Prefix.Addr() == netip.MustParseAddr("10.0.0.1") {
+			var change Batch
+			last = last.Next()
+			addAddr(&change, last)
+			if err := stranger.Do(&change, nil); err != nil {
+				t.Error(err)
+			}
+		}
+		return addr, ok
+	})
+	if !errors.Is(err, ErrInterrupted) || b.Len() != 0 {
+		t.Errorf("Dump = %v, %d requests left, want ErrInterrupted and none", err, b.Len())
 	}
 }
 

@@ -100,19 +100,20 @@ func (s *Socket) Close() error { return os.NewSyscallError("close", unix.Close(s
 // may be missing. It should be closed.
 func (s *Socket) Broken() bool { return s.lost }
 
-// Do hands the batch to the kernel and empties it. each, which may be nil, gets
-// the messages that answer or echo request number i. The error is the first
-// *Error that was not tolerated; later requests were carried out all the same.
+// Do hands the batch to the kernel and empties it, also when it fails. each,
+// which may be nil, gets the messages that answer or echo request number i. The
+// error is the first *Error that was not tolerated; later requests were carried
+// out all the same.
 func (s *Socket) Do(b *Batch, each func(i int, m Message)) error {
 	if b.Len() == 0 {
 		return nil
 	}
+	defer b.Reset()
 	first, err := s.send(b)
 	if err != nil {
 		return err
 	}
 	requests := b.requests
-	b.buf, b.requests = b.buf[:0], b.requests[:0]
 	var refused error
 	for done := false; !done; {
 		err := s.receive(replySize, func(h unix.NlMsghdr, data []byte) {
@@ -140,12 +141,12 @@ func (s *Socket) Do(b *Batch, each func(i int, m Message)) error {
 
 // Dump sends the batch's only request, which must carry NLM_F_DUMP, and
 // returns what parse makes of each message. A dump that changed underway is
-// repeated.
+// repeated. The batch is empty afterwards, also after an error.
 func Dump[T any](s *Socket, b *Batch, parse func(Message) (T, bool)) ([]T, error) {
+	defer b.Reset()
 	for range dumpTries {
 		found, interrupted, err := dumpOnce(s, b, parse)
 		if err != nil || !interrupted {
-			b.buf, b.requests = b.buf[:0], b.requests[:0]
 			return found, err
 		}
 	}
