@@ -318,8 +318,13 @@ func TestTunnelMTU(t *testing.T) {
 	expect("a smaller link", 1340, v4)
 	node.ip(t, "link", "set", "eth0", "mtu", "1300")
 	expect("too small a link", MinMTU, v4, v6)
-	node.ip(t, "link", "set", "lo", "mtu", "65536")
-	expect("this machine", 65476, netip.MustParseAddr("192.0.2.1"))
+	node.ip(t, "link", "set", "eth0", "mtu", "1500")
+	own4, own6 := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
+	expect("this machine alone", 1420, own4, own6, netip.MustParseAddr("127.0.0.1"))
+	expect("this machine beside another", 1440, own4, v4, own6)
+	node.ip(t, "addr", "add", "192.88.99.1/32", "dev", "eth0")
+	node.ip(t, "addr", "add", "100::1/128", "dev", "eth0", "nodad")
+	expect("nobody known, and it has the addresses that only default routes lead to", 1420)
 }
 
 func TestOpenLeavesNothingWhenItFails(t *testing.T) {

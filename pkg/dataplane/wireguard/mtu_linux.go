@@ -20,8 +20,9 @@ const (
 // TunnelMTU returns the largest MTU with which a packet fits the underlay on the
 // way to every one of endpoints: that of the route to it, or of the route's link,
 // less 60 bytes for an IPv4 endpoint and 80 for an IPv6 one; the smallest counts.
-// Endpoints without a route do not count. If none counts, it goes by the default
-// routes, and without those it is 1420. It is never below [MinMTU], with which
+// Endpoints without a route do not count, nor do addresses of this machine,
+// which no underlay leads to. If none counts, it goes by the default routes, and
+// without those it is 1420. It is never below [MinMTU], with which
 // the underlay may have to fragment.
 //
 // It asks the kernel once per endpoint, which takes some 15 us.
@@ -72,13 +73,16 @@ func smallest(least, underlay int, endpoint netip.Addr) int {
 	return min(least, max(inner, 1))
 }
 
-// underlayMTU returns 0 if no route leads to endpoint.
+// underlayMTU returns 0 if no route leads from this machine to endpoint.
 func underlayMTU(nl *netlink.Handle, endpoint netip.Addr, links map[int]int) (int, error) {
 	if !endpoint.IsValid() {
 		return 0, nil
 	}
 	routes, err := nl.RouteGet(net.IP(endpoint.AsSlice()))
 	if err != nil || len(routes) == 0 { // the kernel says "unreachable" in several ways
+		return 0, nil
+	}
+	if routes[0].Type == unix.RTN_LOCAL { // by loopback, whose MTU is nobody else's
 		return 0, nil
 	}
 	index := routes[0].LinkIndex
