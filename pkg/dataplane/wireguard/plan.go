@@ -41,6 +41,9 @@ type Peer struct {
 	Endpoint netip.AddrPort
 	// Host is "name:port" if the endpoint is a host name; a Device resolves it.
 	Host string
+	// Overlay are the prefixes where Host's address may not be: packets to it
+	// would wind up in the tunnel again. It is never written to.
+	Overlay []netip.Prefix
 	// AllowedIPs are masked and sorted. No two peers of a plan share an address.
 	AllowedIPs []netip.Prefix
 	// Keepalive is in whole seconds; zero means none.
@@ -151,6 +154,9 @@ func (p *planner) peer(node Node) (Peer, error) {
 	if peer.Endpoint, peer.Host, err = p.endpoint(node.Endpoint); err != nil {
 		return Peer{}, err
 	}
+	if peer.Host != "" {
+		peer.Overlay = p.in.Cluster
+	}
 	if peer.AllowedIPs, err = p.allowedIPs(node.Slices); err != nil {
 		return Peer{}, err
 	}
@@ -220,10 +226,8 @@ func (p *planner) endpoint(text string) (netip.AddrPort, string, error) {
 	if !usableEndpoint(addr) {
 		return netip.AddrPort{}, "", fmt.Errorf("no node can be reached at its endpoint %v", addr)
 	}
-	for _, cluster := range p.in.Cluster {
-		if cluster.Contains(addr) {
-			return netip.AddrPort{}, "", fmt.Errorf("its endpoint %v lies in the overlay %v, so packets to it would wind up in the tunnel again", addr, cluster)
-		}
+	if overlay := holderOf(p.in.Cluster, addr); overlay.IsValid() {
+		return netip.AddrPort{}, "", fmt.Errorf("its endpoint %v lies in the overlay %v, so packets to it would wind up in the tunnel again", addr, overlay)
 	}
 	return netip.AddrPortFrom(addr, port), "", nil
 }
@@ -258,6 +262,16 @@ func splitHostPort(text string) (host string, port uint16, err error) {
 func usableEndpoint(addr netip.Addr) bool {
 	return addr.IsValid() && addr.Zone() == "" && !addr.IsUnspecified() && !addr.IsLoopback() && !addr.IsMulticast() &&
 		addr != netip.AddrFrom4([4]byte{255, 255, 255, 255}) && (addr.Is4() || !addr.IsLinkLocalUnicast())
+}
+
+// holderOf returns the one of prefixes that addr lies in, else the zero value.
+func holderOf(prefixes []netip.Prefix, addr netip.Addr) netip.Prefix {
+	for _, prefix := range prefixes {
+		if prefix.Contains(addr) {
+			return prefix
+		}
+	}
+	return netip.Prefix{}
 }
 
 // validHostName follows RFC 1123, and lets underscores pass as resolvers do.

@@ -75,6 +75,7 @@ func TestPlan(t *testing.T) {
 		{"host name", []Node{with(node(2), func(n *Node) { n.Endpoint = "node-2.example_1.org:4711" })}, []Peer{func() Peer {
 			p := planned(2)
 			p.Endpoint, p.Host = netip.AddrPort{}, "node-2.example_1.org:4711"
+			p.Overlay = planInput().Cluster
 			return p
 		}()}},
 		{"IPv6 endpoint", []Node{with(node(2), func(n *Node) { n.Endpoint = "[2001:db8::2]:51820" })}, []Peer{func() Peer {

@@ -36,8 +36,9 @@ type resolver struct {
 }
 
 type hostState struct {
-	addr     netip.Addr // the zero value until the first answer
-	due      time.Time  // of the next lookup
+	overlay  []netip.Prefix // where the address may not be
+	addr     netip.Addr     // the zero value until the first answer
+	due      time.Time      // of the next lookup
 	failures int
 	busy     bool
 }
@@ -46,17 +47,24 @@ func newResolver(cfg Config) *resolver {
 	return &resolver{lookup: cfg.Resolve, log: cfg.Log, kick: make(chan struct{}, 1), hosts: map[string]*hostState{}}
 }
 
-// set replaces the names to keep fresh.
-func (r *resolver) set(hosts map[string]bool) {
+// set replaces the names to keep fresh, each with the prefixes where its address
+// may not be.
+func (r *resolver) set(hosts map[string][]netip.Prefix) {
 	r.mu.Lock()
 	for host := range r.hosts {
-		if !hosts[host] {
+		if _, wanted := hosts[host]; !wanted {
 			delete(r.hosts, host)
 		}
 	}
-	for host := range hosts {
-		if r.hosts[host] == nil {
-			r.hosts[host] = &hostState{}
+	for host, overlay := range hosts {
+		state := r.hosts[host]
+		if state == nil {
+			state = &hostState{}
+			r.hosts[host] = state
+		}
+		state.overlay = overlay
+		if holderOf(overlay, state.addr).IsValid() {
+			state.addr, state.due = netip.Addr{}, time.Time{}
 		}
 	}
 	r.mu.Unlock()
@@ -138,10 +146,6 @@ func (r *resolver) refresh(ctx context.Context, host string) bool {
 	for i := range addrs {
 		addrs[i] = addrs[i].Unmap()
 	}
-	addrs = slices.DeleteFunc(addrs, func(a netip.Addr) bool { return !usableEndpoint(a) })
-	if err == nil && len(addrs) == 0 {
-		err = fmt.Errorf("resolve %s: no usable address", host)
-	}
 	if ctx.Err() != nil {
 		return false
 	}
@@ -156,6 +160,12 @@ func (r *resolver) settle(host string, addrs []netip.Addr, err error) bool {
 		return false
 	}
 	state.busy = false
+	usable := slices.DeleteFunc(slices.Clone(addrs), func(a netip.Addr) bool {
+		return !usableEndpoint(a) || holderOf(state.overlay, a).IsValid()
+	})
+	if err == nil && len(usable) == 0 {
+		err = fmt.Errorf("resolve %s: no node can be reached at %v, or only through the overlay %v", host, addrs, state.overlay)
+	}
 	if err != nil {
 		if state.failures == 0 {
 			r.log.Warn("cannot resolve endpoint", "host", host, "err", err)
@@ -166,10 +176,10 @@ func (r *resolver) settle(host string, addrs []netip.Addr, err error) bool {
 	}
 	state.failures = 0
 	state.due = time.Now().Add(refreshHost)
-	if slices.Contains(addrs, state.addr) { // servers shuffle their answers; that is no change
+	if slices.Contains(usable, state.addr) { // servers shuffle their answers; that is no change
 		return false
 	}
-	state.addr = addrs[0]
+	state.addr = usable[0]
 	return true
 }
 
@@ -189,12 +199,13 @@ func (r *resolver) resolved(peers []Peer) []Peer {
 	return filled
 }
 
-// hostsOf returns the host names among the peers' endpoints.
-func hostsOf(peers []Peer) map[string]bool {
-	hosts := map[string]bool{}
+// hostsOf returns the host names among the peers' endpoints, each with the
+// overlay's prefixes.
+func hostsOf(peers []Peer) map[string][]netip.Prefix {
+	hosts := map[string][]netip.Prefix{}
 	for i := range peers {
 		if host, _, ok := hostPort(peers[i].Host); ok {
-			hosts[host] = true
+			hosts[host] = peers[i].Overlay
 		}
 	}
 	return hosts

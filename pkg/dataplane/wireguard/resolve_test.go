@@ -66,7 +66,8 @@ func TestResolverFollowsAName(t *testing.T) {
 				t.Errorf("%s: address %v after %d changes, want %v after %d", what, got, changes.Load(), addr, wantChanges)
 			}
 		}
-		r.set(map[string]bool{"a.example": true})
+		overlay := []netip.Prefix{netip.MustParsePrefix("10.200.0.0/16"), netip.MustParsePrefix("fd00:200::/48")}
+		r.set(hostsOf([]Peer{{Host: "a.example:7", Overlay: overlay}}))
 		expect("unknown", "", 0)
 		n.set("a.example", "192.0.2.1", "192.0.2.2")
 		time.Sleep(retryHost)
@@ -83,8 +84,17 @@ func TestResolverFollowsAName(t *testing.T) {
 		n.set("a.example", "192.0.2.4")
 		time.Sleep(refreshHost)
 		expect("back", "192.0.2.4", 3)
+		n.set("a.example", "10.200.1.1", "::ffff:10.200.1.2", "fd00:200::1")
+		time.Sleep(10 * refreshHost)
+		expect("inside the overlay", "192.0.2.4", 3)
+		n.set("a.example", "10.200.1.1", "192.0.2.5")
+		time.Sleep(refreshHost)
+		expect("inside and outside", "192.0.2.5", 4)
+		n.set("a.example", "192.0.2.5", "198.51.100.1")
+		r.set(map[string][]netip.Prefix{"a.example": append(overlay, netip.MustParsePrefix("192.0.2.0/24"))})
+		expect("with a larger overlay", "198.51.100.1", 5)
 		r.set(nil)
-		expect("unwanted", "", 3)
+		expect("unwanted", "", 5)
 		asked := n.asked["a.example"]
 		time.Sleep(10 * refreshHost)
 		if n.asked["a.example"] != asked {
@@ -106,9 +116,9 @@ func TestResolverIsNotHeldUp(t *testing.T) {
 			return answer(ctx, host)
 		}
 		n.set("good.example", "192.0.2.1")
-		hosts := map[string]bool{"good.example": true}
+		hosts := map[string][]netip.Prefix{"good.example": nil}
 		for i := range 2 * maxLookups {
-			hosts[string(rune('a'+i%26))+string(rune('a'+i/26))+".example"] = true
+			hosts[string(rune('a'+i%26))+string(rune('a'+i/26))+".example"] = nil
 		}
 		r.set(hosts)
 		time.Sleep(2*lookupTimeout + time.Second)
