@@ -25,7 +25,7 @@ type serverConn struct {
 	writing sync.Mutex // held while a frame is written
 
 	mu       sync.Mutex // guards what follows
-	active   int        // requests being handled
+	active   int        // requests being read or handled
 	spoke    bool       // it ever asked something
 	used     time.Time  // when it last did anything
 	stopping bool       // stopped is closed
@@ -41,15 +41,17 @@ func newServerConn(s *server, conn net.Conn) *serverConn {
 	return c
 }
 
-// idleness orders connections by how little they would be missed.
+// idleness orders connections by how little they would be missed. Who never
+// asked anything in the time of a frame is missed least; who connected since
+// then is about to ask.
 type idleness struct {
-	spoke bool
+	mute  bool
 	since time.Time
 }
 
 func (a idleness) before(b idleness) bool {
-	if a.spoke != b.spoke {
-		return !a.spoke
+	if a.mute != b.mute {
+		return a.mute
 	}
 	return a.since.Before(b.since)
 }
@@ -58,7 +60,8 @@ func (a idleness) before(b idleness) bool {
 func (c *serverConn) idle() (idleness, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return idleness{c.spoke, c.used}, c.active == 0 && c.queue == nil
+	mute := !c.spoke && time.Since(c.used) >= c.s.opt.FrameTimeout
+	return idleness{mute, c.used}, c.active == 0 && c.queue == nil
 }
 
 // end closes the connection and the contexts of its requests.
@@ -138,6 +141,7 @@ func (c *serverConn) read() error {
 		req, err := decodeRequest(env.Request)
 		if err != nil {
 			closeFile(file)
+			c.count(-1)
 			c.respond(env.ID, requestError(err))
 			continue
 		}
@@ -154,12 +158,12 @@ func (c *serverConn) read() error {
 			closeFile(fileOf(req))
 			return net.ErrClosed
 		}
-		c.count(1)
 		c.requests.Go(func() { c.handle(env.ID, req) })
 	}
 }
 
-// readEnvelope waits for a frame as long as it takes, then reads it in time.
+// readEnvelope waits for a frame as long as it takes, then reads it in time. The
+// connection counts as active from the frame's first byte.
 func (c *serverConn) readEnvelope() (env envelope, file *os.File, err error) {
 	defer func() {
 		if err != nil {
@@ -173,7 +177,7 @@ func (c *serverConn) readEnvelope() (env envelope, file *os.File, err error) {
 	if err != nil {
 		return env, file, err
 	}
-	c.touch()
+	c.count(1)
 	c.readBy(time.Now().Add(c.s.opt.FrameTimeout))
 	if _, err = io.ReadFull(c.conn, header[n:]); err != nil {
 		return env, file, midFrame(err)
@@ -201,19 +205,12 @@ func midFrame(err error) error {
 	return err
 }
 
-// touch notes that the connection is in use.
-func (c *serverConn) touch() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.spoke, c.used = true, time.Now()
-}
-
-// count changes the number of requests being handled.
+// count changes the number of requests being read or handled.
 func (c *serverConn) count(change int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.active += change
-	c.used = time.Now()
+	c.spoke, c.used = true, time.Now()
 }
 
 // handle answers one request. The connection counts as idle from just before

@@ -38,8 +38,9 @@ type ServeOptions struct {
 	BootID string       // for Hello; none: a random one
 
 	// MaxConns is how many connections are held, by default 2,048. One more
-	// closes that which has been idle longest, those that never asked
-	// anything before all others; if none is idle, the new one is refused.
+	// closes that which has been idle longest, before all others those that
+	// asked nothing within FrameTimeout; if none is idle, the new one is
+	// refused. One whose frame or request is under way is not idle.
 	MaxConns int
 	// MaxRequests is how many requests of one connection are handled at
 	// once, by default 64. More are left unread.

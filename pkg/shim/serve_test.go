@@ -329,22 +329,44 @@ func TestServeThousandIdleConnections(t *testing.T) {
 }
 
 func TestServeEvictsTheLongestIdle(t *testing.T) {
-	d := startDaemon(t, nothing, ServeOptions{MaxConns: 3})
-	speak := func(c *rawConn) *rawConn {
-		c.ask(1, &Ready{})
-		c.answer()
-		return c
-	}
-	first, silent, second := speak(d.raw()), d.raw(), speak(d.raw())
-	third := speak(d.raw())
-	silent.closed() // it never asked anything
-	first.send(document(`{"frame":"request","id":5,"request":{"op":"make_coffee"}}`))
-	first.failure(5, CodeUnsupported) // second is now idle longest
-	fourth := speak(d.raw())
-	second.closed()
-	for _, c := range []*rawConn{first, third, fourth} {
-		speak(c)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		var steps []step
+		var conns []*rawConn
+		for range 7 {
+			ours, theirs := net.Pipe()
+			steps = append(steps, step{after: time.Second, conn: theirs})
+			conns = append(conns, &rawConn{ours, t})
+		}
+		steps[2].after = time.Minute
+		stop := serveOn(t, newBrokenListener(steps...), ServeOptions{MaxConns: 3, FrameTimeout: 10 * time.Second})
+		speak := func(c *rawConn) {
+			t.Helper()
+			c.ask(1, &Ready{})
+			c.answer()
+		}
+		mute, first, young := conns[0], conns[1], conns[2]
+		speak(first)
+		mute.closed() // for conns[3]; it had time to ask
+		speak(conns[3])
+		first.closed() // for conns[4]; young has had no time yet
+		frame, err := encodeRequest(1, &Ready{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		young.send(frame[:5])
+		time.Sleep(time.Millisecond)
+		speak(conns[4])
+		conns[3].closed() // for conns[5]
+		conns[4].closed() // for conns[6]; young is in the middle of a frame
+		young.send(frame[5:])
+		if id, resp := young.answer(); id != 1 || resp.Result() != "ok" {
+			t.Errorf("answer %d %v", id, resp)
+		}
+		for _, c := range conns[5:] {
+			speak(c)
+		}
+		stop()
+	})
 }
 
 func TestServeRefusesWhenAllConnectionsAreBusy(t *testing.T) {
@@ -459,8 +481,9 @@ type brokenListener struct {
 }
 
 type step struct {
-	conn net.Conn
-	err  error
+	after time.Duration // since the step before
+	conn  net.Conn
+	err   error
 }
 
 func newBrokenListener(steps ...step) *brokenListener {
@@ -471,6 +494,7 @@ func (l *brokenListener) Accept() (net.Conn, error) {
 	if len(l.steps) > 0 {
 		next := l.steps[0]
 		l.steps = l.steps[1:]
+		time.Sleep(next.after)
 		return next.conn, next.err
 	}
 	<-l.closed
