@@ -200,7 +200,7 @@ func (d *Dataplane) applyFirewall(ctx context.Context, parts *parts, pins []fire
 	rules := firewall.Rules{
 		Cluster: d.cfg.Cluster, Own: parts.slices,
 		Masquerade: d.cfg.Masquerade, NoMasquerade: d.cfg.NoMasquerade,
-		Tunnels: []string{deviceName()}, Pins: pins,
+		Tunnels: []string{deviceName()}, PortGroup: attach.LinkGroup, Pins: pins,
 	}
 	for _, segment := range parts.attacher.Segments() {
 		rules.Bridges = append(rules.Bridges, segment.Bridge)

@@ -34,14 +34,14 @@ const (
 	listenerReportVersion2 = 143
 )
 
-func bridgeTable(name string, p pinned) table {
+func bridgeTable(name string, r Rules, p pinned) table {
 	return table{
 		family:   nftables.TableFamilyBridge,
 		name:     name,
-		counters: []string{CounterRefused, CounterRogue, CounterSpoofed},
+		counters: []string{CounterRefused, CounterRogue, CounterSpoofed, CounterUnpinned},
 		sets:     append([]set{portSet(p), unaddressedSet()}, sourceSets(p)...),
 		chains: []chain{
-			bridgePrerouting(), pinnedFrames(), pinned4(), pinned6(), pinnedARP(), advertisement(), unaddressed(),
+			bridgePrerouting(r.PortGroup), pinnedFrames(), pinned4(), pinned6(), pinnedARP(), advertisement(), unaddressed(),
 		},
 	}
 }
@@ -55,13 +55,18 @@ func unaddressedSet() set {
 	return s
 }
 
-// bridgePrerouting costs a frame of a foreign bridge one lookup.
-func bridgePrerouting() chain {
+// bridgePrerouting costs a frame of a foreign bridge a lookup and a comparison. A
+// port has its group from birth, so there is no moment in which it could send
+// without a pin, not even if its pin was forgotten.
+func bridgePrerouting(ports uint32) chain {
 	// nft's name "filter" means -200 in this family.
 	return chain{
-		name:  chainPrerouting,
-		hook:  &hook{nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRef(-200)},
-		rules: []rule{when(fromIndex(), in(setPorts), follow(chainPinned))},
+		name: chainPrerouting,
+		hook: &hook{nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRef(-200)},
+		rules: []rule{
+			when(fromIndex(), in(setPorts), follow(chainPinned)),
+			when(ourPort(ports), drop(CounterUnpinned)),
+		},
 	}
 }
 

@@ -9,7 +9,8 @@
 //   - It refuses the cluster's addresses as sources where they cannot come
 //     from, and keeps ICMP redirects away from pods.
 //
-// The bridge table pins each pod's port to the pod's own MAC and addresses.
+// The bridge table pins each pod's port to the pod's own MAC and addresses. A
+// port of ours that is not pinned may send nothing.
 //
 // # Beside other firewalls
 //
@@ -95,6 +96,9 @@ type Rules struct {
 	// Bridges are the names of our bridges, Tunnels those of our WireGuard
 	// devices. They need not exist yet.
 	Bridges, Tunnels []string
+	// PortGroup is the link group of every port of ours, pinned or not, and of no
+	// foreign link. Only its upper half counts, and that isn't zero.
+	PortGroup uint32
 	// Pins are all ports and their sources. Nil means those that Pin and the
 	// last Apply left, which is what a caller wants who applies while pods come
 	// and go; an empty slice that is not nil means none.
@@ -108,6 +112,8 @@ const (
 	CounterFailClosed = "fail_closed"
 	// CounterSpoofed counts packets whose source is not the sender's own.
 	CounterSpoofed = "spoofed"
+	// CounterUnpinned counts what came in by a port of ours that is not pinned.
+	CounterUnpinned = "unpinned"
 	// CounterRogue counts router advertisements, redirects and DHCP answers that
 	// pods tried to send.
 	CounterRogue = "rogue"
@@ -149,6 +155,9 @@ func (r Rules) validate() error {
 		}
 		ports[p.PortIndex] = struct{}{}
 	}
+	if r.PortGroup&groupMask == 0 {
+		return fmt.Errorf("port group %#x: its upper half is zero, as that of foreign links", r.PortGroup)
+	}
 	return nil
 }
 
@@ -171,6 +180,9 @@ func (p Pin) validate() error {
 }
 
 const macLen = 6
+
+// groupMask are the bits of a link group that say whose a link is.
+const groupMask = 0xffff0000
 
 // clone keeps what the caller may change later out of our memory.
 func (p Pin) clone() Pin {

@@ -31,7 +31,7 @@ func blocks(listing string) []string {
 
 func TestListing(t *testing.T) {
 	whole := testRules()
-	bare := Rules{Own: prefixes("10.200.5.0/24")}
+	bare := Rules{Own: prefixes("10.200.5.0/24"), PortGroup: testGroup}
 	for _, c := range []struct {
 		name  string
 		rules Rules
@@ -206,12 +206,16 @@ table inet zlayer {
 	counter spoofed {
 	}
 
+	counter unpinned {
+	}
+
 	chain prerouting {
 		type filter hook prerouting priority raw; policy accept;
 		iifname "lo" accept
 		iifname @bridges goto from_bridge
 		iifname @tunnels goto from_tunnel
 		iif @ports counter name "spoofed" drop
+		iifgroup 2053898240/16 counter name "unpinned" drop
 		ip saddr @cluster4 counter name "spoofed" drop
 		ip6 saddr @cluster6 counter name "spoofed" drop
 	}
@@ -263,6 +267,9 @@ table bridge zlayer {
 	counter spoofed {
 	}
 
+	counter unpinned {
+	}
+
 	set unaddressed {
 		type icmpv6_type
 		elements = { mld-listener-report,
@@ -275,6 +282,7 @@ table bridge zlayer {
 	chain prerouting {
 		type filter hook prerouting priority filter; policy accept;
 		iif @ports goto pinned
+		iifgroup 2053898240/16 counter name "unpinned" drop
 	}
 
 	chain pinned {

@@ -38,13 +38,13 @@ func inetTable(name string, r Rules, p pinned) table {
 	t := table{
 		family:   nftables.TableFamilyINet,
 		name:     name,
-		counters: []string{CounterFailClosed, CounterRedirects, CounterSpoofed},
+		counters: []string{CounterFailClosed, CounterRedirects, CounterSpoofed, CounterUnpinned},
 		sets: []set{
 			{name: setBridges, key: nftables.TypeIFName, elements: linkNames(r.Bridges)},
 			{name: setTunnels, key: nftables.TypeIFName, elements: linkNames(r.Tunnels)},
 			portSet(p),
 		},
-		chains: []chain{prerouting(), fromBridge(), fromTunnel(), postrouting(), toBridge(), toTunnel()},
+		chains: []chain{prerouting(r.PortGroup), fromBridge(), fromTunnel(), postrouting(), toBridge(), toTunnel()},
 	}
 	cluster := append(append([]netip.Prefix{}, r.Cluster...), r.Own...)
 	t.sets = append(t.sets, prefixSets(setOwn4, setOwn6, r.Own)...)
@@ -64,7 +64,7 @@ func prefixSets(name4, name6 string, prefixes []netip.Prefix) []set {
 }
 
 // prerouting refuses sources that cannot come from where the packet came in.
-func prerouting() chain {
+func prerouting(ports uint32) chain {
 	return chain{
 		name: chainPrerouting,
 		hook: &hook{nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw},
@@ -76,6 +76,7 @@ func prerouting() chain {
 			// addresses that IEEE 802.1D reserves: these the kernel hands up from the
 			// port itself, past the bridge and past every bridge rule.
 			when(fromIndex(), in(setPorts), drop(CounterSpoofed)),
+			when(ourPort(ports), drop(CounterUnpinned)),
 			when(ip4(), source4(), in(setCluster4), drop(CounterSpoofed)),
 			when(ip6(), source6(), in(setCluster6), drop(CounterSpoofed)),
 		},

@@ -43,6 +43,9 @@ func addrs(texts ...string) []netip.Addr {
 	return out
 }
 
+// testGroup is the link group of the lab's ports.
+const testGroup = 0x7a6c0000
+
 // testRules are those of the node in the lab: bridge, tunnel and slices.
 func testRules() Rules {
 	return Rules{
@@ -52,6 +55,7 @@ func testRules() Rules {
 		NoMasquerade: prefixes("198.51.100.0/24", "2001:db8:51::/48"),
 		Bridges:      []string{"zl-default"},
 		Tunnels:      []string{"zl-wg"},
+		PortGroup:    testGroup,
 	}
 }
 
@@ -175,8 +179,12 @@ func (n *node) addPod(t testing.TB, bridge string, number int) *pod {
 		MAC:   net.HardwareAddr{2, 0, 0, 0, 5, byte(number)},
 		Addrs: addrs(fmt.Sprintf("10.200.5.%d", number), fmt.Sprintf("fd00:200:0:5::%x", number)),
 	}
+	group := ""
+	if bridge != "foreign" {
+		group = fmt.Sprintf("group %d", testGroup)
+	}
 	run(t, n.NS, fmt.Sprintf(`
-		ip link add %[1]s type veth peer name eth0 address %[2]s netns %[3]s
+		ip link add %[1]s %[7]s type veth peer name eth0 address %[2]s netns %[3]s
 		ip link set %[1]s master %[4]s
 		bridge link set dev %[1]s isolated on learning off flood off mcast_flood off bcast_flood off
 		bridge fdb replace %[2]s dev %[1]s master static
@@ -189,7 +197,7 @@ func (n *node) addPod(t testing.TB, bridge string, number int) *pod {
 			ip neigh add %[5]s lladdr %[2]s dev $link nud permanent
 			ip -6 neigh add %[6]s lladdr %[2]s dev $link nud permanent
 		done`,
-		p.port, p.pin.MAC, p.Path, bridge, p.pin.Addrs[0], p.pin.Addrs[1]))
+		p.port, p.pin.MAC, p.Path, bridge, p.pin.Addrs[0], p.pin.Addrs[1], group))
 	// Silent until a test speaks: no autoconfiguration, no answers.
 	run(t, p.NS, fmt.Sprintf(`
 		sysctl -qw net.ipv6.conf.eth0.accept_ra=0 net.ipv6.conf.eth0.addr_gen_mode=1

@@ -69,6 +69,11 @@ func payload(base expr.PayloadBase, offset, length uint32) parts {
 	return parts{&expr.Payload{DestRegister: register, Base: base, Offset: offset, Len: length}}
 }
 
+// linkGroup is the upper half of the group of the link the packet came in by.
+func linkGroup() parts {
+	return slices.Concat(meta(expr.MetaKeyIIFGROUP), masked(binary.NativeEndian.AppendUint32(nil, groupMask)...))
+}
+
 func fromIndex() parts { return meta(expr.MetaKeyIIF) }
 func fromLink() parts  { return meta(expr.MetaKeyIIFNAME) }
 func toIndex() parts   { return meta(expr.MetaKeyOIF) }
@@ -126,6 +131,11 @@ func udp(source, destination uint16) parts {
 
 func frameIs(protocol uint16) parts {
 	return slices.Concat(etherType(), is(binary.BigEndian.AppendUint16(nil, protocol)...))
+}
+
+// ourPort is true of all our ports, pinned or not.
+func ourPort(group uint32) parts {
+	return slices.Concat(linkGroup(), is(binary.NativeEndian.AppendUint32(nil, group&groupMask)...))
 }
 
 func link(name string) parts { return is([]byte(linkNames([]string{name})[0].key)...) }

@@ -177,7 +177,8 @@ func newNodeWithPods(t *testing.T) (n *node, one, two *pod, rules Rules) {
 
 func TestSourcesComeFromWhereTheyBelong(t *testing.T) {
 	n, pinned, _, _ := newNodeWithPods(t)
-	loose := n.addPod(t, "zl-default", 4) // on our bridge, not pinned
+	loose := n.addPod(t, "zl-default", 4)
+	run(t, n.NS, "ip link set "+loose.port+" group 0") // a stranger's port on our bridge
 	listener := listen(t, n.NS, 2000)
 	underlay, tunnel := openWire(t, n.outside, "eth0"), openWire(t, n.peer, "tun0")
 	port, loosePort := openWire(t, pinned.NS, "eth0"), openWire(t, loose.NS, "eth0")

@@ -17,9 +17,9 @@ type request struct {
 }
 
 // Pin lets a port send from p's addresses with p's MAC, and from nothing else.
-// It replaces the port's earlier pin. Until it is pinned, a port is a stranger's
-// and may send anything; so pin it before its pod can send. Apply must have run,
-// else ErrNotApplied.
+// It replaces the port's earlier pin. Until it is pinned, a port of
+// Rules.PortGroup may send nothing, and any other is a stranger's. Apply must have
+// run, else ErrNotApplied.
 //
 // Concurrent calls of Pin and Unpin share transactions.
 func (f *Firewall) Pin(ctx context.Context, p Pin) error {
@@ -33,7 +33,7 @@ func (f *Firewall) Pin(ctx context.Context, p Pin) error {
 	return nil
 }
 
-// Unpin forgets a port; it is then a stranger's again. Nothing to forget is no
+// Unpin forgets a port; what comes in by it then is as before Pin. Nothing to forget is no
 // error. It knows the ports that Pin and Apply named; those that an earlier
 // process left go with the next Apply.
 func (f *Firewall) Unpin(ctx context.Context, portIndex int) error {

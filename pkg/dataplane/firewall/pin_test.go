@@ -404,7 +404,7 @@ func TestFirewallsSideBySide(t *testing.T) {
 		f := testFirewall(t, ns, fmt.Sprintf("table%d", i))
 		all.Go(func() {
 			for n := range 20 {
-				rules := Rules{Own: prefixes(fmt.Sprintf("10.%d.%d.0/24", i, n)), Pins: []Pin{testPin(100 + n)}}
+				rules := Rules{Own: prefixes(fmt.Sprintf("10.%d.%d.0/24", i, n)), PortGroup: testGroup, Pins: []Pin{testPin(100 + n)}}
 				if changed, err := f.Apply(testContext(t), rules); err != nil || !changed {
 					t.Errorf("Apply: %v, %v", changed, err)
 				}

@@ -361,7 +361,7 @@ func TestOthersTablesAreLeftAlone(t *testing.T) {
 	rules := testRules()
 	rules.Pins = addPorts(t, ns, 1)
 	mustApply(t, f, rules, true)
-	mustApply(t, second, Rules{Own: prefixes("10.201.0.0/24")}, true)
+	mustApply(t, second, Rules{Own: prefixes("10.201.0.0/24"), PortGroup: testGroup}, true)
 	mustApply(t, f, rules, false)
 	if err := second.Teardown(testContext(t)); err != nil {
 		t.Fatal(err)
@@ -398,6 +398,8 @@ func TestApplyRefuses(t *testing.T) {
 		{"no MAC", Rules{Pins: []Pin{{PortIndex: 7}}}, "MAC"},
 		{"address of nobody", Rules{Pins: []Pin{{PortIndex: 7, MAC: pin.MAC, Addrs: addrs("0.0.0.0")}}}, "0.0.0.0"},
 		{"multicast", Rules{Pins: []Pin{{PortIndex: 7, MAC: pin.MAC, Addrs: addrs("ff02::1")}}}, "ff02::1"},
+		{"no port group", Rules{Own: prefixes("10.200.5.0/24")}, "port group 0x0"},
+		{"port group of everyone", Rules{PortGroup: 0xffff}, "port group 0xffff"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			ns := netlab.TestNS(t, "refused")

@@ -189,6 +189,42 @@ func testAPodSendsOnlyAsItself(t *testing.T, bridgeNetfilter string) {
 	})
 }
 
+// A port of ours that isn't pinned yet, or no longer, and one on its way out,
+// whose group differs in its lower half.
+func TestAnUnpinnedPortSendsNothing(t *testing.T) {
+	for _, group := range []int{testGroup, testGroup + 7} {
+		t.Run(fmt.Sprintf("group %#x", group), func(t *testing.T) { testAnUnpinnedPortSendsNothing(t, group) })
+	}
+}
+
+func testAnUnpinnedPortSendsNothing(t *testing.T, group int) {
+	n := newNode(t)
+	p := n.addPod(t, "zl-default", 2)
+	run(t, n.NS, fmt.Sprintf("ip link set %s group %d", p.port, group))
+	mustApply(t, n.firewall, testRules(), true)
+	frames := sendings(bridgeMAC)
+	// The kernel hands this up from the port itself, past the bridge.
+	reserved := ether(mac("01:80:c2:00:00:0e"), p.pin.MAC, unix.ETH_P_IP, packet4("192.0.2.77", "192.0.2.1", unix.IPPROTO_UDP, udpTo(1000, 2000, "hello")))
+	in, out := openWire(t, p.NS, "eth0"), openWire(t, n.NS, "zl-default")
+	for _, s := range frames {
+		in.send(t, s.frame)
+	}
+	in.send(t, reserved)
+	before, counted := n.counters(t, nil)
+	if want := map[string]uint64{CounterUnpinned: uint64(len(frames)) + 1}; !cmp.Equal(want, counted) {
+		t.Errorf("counted %v, want %v", counted, want)
+	}
+	mustPin(t, n.firewall, p.pin)
+	good := ether(mac(bridgeMAC), p.pin.MAC, unix.ETH_P_IP, packet4(ipPod, "192.0.2.9", unix.IPPROTO_UDP, udpTo(1, 1, "pinned")))
+	in.send(t, good)
+	if seen := out.until(t, func(frame []byte) bool { return bytes.Equal(frame, good) }); len(seen) > 1 {
+		t.Errorf("%d frames passed before the pin: %x", len(seen)-1, seen)
+	}
+	if _, counted := n.counters(t, before); len(counted) > 0 {
+		t.Errorf("pinned, and counted %v", counted)
+	}
+}
+
 // The same frames on a bridge that isn't ours.
 func TestForeignBridgesAreLeftAlone(t *testing.T) {
 	n := newNode(t)

@@ -39,7 +39,7 @@ type rule []expr.Any
 // wantedTables returns both tables for the given rules and pins.
 func wantedTables(name string, r Rules, pins map[int]Pin) []table {
 	p := collect(pins)
-	return []table{inetTable(name, r, p), bridgeTable(name, p)}
+	return []table{inetTable(name, r, p), bridgeTable(name, r, p)}
 }
 
 // pinned holds the elements of all pins.
