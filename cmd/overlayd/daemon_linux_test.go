@@ -187,6 +187,7 @@ func TestBadConfigChangesNothing(t *testing.T) {
 }
 
 func TestHealthzTransitions(t *testing.T) {
+	netlab.NeedTunnel(t)
 	n := newSingle(t)
 	n.configure("masquerade: false\n")
 	good := strings.NewReplacer("10.20.1.0/24", "10.20.1.0/30").Replace(nodesFileOf([]*node{n}, nil))

@@ -102,6 +102,7 @@ func (n *node) start() {
 // startReady is start that waits until sandboxes can be attached.
 func (n *node) startReady() {
 	n.t.Helper()
+	netlab.NeedTunnel(n.t)
 	n.start()
 	eventually(n.t, func() error {
 		status, body := n.get("/healthz")

@@ -44,6 +44,7 @@ type rig struct {
 // newRig starts a node. slices may be none: the daemon carves its own.
 func newRig(t *testing.T, name string, slices ...netip.Prefix) *rig {
 	t.Helper()
+	netlab.NeedTunnel(t)
 	plugin := netlab.Binary(t, "zlayer-cni")
 	config := cluster.Config{
 		Name: name + "-net", NodeNames: []string{name}, Dir: netlab.TestDir(t), Binaries: filepath.Dir(plugin),

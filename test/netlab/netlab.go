@@ -26,8 +26,10 @@ import (
 )
 
 const (
-	// insideEnv marks a process that already runs in the lab.
-	insideEnv = "ZLAYER_NETLAB"
+	// insideEnv marks a process that already runs in the lab, and tells who entered it.
+	insideEnv    = "ZLAYER_NETLAB"
+	insideAsRoot = "root"
+	insideAsUser = "user"
 	// netnsDir is where iproute2 and container runtimes keep named namespaces.
 	netnsDir = "/run/netns"
 	// uapiDir is where wgctrl looks for userspace WireGuard devices.
@@ -60,14 +62,16 @@ func Enter() error {
 		return fmt.Errorf("find own executable: %w", err)
 	}
 	cmd := exec.Command(self, os.Args[1:]...)
-	cmd.Env = append(os.Environ(), insideEnv+"=1")
+	who := insideAsRoot
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
 	if os.Geteuid() != 0 {
+		who = insideAsUser
 		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
 		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
 		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
 	}
+	cmd.Env = append(os.Environ(), insideEnv+"="+who)
 	return waitAndExit(cmd)
 }
 

@@ -39,6 +39,7 @@ type rig struct {
 // newRig makes nodes n1, n2, ... whose daemons do not run yet.
 func newRig(t *testing.T, nodes int, change ...func(*cluster.Config)) *rig {
 	t.Helper()
+	netlab.NeedTunnel(t)
 	config := cluster.Config{
 		Name: "fabric", Binaries: programs(t), Dir: netlab.TestDir(t),
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.200.0.0/16"), netip.MustParsePrefix("fd00:200::/48")},
