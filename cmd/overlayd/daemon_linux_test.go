@@ -128,11 +128,12 @@ func checkTeardown(t *testing.T, n, untouched *node) {
 		t.Errorf("kernel after teardown (-untouched +torn down):\n%s", diff)
 	}
 	out, stderr, err = n.run("teardown", "--config", n.config, "--purge")
-	if err != nil || out != fmt.Sprintf("nothing of ours was there\nremoved %s/key\nremoved %s\n", state, state) {
+	if err != nil || out != fmt.Sprintf("nothing of ours was there\nremoved %s/key\nremoved %s.lock\nremoved %s\n", state, n.socket, state) {
 		t.Errorf("purge: %v\n%s%s", err, out, stderr)
 	}
 }
 
+// A kernel has one daemon, by whatever paths another is started.
 func TestSecondDaemonRefuses(t *testing.T) {
 	n := newSingle(t)
 	n.startReady()
@@ -144,6 +145,16 @@ func TestSecondDaemonRefuses(t *testing.T) {
 	_, stderr, err = n.run("run", "--config", n.config, "--socket", n.socket+"2")
 	if exitCode(err) != 1 || !strings.HasPrefix(stderr, "overlayd: metricsAddress: ") {
 		t.Errorf("second daemon on another socket: %v\n%s", err, stderr)
+	}
+	other := []string{"--socket", n.socket + "2", "--state-dir", n.dir + "/state2"}
+	for _, args := range [][]string{
+		append([]string{"run", "--config", n.config, "--metrics-address="}, other...),
+		append([]string{"teardown", "--purge"}, other...),
+	} {
+		out, stderr, err := n.run(args...)
+		if exitCode(err) != 1 || out != "" || !strings.HasPrefix(stderr, "overlayd: another overlayd is in charge of this network namespace: ") {
+			t.Errorf("%s with other paths: %v\n%s%s", args[0], err, out, stderr)
+		}
 	}
 	if diff := cmp.Diff(before, n.kernelState()); diff != "" {
 		t.Errorf("kernel (-before +after):\n%s", diff)

@@ -73,6 +73,11 @@ func run(ctx context.Context, config Config, logOut io.Writer) error {
 		return err
 	}
 	defer closeListener(socket)
+	sole, err := becomeSole(ctx)
+	if err != nil {
+		return err
+	}
+	defer closeListener(sole)
 	if d.plane, err = dataplane.New(dataplane.Config{
 		Node: config.NodeName, Cluster: config.ClusterCIDRs, StateDir: config.StateDir,
 		Backend: config.Backend, ListenPort: config.ListenPort, MTU: config.MTU,

@@ -51,7 +51,7 @@ func teardownCommand() *cobra.Command {
 }
 
 // teardown removes everything of ours, and says what it removed. It holds the
-// socket meanwhile, so that no daemon can start.
+// socket and the network namespace meanwhile, so that no daemon can start.
 func teardown(ctx context.Context, config Config, purge bool, out io.Writer) (err error) {
 	socket, err := shim.Listen(config.Socket)
 	if errors.Is(err, shim.ErrInUse) {
@@ -66,6 +66,11 @@ func teardown(ctx context.Context, config Config, purge bool, out io.Writer) (er
 			_ = os.Remove(filepath.Dir(config.Socket)) // unless there is something else in it
 		}
 	}()
+	sole, err := becomeSole(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, sole.Close()) }()
 	// First the network: no more sandboxes from here on.
 	network, err := uninstallNetwork(config)
 	if err != nil {
