@@ -19,14 +19,23 @@ import (
 
 // Config is what `overlayd run` obeys, parsed and checked.
 type Config struct {
-	// NodeName is this node's name in the nodes file.
+	// NodeName is this node's name in the nodes file, or that of its Node.
 	NodeName string
-	// ClusterCIDRs hold every slice: at most one prefix per family.
+	// ClusterCIDRs hold every slice: at most one prefix per family. With
+	// Kubernetes there may be none, and the cluster tells.
 	ClusterCIDRs []netip.Prefix
 	// SliceBits is the prefix length of a carved slice per family.
 	SliceBits SliceBits
-	// NodesFile is the absolute path of the list of nodes.
+	// NodesFile is the absolute path of the list of nodes; empty with Kubernetes.
 	NodesFile string
+	// Kubernetes finds the nodes as Node objects instead of in a file.
+	Kubernetes bool
+	// Kubeconfig is the absolute path of the credentials for the API server; empty
+	// takes those of the pod.
+	Kubeconfig string
+	// Endpoint is where the other nodes reach this one, HOST:PORT; empty takes the
+	// Node's InternalIP and ListenPort. Only with Kubernetes.
+	Endpoint string
 	// Socket is the absolute path that plugins dial.
 	Socket string
 	// StateDir is the absolute path of the key pair and the tombstones.
@@ -139,12 +148,16 @@ func (c *Config) validate() error {
 	if c.MTU != 0 && c.MTU < wireguard.MinMTU {
 		return fmt.Errorf("mtu: %d is not between %d and %d (0 computes it)", c.MTU, wireguard.MinMTU, maxMTU)
 	}
+	if err := c.validateSource(); err != nil {
+		return err
+	}
 	for _, path := range []struct {
 		key      string
 		value    *string
 		optional bool
 	}{
-		{key: "nodesFile", value: &c.NodesFile}, {key: "socket", value: &c.Socket}, {key: "stateDir", value: &c.StateDir},
+		{key: "nodesFile", value: &c.NodesFile, optional: true}, {key: "kubeconfig", value: &c.Kubeconfig, optional: true},
+		{key: "socket", value: &c.Socket}, {key: "stateDir", value: &c.StateDir},
 		{key: "sysctlDir", value: &c.SysctlDir}, {key: "cniBinDir", value: &c.CNIBinDir, optional: true},
 		{key: "cniConfDir", value: &c.CNIConfDir, optional: true},
 	} {
@@ -166,8 +179,41 @@ func (c *Config) validate() error {
 	return nil
 }
 
+// validateSource wants one source of nodes, and no key of another.
+func (c *Config) validateSource() error {
+	switch {
+	case c.NodesFile != "" && c.Kubernetes:
+		return errors.New("nodesFile: the nodes come from kubernetes already")
+	case c.Kubernetes:
+		return c.validateEndpoint()
+	case c.NodesFile == "":
+		return errors.New("nodesFile: not set (or else kubernetes: true)")
+	case c.Kubeconfig != "":
+		return errors.New("kubeconfig: of no use without kubernetes: true")
+	case c.Endpoint != "":
+		return errors.New("endpoint: of no use without kubernetes: true; the nodes file names endpoints")
+	}
+	return nil
+}
+
+// validateEndpoint lets the planner judge: what it would refuse of another
+// node's endpoint, the others would of ours.
+func (c *Config) validateEndpoint() error {
+	slices := c.ClusterCIDRs
+	if len(slices) == 0 {
+		slices = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")} // any that is a slice
+	}
+	_, problems := wireguard.Plan(wireguard.PlanInput{Cluster: c.ClusterCIDRs, Nodes: []wireguard.Node{{
+		Name: c.NodeName, PublicKey: standInKey(0), Endpoint: c.Endpoint, Slices: slices,
+	}}})
+	if len(problems) > 0 {
+		return fmt.Errorf("endpoint: %w", problems[0].Err)
+	}
+	return nil
+}
+
 func (c *Config) validateCluster() error {
-	if len(c.ClusterCIDRs) == 0 {
+	if len(c.ClusterCIDRs) == 0 && !c.Kubernetes {
 		return errors.New("clusterCIDRs: not set")
 	}
 	for i, cluster := range c.ClusterCIDRs {
@@ -178,6 +224,9 @@ func (c *Config) validateCluster() error {
 		}
 		if err := checkUnicast(cluster); err != nil {
 			return fmt.Errorf("clusterCIDRs: %w", err)
+		}
+		if c.Kubernetes {
+			continue // slices come with the nodes
 		}
 		if err := c.validateSliceBits(cluster); err != nil {
 			return err

@@ -77,6 +77,26 @@ logLevel: debug
 logFormat: json
 `
 
+// kubernetesKeys sets the keys that exclude the nodes file.
+const kubernetesKeys = `
+nodeName: node-a
+kubernetes: true
+kubeconfig: /etc/zlayer/kubeconfig
+endpoint: "[2001:db8::1]:51820"
+`
+
+func TestConfigOfKubernetes(t *testing.T) {
+	got, err := load(t, kubernetesKeys, "--socket=/s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := defaultConfig("node-a")
+	want.Kubernetes, want.Kubeconfig, want.Endpoint, want.Socket = true, "/etc/zlayer/kubeconfig", "[2001:db8::1]:51820", "/s"
+	if diff := cmp.Diff(want, got, compareConfigs); diff != "" {
+		t.Errorf("config (-want +got):\n%s", diff)
+	}
+}
+
 func TestConfigFileSetsEveryKey(t *testing.T) {
 	got, err := load(t, everyKey)
 	if err != nil {
@@ -124,7 +144,7 @@ func TestEveryKeyHasAFlagAndIsInTheExample(t *testing.T) {
 		}
 		flags[s.flag] = true
 		last := s.key[strings.LastIndex(s.key, ".")+1:]
-		if !strings.Contains(everyKey, "\n"+last+":") && !strings.Contains(everyKey, "\n  "+last+":") {
+		if all := everyKey + kubernetesKeys; !strings.Contains(all, "\n"+last+":") && !strings.Contains(all, "\n  "+last+":") {
 			t.Errorf("no test sets key %s", s.key)
 		}
 	}
@@ -168,6 +188,11 @@ func TestBadConfigIsOneLineThatNamesTheKey(t *testing.T) {
 		{name: "slices without room, IPv6", file: "nodesFile: /n\nclusterCIDRs: ['fd20::/48']\nsliceBits: {ipv6: 127}", want: "sliceBits.ipv6: 127 is not between 48"},
 
 		{name: "no nodes file", file: "clusterCIDRs: [10.20.0.0/16]", want: "nodesFile: not set"},
+		{name: "two sources of nodes", file: good + "kubernetes: true", want: "nodesFile: the nodes come from kubernetes already"},
+		{name: "kubeconfig for nothing", file: good + "kubeconfig: /k", want: "kubeconfig: of no use"},
+		{name: "endpoint for nothing", file: good + "endpoint: 192.0.2.1:51820", want: "endpoint: of no use"},
+		{name: "endpoint without a port", file: "kubernetes: true\nendpoint: 192.0.2.1", want: "endpoint: its endpoint is not HOST:PORT"},
+		{name: "endpoint in the overlay", file: "kubernetes: true\nclusterCIDRs: [10.20.0.0/16]\nendpoint: 10.20.0.1:51820", want: "endpoint: its endpoint 10.20.0.1 lies in the overlay"},
 		{name: "no socket", file: good + "socket: ''", want: "socket: not set"},
 		{name: "socket too long", file: good + "socket: /" + strings.Repeat("s", 107), want: "socket: 108 bytes, a socket's path may have 107"},
 		{name: "no state folder", file: good + "stateDir: ''", want: "stateDir: not set"},

@@ -13,18 +13,35 @@ import (
 
 	"github.com/zlayer/zlayer-cni/pkg/dataplane"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach"
-	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
+	"github.com/zlayer/zlayer-cni/pkg/kube"
 	"github.com/zlayer/zlayer-cni/pkg/shim"
 )
 
-// setNodesTimeout bounds one attempt to bring up or change the data plane.
-const setNodesTimeout = time.Minute
+const (
+	// setNodesTimeout bounds one attempt to bring up or change the data plane.
+	setNodesTimeout = time.Minute
+	// startPatience is how long requests wait for the first attempt: there is none
+	// as long as no node set is known.
+	startPatience = 5 * time.Second
+)
+
+// nodeSource is where the node set comes from: a file or the API server. Every
+// set goes to setNodes, and again until that took it.
+type nodeSource interface {
+	// Run follows the source until ctx ends.
+	Run(ctx context.Context) error
+	// InForce tells whether the data plane has the set as the source has it now.
+	InForce() bool
+	// Fault tells why that is not so, as far as the source itself is to blame.
+	Fault() error
+}
 
 // daemon answers the socket's requests with the data plane. It keeps no state
 // of its own but whether it may serve. Safe for concurrent use.
 type daemon struct {
 	plane    *dataplane.Dataplane
-	nodes    *nodesFile
+	nodes    nodeSource
+	cluster  *kube.Kube // nil without Kubernetes
 	config   Config
 	log      *slog.Logger
 	requests *requestMetrics
@@ -45,14 +62,14 @@ type daemon struct {
 
 // setNodes hands a node set to the data plane. After the first that it takes,
 // the tombstones are drained and requests are served.
-func (d *daemon) setNodes(ctx context.Context, nodes []wireguard.Node) error {
-	defer d.triedOnce.Do(func() { close(d.tried) })
+func (d *daemon) setNodes(ctx context.Context, set dataplane.NodeSet) error {
+	defer d.endTry()
 	ctx, cancel := context.WithTimeout(ctx, setNodesTimeout)
 	defer cancel()
-	if err := d.plane.SetNodes(ctx, nodes); err != nil {
+	if err := d.plane.SetNodes(ctx, set); err != nil {
 		return err
 	}
-	d.boundMemory(ctx, len(nodes))
+	d.boundMemory(ctx, len(set.Nodes))
 	if !d.open.Load() {
 		d.graves.drain(ctx)
 		d.open.Store(true)
@@ -61,6 +78,9 @@ func (d *daemon) setNodes(ctx context.Context, nodes []wireguard.Node) error {
 	}
 	return nil
 }
+
+// endTry lets requests through: to be answered, or refused with the reason.
+func (d *daemon) endTry() { d.triedOnce.Do(func() { close(d.tried) }) }
 
 // boundMemory makes room for the peers, now that it is known what runs them.
 func (d *daemon) boundMemory(ctx context.Context, peers int) {
@@ -77,6 +97,9 @@ func (d *daemon) waiting() []string {
 	reasons := d.plane.Waiting()
 	if len(reasons) == 0 && !d.open.Load() {
 		reasons = append(reasons, "detaching what was deleted while the daemon was away")
+	}
+	if fault := d.nodes.Fault(); len(reasons) > 0 && fault != nil {
+		reasons = append(reasons, fault.Error())
 	}
 	return reasons
 }
@@ -169,6 +192,9 @@ func (d *daemon) attach(ctx context.Context, r *shim.AttachContainer) (shim.Resp
 		return nil, err
 	}
 	if err := d.mayServe(ctx); err != nil {
+		return nil, err
+	}
+	if err := d.checkPod(ctx, r.Pod); err != nil {
 		return nil, err
 	}
 	// This ADD is younger than any DEL that lies there.

@@ -237,7 +237,7 @@ func TestHealthzTransitions(t *testing.T) {
 		}
 		return nil
 	})
-	if _, body := n.get("/metrics"); !strings.Contains(body, "overlayd_nodes_file_in_force 0\n") {
+	if _, body := n.get("/metrics"); !strings.Contains(body, "overlayd_node_set_in_force 0\n") {
 		t.Errorf("metrics:\n%s", body)
 	}
 	healthz(http.StatusOK, "ok")

@@ -78,12 +78,12 @@ type planeCollector struct {
 
 // planeDescs describes the metrics that planeCollector reads.
 type planeDescs struct {
-	ready, nodesFile, incomplete, tombstones *prometheus.Desc
-	device, mtu                              *prometheus.Desc
-	peers, refused, handshake, rx, tx        *prometheus.Desc
-	attachments                              *prometheus.Desc
-	poolCapacity, poolUsed, poolResting      *prometheus.Desc
-	droppedPackets, droppedBytes             *prometheus.Desc
+	ready, nodeSet, incomplete, tombstones *prometheus.Desc
+	device, mtu                            *prometheus.Desc
+	peers, refused, handshake, rx, tx      *prometheus.Desc
+	attachments                            *prometheus.Desc
+	poolCapacity, poolUsed, poolResting    *prometheus.Desc
+	droppedPackets, droppedBytes           *prometheus.Desc
 }
 
 func newPlaneCollector(d *daemon) *planeCollector {
@@ -92,7 +92,7 @@ func newPlaneCollector(d *daemon) *planeCollector {
 	}
 	return &planeCollector{daemon: d, descs: planeDescs{
 		ready:          desc("ready", "1 if sandboxes can be attached."),
-		nodesFile:      desc("nodes_file_in_force", "1 if the nodes file as it is now is in force, 0 while the last good one is."),
+		nodeSet:        desc("node_set_in_force", "1 if the nodes as the nodes file or the API server has them now are in force, 0 while the last good set is."),
 		incomplete:     desc("scrape_incomplete", "1 if a part of the data plane could not be read for this scrape."),
 		tombstones:     desc("late_detaches_total", "Sandboxes detached because they were deleted while no daemon could be reached."),
 		device:         desc("device_info", "1, labelled with the WireGuard device and what runs it.", "device", "backend"),
@@ -115,7 +115,7 @@ func newPlaneCollector(d *daemon) *planeCollector {
 func (c *planeCollector) Describe(into chan<- *prometheus.Desc) {
 	d := c.descs
 	for _, desc := range []*prometheus.Desc{
-		d.ready, d.nodesFile, d.incomplete, d.tombstones, d.device, d.mtu, d.peers, d.refused, d.handshake,
+		d.ready, d.nodeSet, d.incomplete, d.tombstones, d.device, d.mtu, d.peers, d.refused, d.handshake,
 		d.rx, d.tx, d.attachments, d.poolCapacity, d.poolUsed, d.poolResting, d.droppedPackets, d.droppedBytes,
 	} {
 		into <- desc
@@ -130,7 +130,7 @@ func (c *planeCollector) Collect(into chan<- prometheus.Metric) {
 	s := sender{into}
 	s.gauge(c.descs.incomplete, boolValue(err != nil))
 	s.gauge(c.descs.ready, boolValue(len(c.daemon.waiting()) == 0))
-	s.gauge(c.descs.nodesFile, boolValue(c.daemon.nodes.inForce()))
+	s.gauge(c.descs.nodeSet, boolValue(c.daemon.nodes.InForce()))
 	s.counter(c.descs.tombstones, float64(c.daemon.graves.drained.Load()))
 	c.collectDevice(s, status.Device)
 	s.gauge(c.descs.refused, float64(len(status.Problems)))

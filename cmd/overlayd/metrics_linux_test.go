@@ -59,7 +59,7 @@ func checkMetrics(t *testing.T, n *node) {
 	samples := parseMetrics(t, page)
 	for name, want := range map[string]float64{
 		"overlayd_ready":                                          1,
-		"overlayd_nodes_file_in_force":                            1,
+		"overlayd_node_set_in_force":                              1,
 		"overlayd_scrape_incomplete":                              0,
 		"overlayd_late_detaches_total":                            0,
 		"overlayd_device_mtu_bytes":                               1440,

@@ -12,6 +12,7 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 
+	"github.com/zlayer/zlayer-cni/pkg/dataplane"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
 )
 
@@ -37,7 +38,7 @@ type nodesFile struct {
 	config Config
 	log    *slog.Logger
 	// apply gets every new set, and the same one again after an error.
-	apply func(context.Context, []wireguard.Node) error
+	apply func(context.Context, dataplane.NodeSet) error
 
 	mu      sync.Mutex // guards the fields below
 	data    []byte     // the last file that parsed
@@ -48,7 +49,7 @@ type nodesFile struct {
 
 // newNodesFile reads and checks the file once, without applying it. An error
 // is one line that names the key.
-func newNodesFile(config Config, log *slog.Logger, apply func(context.Context, []wireguard.Node) error) (*nodesFile, error) {
+func newNodesFile(config Config, log *slog.Logger, apply func(context.Context, dataplane.NodeSet) error) (*nodesFile, error) {
 	f := &nodesFile{config: config, log: log, apply: apply}
 	if err := f.read(); err != nil {
 		return nil, fmt.Errorf("nodesFile: %w", err)
@@ -85,13 +86,6 @@ func (f *nodesFile) Fault() error {
 	return f.fault
 }
 
-// Count tells how many nodes the set in force has.
-func (f *nodesFile) Count() int {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return len(f.nodes)
-}
-
 // Apply offers the set in force to the data plane unless it has it already.
 func (f *nodesFile) Apply(ctx context.Context) error {
 	f.mu.Lock()
@@ -100,7 +94,7 @@ func (f *nodesFile) Apply(ctx context.Context) error {
 	if done {
 		return nil
 	}
-	if err := f.apply(ctx, nodes); err != nil {
+	if err := f.apply(ctx, dataplane.NodeSet{Cluster: f.config.ClusterCIDRs, Nodes: nodes}); err != nil {
 		return fmt.Errorf("apply nodes file: %w", err)
 	}
 	f.mu.Lock()
@@ -110,8 +104,8 @@ func (f *nodesFile) Apply(ctx context.Context) error {
 	return nil
 }
 
-// inForce tells whether the data plane has the file as it is now.
-func (f *nodesFile) inForce() bool {
+// InForce tells whether the data plane has the file as it is now.
+func (f *nodesFile) InForce() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.applied && f.fault == nil
@@ -126,7 +120,7 @@ func (f *nodesFile) Run(ctx context.Context) error {
 		// Read after the watch stands, so no change falls in between.
 		f.refresh(ctx)
 		pause := poll
-		if !f.inForce() {
+		if !f.InForce() {
 			pause = retry
 		}
 		select {

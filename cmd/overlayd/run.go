@@ -7,12 +7,14 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/zlayer/zlayer-cni/pkg/cni"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane"
+	"github.com/zlayer/zlayer-cni/pkg/kube"
 	"github.com/zlayer/zlayer-cni/pkg/shim"
 )
 
@@ -57,9 +59,12 @@ func run(ctx context.Context, config Config, logOut io.Writer) error {
 	boundMemory(config.Backend, 0)
 	log := newLogger(config, logOut)
 	d := &daemon{config: config, log: log, requests: newRequestMetrics(), tried: make(chan struct{})}
-	var err error
-	if d.nodes, err = newNodesFile(config, log, d.setNodes); err != nil {
-		return err
+	if !config.Kubernetes {
+		file, err := newNodesFile(config, log, d.setNodes)
+		if err != nil {
+			return err
+		}
+		d.nodes = file
 	}
 	metrics, err := listenMetrics(ctx, config.MetricsAddress)
 	if err != nil {
@@ -79,19 +84,24 @@ func run(ctx context.Context, config Config, logOut io.Writer) error {
 	}
 	defer closeListener(sole)
 	if d.plane, err = dataplane.New(dataplane.Config{
-		Node: config.NodeName, Cluster: config.ClusterCIDRs, StateDir: config.StateDir,
+		Node: config.NodeName, StateDir: config.StateDir,
 		Backend: config.Backend, ListenPort: config.ListenPort, MTU: config.MTU,
 		Masquerade: config.Masquerade, NoMasquerade: config.MasqueradeExclusions,
 		Sysctls: config.SysctlDir, Log: log,
 	}); err != nil {
 		return err
 	}
+	if config.Kubernetes {
+		if err := d.followCluster(); err != nil {
+			return err
+		}
+	}
 	if d.installer, err = newInstaller(config, d.open.Load, log); err != nil {
 		return err
 	}
 	d.graves = &graveyard{dir: cni.TombstoneDir(config.StateDir), log: log, detach: d.plane.Detach}
 	log.Info("starting", "op", "run", "version", buildVersion(), "node", config.NodeName, "public_key", d.plane.PublicKey(),
-		"socket", config.Socket, "nodes", d.nodes.Count())
+		"socket", config.Socket, "kubernetes", config.Kubernetes)
 	return d.run(ctx, socket, metrics)
 }
 
@@ -103,6 +113,8 @@ func (d *daemon) run(ctx context.Context, socket, metrics net.Listener) error {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	group, background := errgroup.WithContext(background)
+	patience := time.AfterFunc(startPatience, d.endTry)
+	defer patience.Stop()
 	group.Go(func() error { return d.plane.Run(background) })
 	group.Go(func() error { return d.nodes.Run(background) })
 	group.Go(func() error { return d.graves.Run(background, d.open.Load) })
@@ -136,5 +148,7 @@ func closeListener(listener net.Listener) {
 
 // stateFiles are what `overlayd teardown --purge` removes.
 func stateFiles(config Config) []string {
-	return []string{filepath.Join(config.StateDir, "key"), cni.TombstoneDir(config.StateDir), config.Socket + ".lock"}
+	return []string{
+		filepath.Join(config.StateDir, "key"), kube.StateFile(config.StateDir), cni.TombstoneDir(config.StateDir), config.Socket + ".lock",
+	}
 }

@@ -20,11 +20,11 @@ import (
 )
 
 func TestRequestsWaitForTheStart(t *testing.T) {
-	plane, err := dataplane.New(dataplane.Config{Node: "a", Cluster: dualStack().ClusterCIDRs, StateDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
+	plane, err := dataplane.New(dataplane.Config{Node: "a", StateDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &daemon{plane: plane, tried: make(chan struct{})}
+	d := &daemon{plane: plane, nodes: &nodesFile{}, tried: make(chan struct{})}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := d.mayServe(ctx); !errors.Is(err, context.Canceled) {
@@ -54,7 +54,7 @@ func TestAPartThatBreaksEndsTheDaemon(t *testing.T) {
 	if d.nodes, err = newNodesFile(config, log, d.setNodes); err != nil {
 		t.Fatal(err)
 	}
-	if d.plane, err = dataplane.New(dataplane.Config{Node: "a", Cluster: config.ClusterCIDRs, StateDir: dir, Log: log}); err != nil {
+	if d.plane, err = dataplane.New(dataplane.Config{Node: "a", StateDir: dir, Log: log}); err != nil {
 		t.Fatal(err)
 	}
 	d.installer = &installer{}

@@ -42,13 +42,13 @@ type setting struct {
 
 // settings lists every key once; file, flags, defaults and help follow it.
 func settings() []setting {
-	return slices.Concat(nodeSettings(), networkSettings(), serviceSettings())
+	return slices.Concat(nodeSettings(), kubernetesSettings(), networkSettings(), serviceSettings())
 }
 
 func nodeSettings() []setting {
 	return []setting{
 		{
-			key: "nodeName", flag: "node-name", usage: "name of this node in the nodes file (default: the host name)",
+			key: "nodeName", flag: "node-name", usage: "name of this node in the nodes file, or of its Node (default: the host name)",
 			set: func(c *Config, v []string) error { c.NodeName = v[0]; return nil },
 		}, {
 			key: "clusterCIDRs", flag: "cluster-cidrs", kind: list, usage: "range of all pods, at most one per family",
@@ -62,6 +62,21 @@ func nodeSettings() []setting {
 		}, {
 			key: "nodesFile", flag: "nodes-file", usage: "list of the nodes, read again whenever it changes",
 			set: func(c *Config, v []string) error { c.NodesFile = v[0]; return nil },
+		},
+	}
+}
+
+func kubernetesSettings() []setting {
+	return []setting{
+		{
+			key: "kubernetes", flag: "kubernetes", kind: boolean, fallback: "false", usage: "find the nodes as Kubernetes' Node objects instead of in a file",
+			set: func(c *Config, v []string) (err error) { c.Kubernetes, err = parseBool(v[0]); return err },
+		}, {
+			key: "kubeconfig", flag: "kubeconfig", usage: "credentials for the API server (default: the pod's own)",
+			set: func(c *Config, v []string) error { c.Kubeconfig = v[0]; return nil },
+		}, {
+			key: "endpoint", flag: "endpoint", usage: "HOST:PORT where other nodes reach this one (default: the Node's InternalIP)",
+			set: func(c *Config, v []string) error { c.Endpoint = v[0]; return nil },
 		},
 	}
 }

@@ -20,9 +20,13 @@ func (d *daemon) snapshot(ctx context.Context) *shim.StatusSnapshot {
 	snapshot.Version = buildVersion()
 	snapshot.Waiting = d.waiting()
 	snapshot.Ready = len(snapshot.Waiting) == 0
-	snapshot.OverlayCIDRs = d.config.ClusterCIDRs
+	snapshot.OverlayCIDRs = status.Cluster
 	snapshot.OverlayCIDR = first(snapshot.OverlayCIDRs)
-	for _, fault := range []error{err, d.nodes.Fault(), d.installer.Fault()} {
+	faults := []error{err, d.installer.Fault()}
+	if snapshot.Ready { // else it is among the reasons
+		faults = append(faults, d.nodes.Fault())
+	}
+	for _, fault := range faults {
 		if fault != nil {
 			snapshot.Waiting = append(snapshot.Waiting, fault.Error())
 		}

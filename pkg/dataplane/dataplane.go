@@ -57,8 +57,6 @@ type Node = wireguard.Node
 type Config struct {
 	// Node is this node's name in the node set.
 	Node string
-	// Cluster holds the prefixes of all slices, one for each family in use.
-	Cluster []netip.Prefix
 	// StateDir is where the node's key lives.
 	StateDir string
 	// Backend is how WireGuard runs.
@@ -94,6 +92,7 @@ type Dataplane struct {
 
 	mu       sync.Mutex          // guards the fields below
 	parts    *parts              // nil until this node has slices
+	cluster  []netip.Prefix      // of the wanted set; never written to
 	peers    []wireguard.Peer    // the wanted set
 	problems []wireguard.Problem // what SetNodes refused
 	waiting  string              // why parts is nil, or what is wrong with this node's own entry
@@ -103,6 +102,7 @@ type Dataplane struct {
 // parts exist once the node knows its slices.
 type parts struct {
 	slices    []netip.Prefix
+	cluster   []netip.Prefix // as change last gave it to the firewall; guarded by Dataplane.setNodes
 	addresses *addresses
 	device    *wireguard.Device
 	attacher  *attach.Attacher
@@ -197,8 +197,11 @@ func (d *Dataplane) reconcile(ctx context.Context, parts *parts) error {
 // applyFirewall holds the firewall to its rules. Nil pins are those that came
 // and went since they were last given.
 func (d *Dataplane) applyFirewall(ctx context.Context, parts *parts, pins []firewall.Pin) error {
+	d.mu.Lock()
+	cluster := d.cluster
+	d.mu.Unlock()
 	rules := firewall.Rules{
-		Cluster: d.cfg.Cluster, Own: parts.slices,
+		Cluster: cluster, Own: parts.slices,
 		Masquerade: d.cfg.Masquerade, NoMasquerade: d.cfg.NoMasquerade,
 		Tunnels: []string{deviceName()}, PortGroup: attach.LinkGroup, Pins: pins,
 	}

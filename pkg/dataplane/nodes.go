@@ -12,25 +12,41 @@ import (
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
 )
 
+// NodeSet is the whole overlay as one source tells of it.
+type NodeSet struct {
+	// Cluster holds the prefixes that all slices lie in. Without any, pods could
+	// not be told from the rest of the world, so there must be one.
+	Cluster []netip.Prefix
+	// Nodes are ordered by age, this node among them: of two that claim the same
+	// key or overlapping slices, the one that comes first keeps them.
+	Nodes []Node
+}
+
 // SetNodes replaces the whole node set, this node included. The first set that
 // gives this node a slice brings the data plane up and adopts what the kernel
-// holds; later ones change peers, by difference only. A node with garbage
-// costs only itself and shows in Status. This node's slices stay as they were
-// first given while it runs; a change is reported until a restart without pods.
-func (d *Dataplane) SetNodes(ctx context.Context, nodes []Node) error {
+// holds; later ones change peers and the cluster's prefixes, by difference
+// only. A node with garbage costs only itself and shows in Problems and Status.
+// This node's slices stay as they were first given while it runs; a change is
+// reported until a restart without pods.
+//
+// Errors: ErrInvalid for a set without a cluster prefix, which changes nothing;
+// ErrNotReady while the set gives this node no slice.
+func (d *Dataplane) SetNodes(ctx context.Context, set NodeSet) error {
+	if len(set.Cluster) == 0 {
+		return fmt.Errorf("set nodes: no prefix of the cluster: %w", ErrInvalid)
+	}
 	d.setNodes.Lock()
 	defer d.setNodes.Unlock()
-	own, waiting := d.ownSlices(nodes)
+	own, waiting := d.ownSlices(set.Nodes)
 	peers, problems := wireguard.Plan(wireguard.PlanInput{
-		Self: d.cfg.Node, OwnKey: d.key.PublicKey(), Nodes: nodes, Cluster: d.cfg.Cluster,
+		Self: d.cfg.Node, OwnKey: d.key.PublicKey(), Nodes: set.Nodes, Cluster: set.Cluster,
 	})
 	d.mu.Lock()
-	d.peers, d.problems, d.waiting = peers, problems, waiting
+	before := d.problems
+	d.peers, d.problems, d.waiting, d.cluster = peers, problems, waiting, slices.Clone(set.Cluster)
 	running := d.parts
 	d.mu.Unlock()
-	for _, problem := range problems {
-		d.log.Warn("node refused as a peer", "op", "nodes", "node", problem.Node, "err", problem.Err)
-	}
+	d.logNew(problems, before)
 	if len(own) == 0 {
 		return fmt.Errorf("node %s: %s: %w", d.cfg.Node, waiting, ErrNotReady)
 	}
@@ -43,12 +59,33 @@ func (d *Dataplane) SetNodes(ctx context.Context, nodes []Node) error {
 		}
 		return err
 	}
-	return d.change(ctx, running, peers)
+	return d.change(ctx, running, peers, slices.Clone(set.Cluster))
 }
 
-// change moves a running data plane to other peers. Sandboxes keep the MTU
+// Problems are the nodes of the last set that were refused as peers.
+func (d *Dataplane) Problems() []wireguard.Problem {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.problems)
+}
+
+// logNew logs the problems that were not there before: a set is given again for
+// every change in it.
+func (d *Dataplane) logNew(problems, before []wireguard.Problem) {
+	known := make(map[string]bool, len(before))
+	for _, problem := range before {
+		known[problem.Error()] = true
+	}
+	for _, problem := range problems {
+		if !known[problem.Error()] {
+			d.log.Warn("node refused as a peer", "op", "nodes", "node", problem.Node, "err", problem.Err)
+		}
+	}
+}
+
+// change moves a running data plane to other peers and cluster prefixes. Sandboxes keep the MTU
 // they were attached with.
-func (d *Dataplane) change(ctx context.Context, running *parts, peers []wireguard.Peer) error {
+func (d *Dataplane) change(ctx context.Context, running *parts, peers []wireguard.Peer, cluster []netip.Prefix) error {
 	mtu, err := d.overlayMTU(peers)
 	if err != nil {
 		return err
@@ -58,6 +95,14 @@ func (d *Dataplane) change(ctx context.Context, running *parts, peers []wireguar
 			return fmt.Errorf("set MTU %d: %w", mtu, err)
 		}
 		d.log.Info("MTU changed", "op", "nodes", "iface", running.device.Name(), "mtu", mtu)
+	}
+	// The firewall comes first: where a new peer's packets may not leave in clear
+	// is known before there are any.
+	if !slices.Equal(running.cluster, cluster) {
+		if err := d.applyFirewall(ctx, running, nil); err != nil {
+			return err
+		}
+		running.cluster = cluster
 	}
 	if err := running.device.SetPeers(ctx, peers); err != nil {
 		return fmt.Errorf("set peers: %w", err)

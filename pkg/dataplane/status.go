@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/firewall"
@@ -20,6 +21,8 @@ type Status struct {
 	PublicKey string
 	// Waiting says why the node is not ready, a line for each reason; empty when it is.
 	Waiting []string
+	// Cluster holds the prefixes of the node set in force.
+	Cluster []netip.Prefix
 	// Device is the cluster's WireGuard device with its peers.
 	Device wireguard.Status
 	// Segments are the bridges of this node.
@@ -40,7 +43,7 @@ func (d *Dataplane) Status(ctx context.Context) (Status, error) {
 	status := Status{Node: d.cfg.Node, PublicKey: d.PublicKey(), Waiting: d.Waiting()}
 	parts := d.current()
 	d.mu.Lock()
-	status.Problems = d.problems
+	status.Problems, status.Cluster = d.problems, d.cluster
 	d.mu.Unlock()
 	if parts == nil {
 		return status, nil
@@ -53,6 +56,14 @@ func (d *Dataplane) Status(ctx context.Context) (Status, error) {
 		return status, fmt.Errorf("read data plane status: %w", err)
 	}
 	return status, nil
+}
+
+// MTU is that of the overlay in bytes, 0 while there is none.
+func (d *Dataplane) MTU() int {
+	if parts := d.current(); parts != nil {
+		return parts.device.MTU()
+	}
+	return 0
 }
 
 // Ready returns nil if an attach would be served now, else ErrNotReady with

@@ -50,11 +50,19 @@ type Peer struct {
 	Keepalive time.Duration
 }
 
+var (
+	// ErrDuplicateKey means that a node before this one has its public key.
+	ErrDuplicateKey = errors.New("the same public key")
+	// ErrOverlappingSlice means that a node before this one has addresses of its
+	// slice.
+	ErrOverlappingSlice = errors.New("overlaps")
+)
+
 // Problem says why a node is not among the peers.
 type Problem struct {
 	// Node is the name of the node that is left out.
 	Node string
-	// Err is the reason.
+	// Err is the reason; errors.Is finds ErrDuplicateKey and ErrOverlappingSlice.
 	Err error
 }
 
@@ -180,7 +188,7 @@ func (p *planner) publicKey(text string) (wgtypes.Key, error) {
 		return wgtypes.Key{}, errors.New("its public key is one that no private key belongs to")
 	}
 	if holder, taken := p.keys[key]; taken {
-		return wgtypes.Key{}, fmt.Errorf("node %s has the same public key", holder)
+		return wgtypes.Key{}, fmt.Errorf("node %s has %w", holder, ErrDuplicateKey)
 	}
 	return key, nil
 }
@@ -330,7 +338,7 @@ func (p *planner) checkSlice(slice netip.Prefix) error {
 		return fmt.Errorf("its slice %v lies outside the cluster's %v", slice, p.in.Cluster)
 	}
 	if holder, taken := p.claims.holder(slice); taken {
-		return fmt.Errorf("its slice %v overlaps %v of node %s", slice, holder.prefix, holder.node)
+		return fmt.Errorf("its slice %v %w %v of node %s", slice, ErrOverlappingSlice, holder.prefix, holder.node)
 	}
 	return nil
 }

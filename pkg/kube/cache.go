@@ -1,0 +1,132 @@
+package kube
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/zlayer/zlayer-cni/pkg/dataplane"
+)
+
+const (
+	// stateVersion is the format of the file; another is not read.
+	stateVersion = 1
+	// stateLimit bounds the file, in bytes: 5,000 nodes take 2 MiB.
+	stateLimit = 64 << 20
+)
+
+// savedSet is a node set as it lies on disk, so that a start without an API
+// server connects this node's pods all the same.
+type savedSet struct {
+	Version int `json:"version"`
+	// UID is that of this node's Node.
+	UID     types.UID      `json:"uid"`
+	Cluster []netip.Prefix `json:"cluster"`
+	Nodes   []savedNode    `json:"nodes"`
+}
+
+type savedNode struct {
+	Name      string         `json:"name"`
+	UID       types.UID      `json:"uid"`
+	PublicKey string         `json:"publicKey"`
+	Endpoint  string         `json:"endpoint,omitempty"`
+	Slices    []netip.Prefix `json:"slices"`
+	// Keepalive is in nanoseconds.
+	Keepalive time.Duration `json:"keepalive,omitempty"`
+}
+
+func (s savedSet) nodes() []dataplane.Node {
+	nodes := make([]dataplane.Node, len(s.Nodes))
+	for i, n := range s.Nodes {
+		nodes[i] = dataplane.Node{Name: n.Name, PublicKey: n.PublicKey, Endpoint: n.Endpoint, Slices: n.Slices, Keepalive: n.Keepalive}
+	}
+	return nodes
+}
+
+// parseSaved decodes what save wrote for the node self.
+func parseSaved(data []byte, self string) (*savedSet, error) {
+	var set savedSet
+	if err := json.Unmarshal(data, &set); err != nil {
+		return nil, err
+	}
+	if set.Version != stateVersion {
+		return nil, fmt.Errorf("version %d, want %d", set.Version, stateVersion)
+	}
+	if len(set.Cluster) == 0 {
+		return nil, errors.New("no cluster prefix")
+	}
+	for _, node := range set.Nodes {
+		if node.Name == self && node.UID == set.UID && len(node.Slices) > 0 {
+			return &set, nil
+		}
+	}
+	return nil, fmt.Errorf("node %s with a slice is not in it", self)
+}
+
+// load reads the last set, nil if there is none.
+func (k *Kube) load() (*savedSet, error) {
+	path := StateFile(k.cfg.StateDir)
+	file, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	data, err := io.ReadAll(io.LimitReader(file, stateLimit))
+	if err := errors.Join(err, file.Close()); err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	set, err := parseSaved(data, k.cfg.Node)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	k.set.saved = data
+	return set, nil
+}
+
+// save writes a set down if it is another than what lies there.
+func (k *Kube) save(set savedSet) error {
+	if len(set.Nodes) == 0 {
+		return nil
+	}
+	set.Version = stateVersion
+	data, err := json.Marshal(set)
+	if err != nil {
+		return fmt.Errorf("keep node set: %w", err)
+	}
+	if bytes.Equal(data, k.set.saved) {
+		return nil
+	}
+	if err := replaceFile(StateFile(k.cfg.StateDir), data); err != nil {
+		return fmt.Errorf("keep node set: %w", err)
+	}
+	k.set.saved = data
+	return nil
+}
+
+// replaceFile writes beside path, and renames only what has reached the disk:
+// the file appears whole or stays as it was. Its mode is 0600.
+func replaceFile(path string, data []byte) error {
+	file, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
+	if err != nil {
+		return err
+	}
+	_, err = file.Write(data)
+	err = errors.Join(err, file.Sync(), file.Close())
+	if err == nil {
+		err = os.Rename(file.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(file.Name()))
+	}
+	return nil
+}

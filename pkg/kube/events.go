@@ -1,0 +1,102 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
+)
+
+// The reasons of Events, which are also those of the metric.
+const (
+	reasonDuplicateKey       = "DuplicateKey"
+	reasonOverlappingSlice   = "OverlappingSlice"
+	reasonBadAnnotation      = "BadAnnotation"
+	reasonAnnotationTooLarge = "AnnotationTooLarge"
+	reasonNoSlice            = "NoSlice"
+)
+
+func reasons() []string {
+	return []string{reasonDuplicateKey, reasonOverlappingSlice, reasonBadAnnotation, reasonAnnotationTooLarge, reasonNoSlice}
+}
+
+// problem is something about a node that an operator must know.
+type problem struct {
+	node   string
+	uid    types.UID
+	reason string
+	text   string
+}
+
+// problemOf names the reason for a node's being left out.
+func problemOf(node string, uid types.UID, err error) problem {
+	reason := reasonBadAnnotation
+	switch {
+	case errors.Is(err, wireguard.ErrDuplicateKey):
+		reason = reasonDuplicateKey
+	case errors.Is(err, wireguard.ErrOverlappingSlice):
+		reason = reasonOverlappingSlice
+	case errors.Is(err, errAnnotationTooLarge):
+		reason = reasonAnnotationTooLarge
+	}
+	return problem{node: node, uid: uid, reason: reason, text: err.Error()}
+}
+
+// eventNamespace is where Events of things without a namespace are.
+const eventNamespace = metav1.NamespaceDefault
+
+// maxEventText is what the API server takes, in bytes.
+const maxEventText = 1024
+
+// event is the Event of a problem. Every daemon of the cluster names it alike,
+// so there is one, whoever comes first.
+func (p problem) event(reporter string) *corev1.Event {
+	hash := fnv.New64a()
+	_, _ = fmt.Fprintf(hash, "%s\n%s\n%s", p.uid, p.reason, p.text) // never fails
+	now := metav1.Now()
+	text := fmt.Sprintf("node %s is left out of the overlay: %s", p.node, p.text)
+	return &corev1.Event{
+		ObjectMeta:     metav1.ObjectMeta{Namespace: eventNamespace, Name: fmt.Sprintf("%s.%016x", p.node, hash.Sum64())},
+		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: p.node, UID: p.uid},
+		Type:           corev1.EventTypeWarning, Reason: p.reason, Message: text[:min(len(text), maxEventText)],
+		Source:         corev1.EventSource{Component: fieldManager, Host: reporter},
+		FirstTimestamp: now, LastTimestamp: now, Count: 1,
+		ReportingController: fieldManager, ReportingInstance: reporter,
+	}
+}
+
+// maxEvents bounds the Events of one pass; the rest comes with the next.
+const maxEvents = 10
+
+// tell raises an Event for every problem that is new since the last pass.
+func (k *Kube) tell(ctx context.Context, problems []problem) error {
+	told := make(map[problem]bool, len(problems))
+	var errs []error
+	sent := 0
+	for _, p := range problems {
+		if k.told[p] {
+			told[p] = true
+			continue
+		}
+		if sent == maxEvents {
+			errs = append(errs, errors.New("more Events to raise"))
+			break
+		}
+		sent++
+		err := k.api.createEvent(ctx, p.event(k.cfg.Node))
+		if err != nil && !apierrors.IsAlreadyExists(err) {
+			errs = append(errs, fmt.Errorf("raise Event %s of node %s: %w", p.reason, p.node, err))
+			continue
+		}
+		told[p] = true
+	}
+	k.told = told
+	return errors.Join(errs...)
+}
