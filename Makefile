@@ -131,6 +131,13 @@ up: IMAGE_ARCHS := $(shell $(GO) env GOARCH)
 up: image ## a kind cluster with this network, or the current build into it if it is up
 	test/kind/up.sh $(BIN)/image.tar
 
+# A command that is given a pattern of names.
+CONFORMANCE ?= test/kind/conformance.sh
+
+.PHONY: conformance
+conformance: ## Kubernetes' own conformance tests of the network, on the cluster of make up
+	$(CONFORMANCE) '\[sig-network\].*\[Conformance\]'
+
 .PHONY: down
 down: ## remove the cluster of make up
 	$(KIND) delete cluster --name $(CLUSTER)
