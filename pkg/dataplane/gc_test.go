@@ -4,8 +4,8 @@ import "testing"
 
 func TestHistory(t *testing.T) {
 	var h history
-	h.note("early")
 	h.note("repeated")
+	h.note("early") // the last before the moment
 	since := h.moment()
 	h.note("repeated")
 	h.note("late")
