@@ -36,6 +36,10 @@ func (f *Firewall) Pin(ctx context.Context, p Pin) error {
 // Unpin forgets a port; what comes in by it then is as before Pin. Nothing to forget is no
 // error. It knows the ports that Pin and Apply named; those that an earlier
 // process left go with the next Apply.
+//
+// After an error the port is forgotten all the same, and what the kernel still has
+// of it goes with a later change: the port itself may be gone, and its caller not
+// come again.
 func (f *Firewall) Unpin(ctx context.Context, portIndex int) error {
 	if err := f.enqueue(ctx, &request{port: portIndex}); err != nil {
 		return fmt.Errorf("unpin port %d: %w", portIndex, err)
@@ -50,7 +54,7 @@ func (f *Firewall) enqueue(ctx context.Context, r *request) error {
 	f.queue = append(f.queue, r)
 	f.queueMu.Unlock()
 	if err := f.take(ctx); err != nil {
-		if f.withdraw(r) {
+		if r.pin == nil || f.withdraw(r) { // an Unpin waits for whoever comes next
 			return err
 		}
 		f.turn <- struct{}{} // somebody is carrying it out, which ends by itself
@@ -106,7 +110,9 @@ func (f *Firewall) carryOut(ctx context.Context, group []*request) {
 		return
 	}
 	for port, pin := range before {
-		f.setPin(port, pin)
+		if f.pinOf(port) != nil { // else it was to be forgotten
+			f.setPin(port, pin)
+		}
 	}
 	for _, r := range group {
 		if r.err == nil {

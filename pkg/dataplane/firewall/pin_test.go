@@ -208,9 +208,10 @@ func requestOnly(f *Firewall) error {
 	return sent
 }
 
-func TestFailedPinLeavesNoTrace(t *testing.T) {
-	one := testPin(101)
-	ns, f := pinnedFirewall(t, "failed", one)
+// A pin that failed leaves no trace; a port that was to be forgotten is.
+func TestFailedPinAndUnpin(t *testing.T) {
+	one, two := testPin(101), testPin(103)
+	ns, f := pinnedFirewall(t, "failed", one, two)
 	// Nobody may remove or change a table that another socket owns.
 	run(t, ns, "nft delete table bridge zlayer")
 	owner := connection{netns: f.conn.netns}
@@ -228,7 +229,7 @@ func TestFailedPinLeavesNoTrace(t *testing.T) {
 	if _, err := f.Apply(testContext(t), testRules()); err != nil {
 		t.Fatal(err)
 	}
-	checkPinned(t, f, one)
+	checkPinned(t, f, two)
 }
 
 // addOwnedTable makes our bridge table the property of a socket. The library
@@ -322,6 +323,20 @@ func TestACallThatGivesUpIsWithdrawn(t *testing.T) {
 	if _, err := f.Apply(ctx, testRules()); !errors.Is(err, context.Canceled) {
 		t.Errorf("Apply: %v, want %v", err, context.Canceled)
 	}
+}
+
+// The caller of Unpin may not come again.
+func TestAnUnpinThatGivesUpIsDoneLater(t *testing.T) {
+	_, f := pinnedFirewall(t, "later", testPin(101))
+	f.turn <- struct{}{}
+	ctx, cancel := context.WithCancel(testContext(t))
+	cancel()
+	if err := f.Unpin(ctx, 101); !errors.Is(err, context.Canceled) {
+		t.Errorf("Unpin: %v, want %v", err, context.Canceled)
+	}
+	<-f.turn
+	mustPin(t, f, testPin(102))
+	checkPinned(t, f, testPin(102))
 }
 
 // overdue is a context that ends as soon as it has been asked once whether it
