@@ -95,6 +95,9 @@ func (d *Dataplane) attach(ctx context.Context, parts *parts, req AttachRequest)
 	attached, err := parts.attacher.Attach(ctx, spec)
 	if err != nil {
 		undo()
+		if kept, _ := parts.attacher.Lookup(req.Key); kept.PortIndex == 0 {
+			parts.addresses.release(req.Key.ID()) // those of an earlier namespace, which made way
+		}
 	}
 	// The sandbox may have come by a new namespace, and so by another port.
 	err = errors.Join(err, d.unpinLeft(ctx, parts, req.Key, before.PortIndex, pinned))
@@ -147,14 +150,14 @@ func (d *Dataplane) detach(ctx context.Context, key attach.Key, since Moment) er
 	if d.answered.after(key.ID(), since) {
 		return nil
 	}
-	attached, known := parts.attacher.Lookup(key)
+	attached, _ := parts.attacher.Lookup(key) // or what an earlier Detach did not finish
 	if err := parts.attacher.Detach(ctx, key); err != nil {
 		return fmt.Errorf("detach sandbox %s: %w", key, err)
 	}
 	if err := failpoint.Hit("dataplane/detached"); err != nil {
 		return err
 	}
-	if known {
+	if attached.PortIndex != 0 {
 		if err := d.firewall.Unpin(ctx, attached.PortIndex); err != nil {
 			return fmt.Errorf("detach sandbox %s: unpin its sources: %w", key, err)
 		}

@@ -94,8 +94,9 @@ func (a *Attacher) List() []Attachment {
 	return list
 }
 
-// Lookup returns one attachment of those List returns.
-func (a *Attacher) Lookup(key Key) (Attachment, bool) {
+// Lookup returns one attachment of those List returns. One whose removal has
+// begun and not ended is returned too, with found false.
+func (a *Attacher) Lookup(key Key) (_ Attachment, found bool) {
 	e, found := a.table.get(key.ID())
 	return e.Attachment, found && e.state == attached
 }
