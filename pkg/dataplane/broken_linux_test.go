@@ -3,6 +3,7 @@
 package dataplane
 
 import (
+	"os"
 	"testing"
 
 	"github.com/zlayer/zlayer-cni/internal/failpoint"
@@ -47,5 +48,32 @@ func TestFailedAttachInAnotherNamespace(t *testing.T) {
 			}
 			wantNothing(t, d)
 		})
+	}
+}
+
+// TestFailedBringUpKeepsNothingOpen fails to bring the node up again and again,
+// as a node does that waits for something.
+func TestFailedBringUpKeepsNothingOpen(t *testing.T) {
+	d := newPlane(t)
+	t.Setenv(failpoint.Env, "attach/segment-ready=error")
+	before := 0
+	for range 3 {
+		if err := d.SetNodes(t.Context(), clusterOfOne()); err == nil {
+			t.Fatal("SetNodes passed the failpoint")
+		}
+		files, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if before == 0 {
+			before = len(files) // what the process keeps from now on
+		}
+		if len(files) > before {
+			t.Fatalf("%d open files, before %d", len(files), before)
+		}
+	}
+	t.Setenv(failpoint.Env, "")
+	if err := d.SetNodes(t.Context(), clusterOfOne()); err != nil {
+		t.Error(err)
 	}
 }

@@ -28,10 +28,7 @@ func newPlane(t *testing.T) *Dataplane {
 	}
 	t.Cleanup(func() {
 		if parts := d.current(); parts != nil {
-			if err := parts.device.Close(); err != nil {
-				t.Error(err)
-			}
-			if err := parts.attacher.Close(); err != nil {
+			if err := parts.close(); err != nil {
 				t.Error(err)
 			}
 		}

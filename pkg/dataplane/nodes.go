@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -153,10 +154,7 @@ func (d *Dataplane) bringUp(ctx context.Context, own []netip.Prefix, peers []wir
 		return err
 	}
 	if err := d.adopt(ctx, made); err != nil {
-		if closeErr := made.device.Close(); closeErr != nil {
-			d.log.Warn("close WireGuard device", "op", "bring up", "err", closeErr)
-		}
-		return err
+		return errors.Join(err, made.close())
 	}
 	d.mu.Lock()
 	d.parts = made
@@ -164,6 +162,18 @@ func (d *Dataplane) bringUp(ctx context.Context, own []netip.Prefix, peers []wir
 	d.upOnce.Do(func() { close(d.up) })
 	d.log.Info("data plane is up", "op", "bring up", "iface", made.device.Name(), "backend", made.device.Backend(), "mtu", mtu, "slices", own)
 	return nil
+}
+
+// close gives back the files of what was made. What it put into the kernel stays.
+func (p *parts) close() error {
+	var errs []error
+	if p.attacher != nil {
+		errs = append(errs, p.attacher.Close())
+	}
+	if err := p.device.Close(); err != nil {
+		errs = append(errs, fmt.Errorf("close WireGuard device: %w", err))
+	}
+	return errors.Join(errs...)
 }
 
 // overlayMTU is the configured one, else what the paths to the peers allow.
