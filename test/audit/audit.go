@@ -2,8 +2,9 @@
 
 // Package audit compares what a node's kernel holds with what its daemon says
 // it holds. Tests run it after everything that could leak: a link, an address,
-// a route, a neighbour, a forwarding entry or a firewall element that belongs
-// to nobody, or that somebody lacks, is an error that names it. It only reads.
+// a route, a rule, a neighbour, a forwarding entry or a firewall element that
+// belongs to nobody, or that somebody lacks, is an error that names it. It only
+// reads.
 package audit
 
 import (
@@ -13,6 +14,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/zlayer/zlayer-cni/pkg/shim"
 	"github.com/zlayer/zlayer-cni/test/netlab"
@@ -30,6 +33,7 @@ func Node(ns *netlab.NS, status shim.StatusSnapshot) error {
 		err,
 		differ("port", said.ports, found.ports),
 		differ("route", said.routes, found.routes),
+		differ("rule", said.rules, found.rules),
 		differ("neighbour", said.neighbours, found.neighbours),
 		differ("forwarding entry", said.forwarding, found.forwarding),
 		differ("pinned port", said.pinnedPorts, found.pinnedPorts),
@@ -42,6 +46,7 @@ func Node(ns *netlab.NS, status shim.StatusSnapshot) error {
 type facts struct {
 	ports         map[string]int // index by name of our host links
 	routes        []string
+	rules         []string
 	neighbours    []string
 	forwarding    []string
 	pinnedPorts   []string
@@ -59,10 +64,11 @@ func bridgesOf(status shim.StatusSnapshot) []string {
 // expected derives from the status what the kernel should hold. Indexes are
 // the kernel's own: only the set of names is the daemon's to say.
 func expected(status shim.StatusSnapshot, indexes map[string]int) (facts, error) {
-	said := facts{ports: map[string]int{}}
+	said := facts{ports: map[string]int{}, routes: deviceRoutes(status)}
 	bridgeOf := map[string]string{}
 	for _, segment := range status.Segments {
 		bridgeOf[segment.Name] = segment.Bridge
+		said.rules = append(said.rules, ruleOf("IPv4", segment.Bridge), ruleOf("IPv6", segment.Bridge))
 	}
 	var errs []error
 	for _, a := range status.Attachments {
@@ -75,12 +81,14 @@ func expected(status shim.StatusSnapshot, indexes map[string]int) (facts, error)
 		}
 		bridge := bridgeOf[a.Segment]
 		said.forwarding = append(said.forwarding, fmt.Sprintf("%s on %s", mac, a.HostInterface))
-		said.pinnedPorts = append(said.pinnedPorts, pinnedPort(index))
+		said.pinnedPorts = append(said.pinnedPorts, pinnedPort("bridge", index), pinnedPort("inet", index))
 		// Without an address yet, and with the one that IPv6 makes itself.
 		said.pinnedSources = append(said.pinnedSources, pinnedSource(index, mac, netip.IPv6Unspecified()), pinnedSource(index, mac, linkLocal(mac)))
 		for _, addr := range a.Addresses {
-			for _, link := range []string{bridge, a.HostInterface} { // from the host, and from other sandboxes
-				said.routes = append(said.routes, fmt.Sprintf("%s by %s", netip.PrefixFrom(addr, addr.BitLen()), link))
+			alone := netip.PrefixFrom(addr, addr.BitLen())
+			// From the host, and from other sandboxes.
+			said.routes = append(said.routes, routeOf(alone, bridge, unix.RT_TABLE_MAIN), routeOf(alone, a.HostInterface, routeTable))
+			for _, link := range []string{bridge, a.HostInterface} {
 				said.neighbours = append(said.neighbours, fmt.Sprintf("%s is %s on %s", addr, mac, link))
 			}
 			said.pinnedSources = append(said.pinnedSources, pinnedSource(index, mac, addr))
@@ -89,7 +97,36 @@ func expected(status shim.StatusSnapshot, indexes map[string]int) (facts, error)
 	return said, errors.Join(errs...)
 }
 
-func pinnedPort(index int) string { return fmt.Sprintf("port %d", index) }
+// deviceRoutes are those to the peers, and those that refuse what is in the
+// node's own slices and nobody has.
+func deviceRoutes(status shim.StatusSnapshot) []string {
+	var routes []string
+	for _, peer := range status.Peers {
+		for _, prefix := range peer.AllowedIPs {
+			routes = append(routes, routeOf(prefix, status.Interface, unix.RT_TABLE_MAIN))
+		}
+	}
+	for _, slice := range status.SliceCIDRs {
+		routes = append(routes, refusalOf(slice, unix.RT_TABLE_MAIN))
+	}
+	return routes
+}
+
+func routeOf(dst netip.Prefix, link string, table int) string {
+	return fmt.Sprintf("%s by %s in table %d", dst, link, table)
+}
+
+func refusalOf(dst netip.Prefix, table int) string {
+	return fmt.Sprintf("%s refused in table %d", dst, table)
+}
+
+func ruleOf(family, bridge string) string {
+	return fmt.Sprintf("%s from %s to table %d, priority %d", family, bridge, routeTable, rulePriority)
+}
+
+func pinnedPort(family string, index int) string {
+	return fmt.Sprintf("port %d in the %s table", index, family)
+}
 
 func pinnedSource(index int, mac net.HardwareAddr, addr netip.Addr) string {
 	return fmt.Sprintf("%s with %s on port %d", addr, mac, index)

@@ -22,8 +22,10 @@ import (
 const (
 	// aliasPrefix begins the alias of every link of ours.
 	aliasPrefix = "zlayer/1 "
-	// routeProtocol marks our routes.
+	// routeProtocol marks our routes and rules.
 	routeProtocol = 122
+	// routeTable is ours, and rulePriority that of the rules which lead to it.
+	routeTable, rulePriority = 122, 1220
 	// firewallTable is the name of our tables.
 	firewallTable = "zlayer"
 )
@@ -51,13 +53,20 @@ func readKernel(ns *netlab.NS, bridges []string) (facts, error) {
 	for name, index := range found.ports {
 		held[index] = name
 	}
-	if found.routes, err = routes(handle, held); err != nil {
+	name := map[int]string{}
+	for _, link := range links {
+		name[link.Attrs().Index] = link.Attrs().Name
+	}
+	if found.routes, err = routes(handle, name); err != nil {
+		return facts{}, err
+	}
+	if found.rules, err = rules(handle); err != nil {
 		return facts{}, err
 	}
 	if found.neighbours, err = neighbours(handle, held); err != nil {
 		return facts{}, err
 	}
-	if found.forwarding, err = forwarding(handle, links, ours); err != nil {
+	if found.forwarding, err = forwarding(handle, name, ours); err != nil {
 		return facts{}, err
 	}
 	err = pins(ns, &found)
@@ -78,18 +87,45 @@ func ports(links []netlink.Link, ours map[int]string) map[string]int {
 	return found
 }
 
-// routes lists those of every table.
-func routes(handle *netlink.Handle, ours map[int]string) ([]string, error) {
-	every := &netlink.Route{Protocol: routeProtocol, Table: unix.RT_TABLE_UNSPEC}
+// routes lists what carries our protocol number, by whatever link, and whatever
+// stands in our table.
+func routes(handle *netlink.Handle, name map[int]string) ([]string, error) {
+	every := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
 	var found []string
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		list, err := handle.RouteListFiltered(family, every, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+		list, err := handle.RouteListFiltered(family, every, netlink.RT_FILTER_TABLE)
 		if err != nil {
 			return nil, fmt.Errorf("list routes: %w", err)
 		}
 		for _, route := range list {
-			if link, ok := ours[route.LinkIndex]; ok {
-				found = append(found, fmt.Sprintf("%s by %s", prefixOf(route.Dst), link))
+			switch {
+			case route.Protocol != routeProtocol && route.Table != routeTable:
+			case route.Type == unix.RTN_UNREACHABLE: // IPv6 has it on the loopback
+				found = append(found, refusalOf(prefixOf(route.Dst), route.Table))
+			default:
+				found = append(found, routeOf(prefixOf(route.Dst), name[route.LinkIndex], route.Table))
+			}
+		}
+	}
+	return found, nil
+}
+
+// rules lists what carries our protocol number or priority, or leads to our
+// table.
+func rules(handle *netlink.Handle) ([]string, error) {
+	var found []string
+	for family, called := range map[int]string{netlink.FAMILY_V4: "IPv4", netlink.FAMILY_V6: "IPv6"} {
+		list, err := handle.RuleList(family)
+		if err != nil {
+			return nil, fmt.Errorf("list rules: %w", err)
+		}
+		for _, rule := range list {
+			switch ours := ruleOf(called, rule.IifName); {
+			case rule.Protocol != routeProtocol && rule.Table != routeTable && rule.Priority != rulePriority:
+			case rule.Protocol == routeProtocol && rule.Table == routeTable && rule.Priority == rulePriority:
+				found = append(found, ours)
+			default:
+				found = append(found, fmt.Sprintf("%s %s", called, rule))
 			}
 		}
 	}
@@ -123,14 +159,10 @@ func neighbours(handle *netlink.Handle, ours map[int]string) ([]string, error) {
 
 // forwarding lists the static entries of our bridges; those of state permanent
 // are the ports' own.
-func forwarding(handle *netlink.Handle, links []netlink.Link, ours map[int]string) ([]string, error) {
+func forwarding(handle *netlink.Handle, name, ours map[int]string) ([]string, error) {
 	list, err := handle.NeighList(0, unix.AF_BRIDGE)
 	if err != nil {
 		return nil, fmt.Errorf("list forwarding entries: %w", err)
-	}
-	name := map[int]string{}
-	for _, link := range links {
-		name[link.Attrs().Index] = link.Attrs().Name
 	}
 	var found []string
 	for _, entry := range list {
@@ -141,7 +173,7 @@ func forwarding(handle *netlink.Handle, links []netlink.Link, ours map[int]strin
 	return found, nil
 }
 
-// pins reads the sets of the bridge table.
+// pins reads the sets of both tables that tell of ports.
 func pins(ns *netlab.NS, found *facts) error {
 	file, err := ns.Open()
 	if err != nil {
@@ -152,14 +184,24 @@ func pins(ns *netlab.NS, found *facts) error {
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
-	table := &nftables.Table{Family: nftables.TableFamilyBridge, Name: firewallTable}
-	for _, set := range []string{"ports", "sources4", "sources6"} {
-		elements, err := setElements(conn, table, set)
+	bridge := &nftables.Table{Family: nftables.TableFamilyBridge, Name: firewallTable}
+	inet := &nftables.Table{Family: nftables.TableFamilyINet, Name: firewallTable}
+	for _, set := range []struct {
+		table *nftables.Table
+		name  string
+		add   func(key []byte)
+	}{
+		{bridge, "ports", func(key []byte) { found.addPort("bridge", key) }},
+		{inet, "ports", func(key []byte) { found.addPort("inet", key) }},
+		{bridge, "sources4", found.addSource},
+		{bridge, "sources6", found.addSource},
+	} {
+		elements, err := setElements(conn, set.table, set.name)
 		if err != nil {
 			return err
 		}
 		for _, element := range elements {
-			found.addPin(set, element.Key)
+			set.add(element.Key)
 		}
 	}
 	return nil
@@ -180,14 +222,13 @@ func setElements(conn *nftables.Conn, table *nftables.Table, name string) ([]nft
 	return elements, nil
 }
 
-// addPin decodes port, MAC and address, each padded to four bytes.
-func (f *facts) addPin(set string, key []byte) {
-	index := int(binary.NativeEndian.Uint32(key))
-	if set == "ports" {
-		f.pinnedPorts = append(f.pinnedPorts, pinnedPort(index))
-		return
-	}
+func (f *facts) addPort(family string, key []byte) {
+	f.pinnedPorts = append(f.pinnedPorts, pinnedPort(family, int(binary.NativeEndian.Uint32(key))))
+}
+
+// addSource decodes port, MAC and address, each padded to four bytes.
+func (f *facts) addSource(key []byte) {
 	const macAt, addrAt = 4, 12
 	addr, _ := netip.AddrFromSlice(key[addrAt:])
-	f.pinnedSources = append(f.pinnedSources, pinnedSource(index, net.HardwareAddr(key[macAt:macAt+6]), addr))
+	f.pinnedSources = append(f.pinnedSources, pinnedSource(int(binary.NativeEndian.Uint32(key)), net.HardwareAddr(key[macAt:macAt+6]), addr))
 }

@@ -73,10 +73,10 @@ func listRoutes(handle *netlink.Handle) ([]string, error) {
 			return nil, err
 		}
 		for _, route := range routes {
-			if route.Type != unix.RTN_UNICAST || route.Dst != nil && route.Dst.IP.IsLinkLocalUnicast() {
+			if route.Table == unix.RT_TABLE_LOCAL || route.Dst != nil && route.Dst.IP.IsLinkLocalUnicast() {
 				continue
 			}
-			things = append(things, "route "+route.String())
+			things = append(things, fmt.Sprintf("route of type %d %s", route.Type, route)) // refusals count, too
 		}
 	}
 	return things, nil
