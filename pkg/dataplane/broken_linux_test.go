@@ -55,7 +55,7 @@ func TestFailedAttachInAnotherNamespace(t *testing.T) {
 // as a node does that waits for something.
 func TestFailedBringUpKeepsNothingOpen(t *testing.T) {
 	d := newPlane(t)
-	t.Setenv(failpoint.Env, "attach/segment-ready=error")
+	t.Setenv(failpoint.Env, "attach/segment-created=error")
 	before := 0
 	for range 3 {
 		if err := d.SetNodes(t.Context(), clusterOfOne()); err == nil {

@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"context"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -35,7 +36,7 @@ func newPlane(t *testing.T) *Dataplane {
 		if err := d.firewall.Close(); err != nil {
 			t.Error(err)
 		}
-		if err := Teardown(t.Context(), log); err != nil && t.Context().Err() == nil {
+		if err := Teardown(context.WithoutCancel(t.Context()), log); err != nil {
 			t.Error(err)
 		}
 	})
