@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -178,16 +179,20 @@ func (i *installer) install() error {
 }
 
 func (i *installer) installPlugin(name string) error {
-	wanted, err := os.ReadFile(filepath.Join(i.source, name))
+	wanted, err := os.Open(filepath.Join(i.source, name))
 	if err != nil {
 		return err
 	}
+	defer func() { _ = wanted.Close() }() // it was only read
 	const executable = 0o755
 	path := filepath.Join(i.binDir, name)
-	if info, err := os.Lstat(path); err == nil && info.Mode() == executable && info.Size() == int64(len(wanted)) {
-		if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, wanted) {
-			return nil
+	if info, err := os.Lstat(path); err == nil && info.Mode() == executable {
+		if same, err := holds(path, wanted); err != nil || same {
+			return err
 		}
+	}
+	if _, err := wanted.Seek(0, io.SeekStart); err != nil {
+		return err
 	}
 	if err := replaceFile(path, wanted, executable); err != nil {
 		return err
@@ -196,12 +201,39 @@ func (i *installer) installPlugin(name string) error {
 	return nil
 }
 
+// holds tells whether the file at path has the content of wanted. It reads
+// piece by piece: whole plugins would double the daemon's memory.
+func holds(path string, wanted io.Reader) (same bool, err error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = file.Close() }() // it was only read
+	const piece = 64 << 10
+	a, b := make([]byte, piece), make([]byte, piece)
+	for {
+		n, errA := io.ReadFull(wanted, a)
+		m, errB := io.ReadFull(file, b)
+		if !bytes.Equal(a[:n], b[:m]) {
+			return false, nil
+		}
+		if ended(errA) && ended(errB) {
+			return true, nil
+		}
+		if err := errors.Join(errA, errB); err != nil {
+			return false, err
+		}
+	}
+}
+
+func ended(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) }
+
 func (i *installer) installNetwork() error {
 	path := filepath.Join(i.confDir, networkFile)
 	if have, err := readBounded(path, configLimit); err == nil && holdsNetwork(have, i.network) {
 		return nil
 	}
-	if err := replaceFile(path, i.network, 0o644); err != nil {
+	if err := replaceFile(path, bytes.NewReader(i.network), 0o644); err != nil {
 		return err
 	}
 	i.log.Info("network installed", "op", "install", "path", path)
@@ -257,7 +289,7 @@ func pendingName(path string) string {
 
 // replaceFile puts content at path so that whoever looks finds the whole file,
 // old or new, whatever dies meanwhile.
-func replaceFile(path string, content []byte, mode fs.FileMode) (err error) {
+func replaceFile(path string, content io.Reader, mode fs.FileMode) (err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
@@ -270,7 +302,7 @@ func replaceFile(path string, content []byte, mode fs.FileMode) (err error) {
 	if err != nil {
 		return err
 	}
-	_, err = file.Write(content)
+	_, err = io.Copy(file, content)
 	// The umask does not decide whether the runtime may start it.
 	if err := errors.Join(err, file.Chmod(mode), file.Sync(), file.Close()); err != nil {
 		return errors.Join(err, os.Remove(pending))
