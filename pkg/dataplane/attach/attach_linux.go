@@ -39,6 +39,12 @@ func (a *Attacher) attach(ctx context.Context, spec Spec) (Attachment, error) {
 	if err := spec.validate(); err != nil {
 		return Attachment{}, err
 	}
+	switch own, err := a.host.IsHost(spec.Netns); {
+	case err != nil:
+		return Attachment{}, err
+	case own:
+		return Attachment{}, fmt.Errorf("the host's own network namespace is no sandbox: %w", ErrInvalid)
+	}
 	if err := a.load(ctx); err != nil {
 		return Attachment{}, err
 	}

@@ -128,3 +128,19 @@ func TestNamesRunOut(t *testing.T) {
 	}
 	t.Errorf("foreign links had the names %v, and it goes on", names)
 }
+
+// TestHostIsNoSandbox hands in the host's own namespace, where the sandbox's
+// half and its default routes would be the host's.
+func TestHostIsNoSandbox(t *testing.T) {
+	n := newNode(t, "host", attach.Config{MTU: 1420})
+	own, err := n.ns.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = own.Close() }()
+	spec := (&pod{NS: n.ns, file: own}).spec(1)
+	if _, err := n.Attach(t.Context(), spec); !errors.Is(err, attach.ErrInvalid) {
+		t.Errorf("Attach: %v, want ErrInvalid", err)
+	}
+	expect(t, n.ns, "")
+}

@@ -40,6 +40,19 @@ func OpenHost() (*Host, error) {
 	return h, nil
 }
 
+// IsHost tells whether ns is the host's namespace.
+func (h *Host) IsHost(ns *os.File) (bool, error) {
+	host, err := h.host.Stat()
+	if err != nil {
+		return false, fmt.Errorf("look at the host's network namespace: %w", err)
+	}
+	other, err := ns.Stat()
+	if err != nil {
+		return false, fmt.Errorf("look at network namespace %s: %w", ns.Name(), err)
+	}
+	return os.SameFile(host, other), nil
+}
+
 // Close forgets the namespaces. Sockets opened through h stay open.
 func (h *Host) Close() error { return errors.Join(h.host.Close(), h.base.Close()) }
 
