@@ -18,6 +18,8 @@ import (
 )
 
 const (
+	// detachTimeout bounds a detach, as shim bounds other requests.
+	detachTimeout = time.Minute
 	// setNodesTimeout bounds one attempt to bring up or change the data plane.
 	setNodesTimeout = time.Minute
 	// startPatience is how long requests wait for the first attempt: there is none
@@ -284,6 +286,9 @@ func (d *daemon) detach(ctx context.Context, r *shim.DetachContainer) (shim.Resp
 	if err := d.mayServe(ctx); err != nil {
 		return nil, err
 	}
+	// Once begun, it goes on without its caller: a runtime that ended its plugin may not come again.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), detachTimeout)
+	defer cancel()
 	start, key := time.Now(), keyOf(netns)
 	if err := d.plane.Detach(ctx, key); err != nil {
 		return nil, err
