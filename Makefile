@@ -30,8 +30,9 @@ demo bench: export ZLAYER_BIN := $(BIN)
 RACE_PACKAGES := ./internal/... ./pkg/shim/... ./pkg/cni/... ./pkg/dataplane ./pkg/dataplane/ipam/... ./pkg/dataplane/attach/... ./pkg/dataplane/wireguard/...
 RACE := $(if $(shell command -v $$($(GO) env CC) 2>/dev/null),-race)
 
-# Tests that need a kernel are those that enter test/netlab.
-NETNS_PACKAGES = $(sort $(dir $(shell grep -rl --include='*_test.go' '"github.com/zlayer/zlayer-cni/test/netlab"' cmd internal pkg test)))
+# Tests that need a kernel are those that enter test/netlab; those of test/e2e
+# need a cluster.
+NETNS_PACKAGES = $(sort $(dir $(shell grep -rl --include='*_test.go' --exclude-dir=e2e '"github.com/zlayer/zlayer-cni/test/netlab"' cmd internal pkg test)))
 # Those that WireGuard in the kernel makes a difference to.
 DATAPLANE_PACKAGES = $(filter pkg/dataplane/% test/node/,$(NETNS_PACKAGES))
 # How to reach a kernel with WireGuard: empty runs on this one, otherwise a
@@ -41,7 +42,7 @@ FUZZTIME ?= 30s
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-19s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-19s %s\n", $$1, $$2}'
 
 .PHONY: build
 build: ## build bin/overlayd and bin/zlayer-cni
@@ -97,6 +98,7 @@ verify: ## formatting, vet on linux and windows, lint, tidy modules, the reposit
 	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \
 	if [ -n "$$unformatted" ]; then echo "not formatted:"; echo "$$unformatted"; exit 1; fi
 	GOOS=linux $(GO) vet $(TAGS) ./...
+	GOOS=linux $(GO) vet -tags e2e ./test/e2e
 	GOOS=windows $(GO) vet ./...
 	$(GO) mod tidy -diff
 	$(GO) -C tools mod tidy -diff
@@ -133,6 +135,13 @@ up: image ## a kind cluster with this network, or the current build into it if i
 
 # A command that is given a pattern of names.
 CONFORMANCE ?= test/kind/conformance.sh
+
+# The cluster of KUBECONFIG; its nodes are containers of this machine. -v prints
+# what was measured.
+.PHONY: e2e
+e2e: export E2E_MANIFEST := $(abspath $(or $(E2E_MANIFEST),deploy/daemonset.yaml))
+e2e: ## test a running kind cluster that has this network, as root (E2E_* as in CONTRIBUTING.md)
+	$(GO) test -vet=off -tags e2e -count=1 -timeout 3h -v $(TESTFLAGS) ./test/e2e
 
 .PHONY: conformance
 conformance: ## Kubernetes' own conformance tests of the network, on the cluster of make up

@@ -29,7 +29,7 @@ func TestDocLinks(t *testing.T) {
 // documents name are there.
 func TestDocNames(t *testing.T) {
 	makefile := read(t, "Makefile")
-	target := regexp.MustCompile("`(?:[A-Z_]+=\\S+ )*make ([a-z][a-z-]*)")
+	target := regexp.MustCompile("`(?:[A-Z_]+=\\S+ )*make ([a-z][a-z0-9-]*)")
 	place := regexp.MustCompile("`((?:cmd|deploy|docs|internal|pkg|test|tools)/[a-zA-Z0-9_./-]*)`")
 	for _, name := range files(t, ".md") {
 		content := read(t, name)
