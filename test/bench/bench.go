@@ -53,6 +53,7 @@ func (b *bench) all() []block {
 		{"cni-dual", "ADD and DEL as whole processes, dual stack", func(ctx context.Context) error { return b.cniLatency(ctx, true) }},
 		{"memory", "overlayd's memory with 110 pods and 10 peers", b.memory},
 		{"peers", "a large cluster's peers", b.peers},
+		{"nodes", "a large cluster's Nodes, from a real API server", b.nodes},
 		{"throughput", "pod to pod across nodes", b.throughput},
 	}
 }
@@ -191,6 +192,8 @@ type clusterSpec struct {
 	dualStack bool
 	strangers []cluster.Entry
 	wide      bool // enough room for thousands of nodes
+	// kubeconfig is that of an API server to take nodes from.
+	kubeconfig string
 }
 
 func (b *bench) newCluster(spec clusterSpec) (*cluster.Cluster, error) {
@@ -201,6 +204,7 @@ func (b *bench) newCluster(spec clusterSpec) (*cluster.Cluster, error) {
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
 		Backend:      b.backend,
 		Strangers:    spec.strangers,
+		Kubeconfig:   spec.kubeconfig,
 	}
 	if spec.wide {
 		config.ClusterCIDRs[0] = netip.MustParsePrefix("10.0.0.0/8")

@@ -48,6 +48,9 @@ type Config struct {
 	Backend string
 	// Slices are those of the nodes that shall not carve theirs, by name.
 	Slices map[string][]netip.Prefix
+	// Kubeconfig, if given, has the daemons take their nodes from an API server
+	// instead of the nodes file.
+	Kubeconfig string
 	// Strangers are further nodes, which exist in the nodes file alone.
 	Strangers []Entry
 }

@@ -24,7 +24,9 @@ type Entry struct {
 type daemonConfig struct {
 	NodeName     string         `json:"nodeName"`
 	ClusterCIDRs []netip.Prefix `json:"clusterCIDRs"`
-	NodesFile    string         `json:"nodesFile"`
+	NodesFile    string         `json:"nodesFile,omitempty"`
+	Kubernetes   bool           `json:"kubernetes,omitempty"`
+	Kubeconfig   string         `json:"kubeconfig,omitempty"`
 	Socket       string         `json:"socket"`
 	StateDir     string         `json:"stateDir"`
 	ListenPort   int            `json:"listenPort"`
@@ -36,15 +38,20 @@ func (n *Node) writeConfig(config Config) error {
 	if backend == "" {
 		backend = "auto"
 	}
-	return writeYAML(n.configFile(), daemonConfig{
+	daemon := daemonConfig{
 		NodeName:     n.Name,
 		ClusterCIDRs: config.ClusterCIDRs,
-		NodesFile:    n.nodesFile(),
 		Socket:       n.Socket(),
 		StateDir:     n.stateDir(),
 		ListenPort:   ListenPort,
 		Backend:      backend,
-	})
+	}
+	if daemon.Kubeconfig = config.Kubeconfig; daemon.Kubeconfig != "" {
+		daemon.Kubernetes = true
+	} else {
+		daemon.NodesFile = n.nodesFile()
+	}
+	return writeYAML(n.configFile(), daemon)
 }
 
 // Socket is the path on which the node's daemon serves.
