@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"slices"
 	"sync"
 
 	"github.com/google/nftables"
@@ -87,12 +89,13 @@ func (f *Firewall) Apply(ctx context.Context, r Rules) (changed bool, err error)
 	return changed, nil
 }
 
-// converge writes what differs. If the kernel refuses twice, there is something
-// in the tables that stands in the way, and they are built anew.
+// converge writes what differs. If the kernel refuses that twice, there is
+// something in the tables that stands in the way, and they are built anew. Trouble
+// on the way to the kernel says nothing about the tables: they stay.
 func (f *Firewall) converge(ctx context.Context, r Rules, pins map[int]Pin) (bool, error) {
 	want := wantedTables(f.table, r, pins)
 	const attempts = 2 // a stranger's change between reading and writing spoils one
-	var refused error
+	var failures []error
 	for range attempts {
 		edits, err := f.edit(ctx, want, f.readInto)
 		if err == nil {
@@ -104,7 +107,11 @@ func (f *Firewall) converge(ctx context.Context, r Rules, pins map[int]Pin) (boo
 		if ctx.Err() != nil || errors.Is(err, unix.EPERM) {
 			return false, err
 		}
-		refused = err
+		failures = append(failures, err)
+	}
+	refused := errors.Join(failures...)
+	if slices.ContainsFunc(failures, func(err error) bool { _, is := errors.AsType[refusalError](err); return !is }) {
+		return false, refused
 	}
 	if _, err := f.edit(ctx, want, startAnew); err != nil {
 		return false, errors.Join(refused, fmt.Errorf("build tables anew: %w", err))
@@ -127,8 +134,24 @@ func (f *Firewall) edit(ctx context.Context, want []table, prepare func(*editor)
 			}
 			edits = append(edits, e.edits...)
 		}
-		return nft.Flush()
+		return asRefusal(nft.Flush())
 	})
+}
+
+// refusalError is the kernel's answer to a transaction that it didn't take.
+type refusalError struct{ error }
+
+func (e refusalError) Unwrap() error { return e.error }
+
+// asRefusal tells the kernel's answers from what happens to a socket: that is no
+// number, or one with the name of a system call, or a buffer that was too small.
+func asRefusal(err error) error {
+	_, answer := errors.AsType[unix.Errno](err)
+	_, call := errors.AsType[*os.SyscallError](err)
+	if !answer || call || errors.Is(err, unix.ENOBUFS) || errors.Is(err, os.ErrDeadlineExceeded) {
+		return err
+	}
+	return refusalError{err}
 }
 
 // readInto starts from what the kernel has.

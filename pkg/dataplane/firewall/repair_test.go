@@ -4,6 +4,7 @@ package firewall
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/zlayer/zlayer-cni/test/netlab"
@@ -316,6 +318,54 @@ func TestEveryAdditionIsRepaired(t *testing.T) {
 			mustApply(t, f, rules, false)
 		})
 	}
+}
+
+// Strangers who change their tables all the time keep ours from being read. That
+// is no reason to build them anew: the counters would restart.
+func TestInterruptedReadingRebuildsNothing(t *testing.T) {
+	ns := netlab.TestNS(t, "interrupted")
+	f := testFirewall(t, ns, "")
+	var warnings bytes.Buffer
+	f.log = slog.New(slog.NewTextHandler(&warnings, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	rules := largeRules(100, 10)
+	mustApply(t, f, rules, true)
+	stranger, err := nftables.New(nftables.AsLasting(), nftables.WithNetNSFd(f.conn.netns))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = stranger.CloseLasting() }()
+	ctx, stop := context.WithCancel(testContext(t))
+	var storm errgroup.Group
+	storm.Go(func() error {
+		for ctx.Err() == nil {
+			table := stranger.AddTable(&nftables.Table{Name: "stranger", Family: nftables.TableFamilyIPv4})
+			stranger.DelTable(table)
+			if err := stranger.Flush(); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	interruptions := 0
+	for interruptions == 0 && ctx.Err() == nil {
+		if _, err := f.Apply(ctx, rules); err != nil {
+			interruptions++
+			if !strings.Contains(err.Error(), "interrupted") {
+				t.Errorf("Apply: %v", err)
+			}
+		}
+		if warnings.Len() > 0 {
+			break
+		}
+	}
+	stop()
+	if err := storm.Wait(); err != nil {
+		t.Error(err)
+	}
+	if interruptions == 0 || warnings.Len() > 0 {
+		t.Errorf("%d interruptions, warnings: %s", interruptions, &warnings)
+	}
+	mustApply(t, f, rules, false)
 }
 
 func TestJoin(t *testing.T) {
