@@ -84,6 +84,7 @@ type planeDescs struct {
 	attachments                            *prometheus.Desc
 	poolCapacity, poolUsed, poolResting    *prometheus.Desc
 	droppedPackets, droppedBytes           *prometheus.Desc
+	apiCurrent, apiWrites, nodeProblems    *prometheus.Desc
 }
 
 func newPlaneCollector(d *daemon) *planeCollector {
@@ -108,6 +109,9 @@ func newPlaneCollector(d *daemon) *planeCollector {
 		poolResting:    desc("pool_addresses_resting", "Addresses of a slice that were freed and not yet given out again.", "slice"),
 		droppedPackets: desc("firewall_dropped_packets_total", "Packets dropped by our firewall, by reason.", "reason"),
 		droppedBytes:   desc("firewall_dropped_bytes_total", "Bytes dropped by our firewall, by reason.", "reason"),
+		apiCurrent:     desc("api_server_reachable", "1 if what is watched at the API server is up to date."),
+		apiWrites:      desc("api_server_writes_total", "Requests to the API server that were to change something."),
+		nodeProblems:   desc("node_problems", "Nodes with something wrong, by the reason of the Event.", "reason"),
 	}}
 }
 
@@ -117,6 +121,7 @@ func (c *planeCollector) Describe(into chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{
 		d.ready, d.nodeSet, d.incomplete, d.tombstones, d.device, d.mtu, d.peers, d.refused, d.handshake,
 		d.rx, d.tx, d.attachments, d.poolCapacity, d.poolUsed, d.poolResting, d.droppedPackets, d.droppedBytes,
+		d.apiCurrent, d.apiWrites, d.nodeProblems,
 	} {
 		into <- desc
 	}
@@ -143,9 +148,23 @@ func (c *planeCollector) Collect(into chan<- prometheus.Metric) {
 		s.gauge(c.descs.poolUsed, float64(pool.Used), slice)
 		s.gauge(c.descs.poolResting, float64(pool.Resting), slice)
 	}
+	c.collectCluster(s)
 	for reason, counter := range status.Firewall {
 		s.counter(c.descs.droppedPackets, float64(counter.Packets), reason)
 		s.counter(c.descs.droppedBytes, float64(counter.Bytes), reason)
+	}
+}
+
+// collectCluster adds what there is to say of Kubernetes, if there is one.
+func (c *planeCollector) collectCluster(s sender) {
+	if c.daemon.cluster == nil {
+		return
+	}
+	stats := c.daemon.cluster.Stats()
+	s.gauge(c.descs.apiCurrent, boolValue(stats.Reachable))
+	s.counter(c.descs.apiWrites, float64(stats.Writes))
+	for reason, nodes := range stats.Problems {
+		s.gauge(c.descs.nodeProblems, float64(nodes), reason)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -52,18 +53,23 @@ func problemOf(node string, uid types.UID, err error) problem {
 // eventNamespace is where Events of things without a namespace are.
 const eventNamespace = metav1.NamespaceDefault
 
-// maxEventText is what the API server takes, in bytes.
-const maxEventText = 1024
+const (
+	// maxEventText is what the API server takes, in bytes.
+	maxEventText = 1024
+	// maxEventNode leaves room for the hash in an Event's name of 253 bytes.
+	maxEventNode = 230
+)
 
 // event is the Event of a problem. Every daemon of the cluster names it alike,
 // so there is one, whoever comes first.
 func (p problem) event(reporter string) *corev1.Event {
 	hash := fnv.New64a()
-	_, _ = fmt.Fprintf(hash, "%s\n%s\n%s", p.uid, p.reason, p.text) // never fails
+	_, _ = fmt.Fprintf(hash, "%s\n%s\n%s", p.uid, p.reason, p.text)          // never fails
+	name := strings.TrimRight(p.node[:min(len(p.node), maxEventNode)], ".-") // as names may not end
 	now := metav1.Now()
 	text := fmt.Sprintf("node %s is left out of the overlay: %s", p.node, p.text)
 	return &corev1.Event{
-		ObjectMeta:     metav1.ObjectMeta{Namespace: eventNamespace, Name: fmt.Sprintf("%s.%016x", p.node, hash.Sum64())},
+		ObjectMeta:     metav1.ObjectMeta{Namespace: eventNamespace, Name: fmt.Sprintf("%s.%016x", name, hash.Sum64())},
 		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: p.node, UID: p.uid},
 		Type:           corev1.EventTypeWarning, Reason: p.reason, Message: text[:min(len(text), maxEventText)],
 		Source:         corev1.EventSource{Component: fieldManager, Host: reporter},

@@ -3,6 +3,8 @@ package kube
 import (
 	"context"
 	"encoding/base64"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -14,6 +16,7 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/zlayer/zlayer-cni/pkg/dataplane"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
@@ -24,6 +27,11 @@ import (
 const patience = 30 * time.Second
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var (
+	errNoDevice = errors.New("no device")
+	discard     = slog.New(slog.DiscardHandler)
+)
 
 // eventually waits until check returns nil.
 func eventually(t testing.TB, check func() error) {
@@ -94,14 +102,34 @@ func (p *plane) apply(_ context.Context, set dataplane.NodeSet) (Applied, error)
 		return Applied{}, p.fail
 	}
 	p.sets = append(p.sets, set)
-	_, problems := wireguard.Plan(wireguard.PlanInput{Self: "self", Nodes: set.Nodes, Cluster: set.Cluster})
+	_, problems := planOf(set)
 	return Applied{MTU: 1400, Problems: problems}, nil
+}
+
+func planOf(set dataplane.NodeSet) ([]wireguard.Peer, []wireguard.Problem) {
+	own, err := wgtypes.ParseKey(keyFor("self"))
+	if err != nil {
+		panic(err)
+	}
+	return wireguard.Plan(wireguard.PlanInput{Self: "self", OwnKey: own, Nodes: set.Nodes, Cluster: set.Cluster})
 }
 
 func (p *plane) count() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.sets)
+}
+
+func (p *plane) setFail(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.fail = err
+}
+
+func (p *plane) all() []dataplane.NodeSet {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.sets)
 }
 
 func (p *plane) last() dataplane.NodeSet {
@@ -116,7 +144,7 @@ func (p *plane) last() dataplane.NodeSet {
 // names tells which nodes are peers, this node aside, in their order.
 func (p *plane) names() string {
 	set := p.last()
-	peers, _ := wireguard.Plan(wireguard.PlanInput{Self: "self", Nodes: set.Nodes, Cluster: set.Cluster})
+	peers, _ := planOf(set)
 	var names []string
 	for _, peer := range peers {
 		names = append(names, peer.Node)
@@ -160,7 +188,7 @@ func (l *lab) start(changes ...func(*Config)) {
 	cfg := Config{
 		Node: "self", Kubeconfig: l.Kubeconfig(l.t), PublicKey: keyFor("self"), ListenPort: 51820,
 		Cluster:  []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")},
-		StateDir: l.dir, Apply: l.plane.apply, Log: slog.New(slog.DiscardHandler),
+		StateDir: l.dir, Apply: l.plane.apply, Log: discard,
 	}
 	for _, change := range changes {
 		change(&cfg)
@@ -187,6 +215,27 @@ func (l *lab) start(changes ...func(*Config)) {
 	l.t.Cleanup(l.stop)
 }
 
+// quiet tells whether the own Node says all that it should.
+func (l *lab) quiet() error {
+	own := ownNodeOf(nodeFrom(l.Get("nodes", "", "self")))
+	if got, want := len(own.annotations), 3; got < want || own.taint >= 0 || !own.available {
+		return fmt.Errorf("own Node: %d annotations, taint at %d, network available %v", got, own.taint, own.available)
+	}
+	return nil
+}
+
+func nodeFrom(o apiserver.Object) *corev1.Node {
+	data, err := json.Marshal(o)
+	if err != nil {
+		panic(err)
+	}
+	var node corev1.Node
+	if err := json.Unmarshal(data, &node); err != nil {
+		panic(err)
+	}
+	return &node
+}
+
 // annotation waits until the own Node says something.
 func (l *lab) annotation(key, want string) {
 	l.t.Helper()
@@ -194,6 +243,17 @@ func (l *lab) annotation(key, want string) {
 		annotations, _ := apiserver.Metadata(l.Get("nodes", "", "self"))["annotations"].(apiserver.Object)
 		if got, _ := annotations[key].(string); got != want {
 			return fmt.Errorf("annotation %s is %q, want %q", key, got, want)
+		}
+		return nil
+	})
+}
+
+// inForce waits until the set is that of the API server, and on disk.
+func (l *lab) inForce() {
+	l.t.Helper()
+	eventually(l.t, func() error {
+		if !l.kube.InForce() {
+			return errors.New("the node set is not in force")
 		}
 		return nil
 	})

@@ -79,8 +79,9 @@ type Kube struct {
 	setChanged  chan struct{} // wakes the goroutine that owns the fields of set
 	selfChanged chan struct{} // wakes the one that writes
 
-	set  setState
-	told map[problem]bool // Events that were raised; of the goroutine that writes
+	set     setState
+	told    map[problem]bool      // Events that were raised; of the goroutine that writes
+	writers map[string]writeState // what was written last, by kind; likewise
 
 	mu       sync.Mutex // guards the fields below
 	applied  bool       // Apply took a set
@@ -112,7 +113,8 @@ func New(cfg Config) (*Kube, error) {
 	k := &Kube{
 		cfg: cfg, log: cfg.Log, api: client,
 		setChanged: make(chan struct{}, 1), selfChanged: make(chan struct{}, 1),
-		set: setState{book: sliceBook{}, held: map[types.UID]string{}},
+		writers: map[string]writeState{},
+		set:     setState{book: sliceBook{}, held: map[types.UID]string{}},
 	}
 	k.nodes = newMirror("nodes", client.nodeMetadata(), memberOf, func() { wake(k.setChanged) })
 	k.own = newMirror("this node", client.node(cfg.Node), ownNodeOf, func() { wake(k.setChanged); wake(k.selfChanged) })

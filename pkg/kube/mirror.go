@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 	"sync"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -35,7 +37,8 @@ type mirror[T any] struct {
 	mu     sync.Mutex // guards the fields below
 	items  map[string]T
 	synced bool
-	fault  error
+	since  time.Time // when the watch was lost, zero while it stands
+	fault  error     // why, if that is known
 }
 
 func newMirror[T any](name string, source source, convert func(metav1.Object) T, changed func()) *mirror[T] {
@@ -44,41 +47,86 @@ func newMirror[T any](name string, source source, convert func(metav1.Object) T,
 
 // Run follows the source until ctx ends.
 func (m *mirror[T]) Run(ctx context.Context) {
+	m.lost(nil)
 	listWatch := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			list, err := m.source.list(ctx, o)
-			m.note(ctx, "list", err)
+			if err != nil && ctx.Err() == nil {
+				m.lost(fmt.Errorf("list %s: %w", m.name, oneLine{err}))
+			}
 			return list, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			w, err := m.source.watch(ctx, o)
-			if o.SendInitialEvents == nil || err == nil { // else a list follows
-				m.note(ctx, "watch", err)
+			switch {
+			case err == nil && reflect.TypeOf(w) == reflect.TypeOf(watch.NewEmptyWatch()):
+				// So client-go hides a server that hung up or did not answer.
+			case err == nil:
+				m.found()
+				return &standing{w, m.lost}, nil
+			case !apierrors.IsInvalid(err) && ctx.Err() == nil: // invalid: it cannot begin with a list, and is asked for one
+				m.lost(fmt.Errorf("watch %s: %w", m.name, oneLine{err}))
 			}
 			return w, err
 		},
 	}
 	// Pods wait while a node does not see the API server, so it asks more often
 	// than client-go would, which waits up to a minute.
-	pause := &wait.Backoff{Duration: 500 * time.Millisecond, Cap: 10 * time.Second, Steps: 20, Factor: 2, Jitter: 1}
+	pause := &wait.Backoff{Duration: 250 * time.Millisecond, Cap: 10 * time.Second, Steps: 20, Factor: 2, Jitter: 0.5}
 	cache.NewReflectorWithOptions(listWatch, m.source.example, m, cache.ReflectorOptions{Name: m.name, Backoff: pause}).RunWithContext(ctx)
 }
 
-// note remembers how the last request went.
-func (m *mirror[T]) note(ctx context.Context, verb string, err error) {
-	if ctx.Err() != nil {
-		return
-	}
-	if err != nil {
-		err = fmt.Errorf("%s %s: %w", verb, m.name, oneLine{err})
-	}
+// standing is a watch that tells when it ends.
+type standing struct {
+	watch.Interface
+	ended func(error)
+}
+
+// Stop implements watch.Interface; the reflector calls it however a watch ends.
+func (s *standing) Stop() {
+	s.ended(nil)
+	s.Interface.Stop()
+}
+
+// lost notes that there is no watch, and why if that is known.
+func (m *mirror[T]) lost(err error) {
 	m.mu.Lock()
-	news := (m.fault == nil) != (err == nil)
-	m.fault = err
+	if m.since.IsZero() {
+		m.since = time.Now()
+	}
+	news := err != nil && m.fault == nil
+	if err != nil {
+		m.fault = err
+	}
 	m.mu.Unlock()
 	if news {
 		m.changed()
 	}
+}
+
+// found notes that there is a watch.
+func (m *mirror[T]) found() {
+	m.mu.Lock()
+	news := !m.since.IsZero() // whoever met the fault has to try again
+	m.since, m.fault = time.Time{}, nil
+	m.mu.Unlock()
+	if news {
+		m.changed()
+	}
+}
+
+// silence is how long there may be no watch before that is a fault: watches end
+// every few minutes, and the next one stands at once.
+const silence = 3 * time.Second
+
+// Fault tells why the mirror may be out of date, nil if it is not.
+func (m *mirror[T]) Fault() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.fault == nil && !m.since.IsZero() && time.Since(m.since) > silence {
+		return fmt.Errorf("watch %s: no answer", m.name)
+	}
+	return m.fault
 }
 
 // oneLine is an error in one line.
@@ -86,13 +134,6 @@ type oneLine struct{ error }
 
 func (o oneLine) Error() string { return strings.Join(strings.Fields(o.error.Error()), " ") }
 func (o oneLine) Unwrap() error { return o.error }
-
-// Fault tells why the mirror may be out of date, nil if it is not.
-func (m *mirror[T]) Fault() error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.fault
-}
 
 // Synced tells whether the mirror has ever been whole.
 func (m *mirror[T]) Synced() bool {

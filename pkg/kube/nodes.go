@@ -101,10 +101,13 @@ func parseKeepalive(text string) (time.Duration, error) {
 // sortMembers orders nodes so that of two that claim the same, the one that has
 // it keeps it: first come the peers that have the key they had, then those that
 // changed it, and last the others. Within each, the older Node comes first; a
-// Node's age is the API server's word.
-func sortMembers(members []member, held map[types.UID]string) {
+// Node's age is the API server's word. This node, self, is none of them and
+// stands in front, whatever its Node says as yet.
+func sortMembers(members []member, self string, held map[types.UID]string) {
 	rank := func(m member) int {
 		switch key, isPeer := held[m.uid]; {
+		case m.name == self:
+			return -1
 		case isPeer && key == m.publicKey:
 			return 0
 		case isPeer:

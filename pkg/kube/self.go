@@ -25,6 +25,7 @@ const conditionReason = "OverlayReady"
 // ownNode is this node's Node.
 type ownNode struct {
 	uid         types.UID
+	created     time.Time
 	version     string
 	annotations map[string]string // ours
 	slices      []netip.Prefix
@@ -42,7 +43,7 @@ func ownNodeOf(object metav1.Object) ownNode {
 		return ownNode{fault: errNoMetadata}
 	}
 	strip(node)
-	own := ownNode{uid: node.UID, version: node.ResourceVersion, annotations: node.Annotations}
+	own := ownNode{uid: node.UID, created: node.CreationTimestamp.Time, version: node.ResourceVersion, annotations: node.Annotations}
 	own.slices, own.fault = parseSlices(node.Spec.PodCIDRs)
 	own.keepalive = memberOf(node).keepalive
 	own.taint = slices.IndexFunc(node.Spec.Taints, func(t corev1.Taint) bool { return t.Key == NotReadyTaint })
@@ -73,7 +74,8 @@ func (k *Kube) selfPass(ctx context.Context) error {
 	var errs []error
 	if applied {
 		errs = append(errs, k.publish(ctx, own, mtu), k.clearTaint(ctx, own), k.setAvailable(ctx, own))
-	} else if len(own.slices) == 0 {
+	}
+	if k.lacksSlice(own) {
 		problems = append(problems, problem{node: k.cfg.Node, uid: own.uid, reason: reasonNoSlice, text: "it has no podCIDR, so its pods get no address"})
 	}
 	errs = append(errs, k.tell(ctx, problems))
@@ -82,6 +84,55 @@ func (k *Kube) selfPass(ctx context.Context) error {
 	k.selfErr = err
 	k.mu.Unlock()
 	return err
+}
+
+// slicePatience is how old a Node may be without a slice before that is worth
+// an Event: a controller gives it one in a moment.
+const slicePatience = time.Minute
+
+func (k *Kube) lacksSlice(own ownNode) bool {
+	if len(own.slices) > 0 {
+		return false
+	}
+	if left := slicePatience - time.Since(own.created); left > 0 {
+		time.AfterFunc(left, func() { wake(k.selfChanged) })
+		return false
+	}
+	return true
+}
+
+// writeState paces writes of one kind.
+type writeState struct {
+	version string // of the Node that made the write necessary
+	last    time.Time
+	after   time.Time
+	pause   backoff
+}
+
+// calm is after how long without a write the next one is not delayed.
+const calm = 10 * time.Minute
+
+// write writes once for what a version of the own Node shows: until the mirror
+// shows a later one, it does not show the write either. Whoever undoes our
+// writes finds them repeated ever more slowly.
+func (k *Kube) write(kind string, own ownNode, f func() error) error {
+	state, now := k.writers[kind], time.Now()
+	if state.version == own.version {
+		return nil
+	}
+	if left := state.after.Sub(now); left > 0 {
+		time.AfterFunc(left, func() { wake(k.selfChanged) })
+		return nil
+	}
+	if now.Sub(state.last) > calm {
+		state.pause = backoff{}
+	}
+	if err := f(); err != nil {
+		return err
+	}
+	state.version, state.last, state.after = own.version, now, now.Add(state.pause.next())
+	k.writers[kind] = state
+	return nil
 }
 
 // facts are the annotations that this node publishes of itself.
@@ -110,11 +161,13 @@ func (k *Kube) publish(ctx context.Context, own ownNode, mtu int) error {
 		"apiVersion": "v1", "kind": "Node",
 		"metadata": map[string]any{"name": k.cfg.Node, "uid": own.uid, "annotations": facts},
 	}
-	if err := k.api.patchNode(ctx, k.cfg.Node, types.ApplyPatchType, patch); err != nil {
-		return fmt.Errorf("publish annotations of node %s: %w", k.cfg.Node, err)
-	}
-	k.log.Info("published", "op", "kube", "node", k.cfg.Node, "endpoint", facts[Endpoint], "mtu", mtu)
-	return nil
+	return k.write("annotations", own, func() error {
+		if err := k.api.patchNode(ctx, k.cfg.Node, types.ApplyPatchType, patch); err != nil {
+			return fmt.Errorf("publish annotations of node %s: %w", k.cfg.Node, err)
+		}
+		k.log.Info("published", "op", "kube", "node", k.cfg.Node, "endpoint", facts[Endpoint], "mtu", mtu)
+		return nil
+	})
 }
 
 // clearTaint removes our taint; the test keeps it from removing another that
@@ -128,11 +181,13 @@ func (k *Kube) clearTaint(ctx context.Context, own ownNode) error {
 		{"op": "test", "path": path + "/key", "value": NotReadyTaint},
 		{"op": "remove", "path": path},
 	}
-	if err := k.api.patchNode(ctx, k.cfg.Node, types.JSONPatchType, patch); err != nil {
-		return fmt.Errorf("remove taint %s of node %s: %w", NotReadyTaint, k.cfg.Node, err)
-	}
-	k.log.Info("taint removed", "op", "kube", "node", k.cfg.Node)
-	return nil
+	return k.write("taint", own, func() error {
+		if err := k.api.patchNode(ctx, k.cfg.Node, types.JSONPatchType, patch); err != nil {
+			return fmt.Errorf("remove taint %s of node %s: %w", NotReadyTaint, k.cfg.Node, err)
+		}
+		k.log.Info("taint removed", "op", "kube", "node", k.cfg.Node)
+		return nil
+	})
 }
 
 // setAvailable says that the node's network is there. If somebody else has said
@@ -146,9 +201,11 @@ func (k *Kube) setAvailable(ctx context.Context, own ownNode) error {
 		Type: corev1.NodeNetworkUnavailable, Status: corev1.ConditionFalse,
 		Reason: conditionReason, Message: "the overlay is up", LastHeartbeatTime: now, LastTransitionTime: now,
 	}}}}
-	if err := k.api.patchNode(ctx, k.cfg.Node, types.StrategicMergePatchType, patch, "status"); err != nil {
-		return fmt.Errorf("set condition %s of node %s: %w", corev1.NodeNetworkUnavailable, k.cfg.Node, err)
-	}
-	k.log.Info("network condition set", "op", "kube", "node", k.cfg.Node)
-	return nil
+	return k.write("condition", own, func() error {
+		if err := k.api.patchNode(ctx, k.cfg.Node, types.StrategicMergePatchType, patch, "status"); err != nil {
+			return fmt.Errorf("set condition %s of node %s: %w", corev1.NodeNetworkUnavailable, k.cfg.Node, err)
+		}
+		k.log.Info("network condition set", "op", "kube", "node", k.cfg.Node)
+		return nil
+	})
 }

@@ -36,7 +36,7 @@ func (k *Kube) setPass(ctx context.Context) error {
 func (k *Kube) makeSet(ctx context.Context) (savedSet, []problem, error) {
 	members := k.nodes.List()
 	k.set.book.keep(members)
-	sortMembers(members, k.set.held)
+	sortMembers(members, k.cfg.Node, k.set.held)
 	var set savedSet
 	var problems []problem
 	own, found := k.own.Get(k.cfg.Node)

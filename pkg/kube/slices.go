@@ -32,11 +32,11 @@ type bookEntry struct {
 	pause   backoff
 }
 
-// due tells whether a Node has to be read: it never was, or it had no slice and
-// has changed since.
-func (b sliceBook) due(m member, now time.Time) bool {
+// due tells from when on a Node has to be read: it never was, or it had no slice
+// and has changed since.
+func (b sliceBook) due(m member) (from time.Time, due bool) {
 	entry, read := b[m.uid]
-	return !read || len(entry.slices) == 0 && entry.version != m.version && !now.Before(entry.after)
+	return entry.after, !read || len(entry.slices) == 0 && entry.version != m.version
 }
 
 // put notes what a Node says of its slices.
@@ -81,7 +81,12 @@ func (k *Kube) readSlices(ctx context.Context, members []member) error {
 	now := time.Now()
 	var due []member
 	for _, m := range members {
-		if m.publicKey != "" && m.name != k.cfg.Node && k.set.book.due(m, now) {
+		from, needed := k.set.book.due(m)
+		switch {
+		case !needed || m.publicKey == "" || m.name == k.cfg.Node:
+		case now.Before(from):
+			time.AfterFunc(from.Sub(now), func() { wake(k.setChanged) })
+		default:
 			due = append(due, m)
 		}
 	}

@@ -43,6 +43,9 @@ func Start(t testing.TB) *Server {
 	return s
 }
 
+// URL is where the server answers.
+func (s *Server) URL() string { return s.http.URL }
+
 // Kubeconfig writes credentials for the server into a folder of the test.
 func (s *Server) Kubeconfig(t testing.TB) string {
 	path := filepath.Join(t.TempDir(), "kubeconfig")

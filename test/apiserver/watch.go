@@ -29,6 +29,11 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request, resource string, 
 		stream.selector = query.Get("fieldSelector")
 	}
 	for {
+		select {
+		case <-broken:
+			panic(http.ErrAbortHandler)
+		default:
+		}
 		stream.flush()
 		changes, more := s.store.since(version)
 		for _, c := range changes {
