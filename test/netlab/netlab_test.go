@@ -35,6 +35,9 @@ func TestHostsOfAFabricReachEachOther(t *testing.T) {
 
 func TestCommandHasItsOwnWireGuardFolder(t *testing.T) {
 	ns := netlab.TestNS(t, "uapi")
+	if err := os.Remove("/var/run/wireguard"); err != nil { // as a teardown in the lab does
+		t.Fatal(err)
+	}
 	out, err := ns.Command(t.Context(), "sh", "-c", "touch /var/run/wireguard/x && ls /var/run/wireguard").CombinedOutput()
 	if err != nil || strings.TrimSpace(string(out)) != "x" {
 		t.Fatalf("in the command's own folder: %q, %v", out, err)

@@ -132,6 +132,9 @@ func becomeNodeProcess(nsPath string, argv []string) error {
 		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 			return fmt.Errorf("unshare mounts: %w", err)
 		}
+		if err := os.MkdirAll(uapiDir, 0o755); err != nil { // whoever removes a device removes the folder, too
+			return fmt.Errorf("prepare %s: %w", uapiDir, err)
+		}
 		if err := unix.Mount("tmpfs", uapiDir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
 			return fmt.Errorf("mount an empty %s: %w", uapiDir, err)
 		}
