@@ -22,13 +22,13 @@ func (d *daemon) snapshot(ctx context.Context) *shim.StatusSnapshot {
 	snapshot.Ready = len(snapshot.Waiting) == 0
 	snapshot.OverlayCIDRs = status.Cluster
 	snapshot.OverlayCIDR = first(snapshot.OverlayCIDRs)
-	faults := []error{err, d.installer.Fault()}
+	faults := []error{err, status.Device.Fault, d.installer.Fault()}
 	if snapshot.Ready { // else it is among the reasons
 		faults = append(faults, d.nodes.Fault())
 	}
 	for _, fault := range faults {
 		if fault != nil {
-			snapshot.Waiting = append(snapshot.Waiting, fault.Error())
+			snapshot.Waiting = append(snapshot.Waiting, oneLine(fault.Error()))
 		}
 	}
 	return snapshot

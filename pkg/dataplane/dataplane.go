@@ -32,6 +32,7 @@ import (
 	"github.com/zlayer/zlayer-cni/internal/linkname"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/firewall"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/forwarding"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
 )
 
@@ -175,14 +176,11 @@ func (d *Dataplane) resync(ctx context.Context, parts *parts) {
 	}
 }
 
-// reconcile compares every part with the kernel and writes the differences.
-// The device comes first: pod routes name its address as their source.
+// reconcile compares every part with the kernel and writes the differences. The
+// device does so itself, in its Run.
 func (d *Dataplane) reconcile(ctx context.Context, parts *parts) error {
-	d.mu.Lock()
-	peers := d.peers
-	d.mu.Unlock()
 	err := errors.Join(
-		parts.device.SetPeers(ctx, peers),
+		forwarding.Enable(d.cfg.Sysctls),
 		parts.attacher.Reconcile(ctx),
 		d.applyFirewall(ctx, parts, nil),
 	)

@@ -206,7 +206,10 @@ func TestForeignRoutesAreNotTouched(t *testing.T) {
 				}
 			}
 		}
-		err := node.device.SetPeers(t.Context(), []Peer{planned(2), planned(3)})
+		if err := node.device.SetPeers(t.Context(), []Peer{planned(2), planned(3)}); err != nil {
+			t.Errorf("one taken route is the device's error: %v", err)
+		}
+		err := node.fault(t)
 		if err == nil || !strings.Contains(err.Error(), "10.200.2.0/24") || !strings.Contains(err.Error(), "another program") {
 			t.Errorf("error %v", err)
 		}
@@ -222,6 +225,9 @@ func TestForeignRoutesAreNotTouched(t *testing.T) {
 		}
 		if err := node.device.SetPeers(t.Context(), nil); err != nil {
 			t.Error(err)
+		}
+		if err := node.fault(t); err != nil {
+			t.Errorf("fault without peers: %v", err)
 		}
 		expect("without peers")
 		if err := node.device.Remove(t.Context()); err != nil {

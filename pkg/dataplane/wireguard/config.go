@@ -155,6 +155,9 @@ type Status struct {
 	Addresses []netip.Addr
 	// Peers are in the order of SetPeers.
 	Peers []PeerStatus
+	// Fault says which single peers and routes could not be written. The device
+	// works without them, and Run tries again.
+	Fault error
 }
 
 // PeerStatus is a peer at one moment.

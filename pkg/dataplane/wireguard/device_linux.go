@@ -42,7 +42,7 @@ type Device struct {
 	fresh   bool          // wireguard-go has started and not greeted yet
 	changed bool          // OnRebuilt is due
 	checked time.Time     // when everything was last compared
-	retry   bool          // something failed then
+	partial error         // what single peers and routes lacked then
 	closed  bool
 }
 
@@ -185,9 +185,9 @@ func (d *Device) setReady(err error) { d.readiness.Store(&err) }
 // is there, and writes only what differs; a set that is in place already writes
 // nothing. Sessions of peers that stay survive.
 //
-// A peer or route that cannot be written costs only itself: the rest is in
-// place when SetPeers returns its error, and Run tries again. Endpoints that are
-// host names follow from Run, as they are resolved.
+// A peer or route that cannot be written costs only itself: it is no error
+// here but in Status, the rest is in place, and Run tries again. Endpoints that
+// are host names follow from Run, as they are resolved.
 func (d *Device) SetPeers(ctx context.Context, peers []Peer) error {
 	if err := checkPeers(d.cfg.PrivateKey.PublicKey(), peers); err != nil {
 		return fmt.Errorf("set peers of %s: %w", d.cfg.Name, err)
@@ -229,7 +229,7 @@ func (d *Device) Status(ctx context.Context) (Status, error) {
 	defer d.unlock()
 	status := Status{
 		Device: d.cfg.Name, Backend: d.backend, PublicKey: d.cfg.PrivateKey.PublicKey(),
-		ListenPort: d.cfg.ListenPort, MTU: d.MTU(), Addresses: d.cfg.Addresses,
+		ListenPort: d.cfg.ListenPort, MTU: d.MTU(), Addresses: d.cfg.Addresses, Fault: d.partial,
 	}
 	device, err := d.wg.Device(d.cfg.Name)
 	if err != nil {

@@ -203,7 +203,10 @@ func TestRefusedPeer(t *testing.T) {
 	node.open(t)
 	bad := planned(3)
 	bad.Keepalive = 100_000 * time.Second // more than the protocol's 16 bits
-	err := node.device.SetPeers(t.Context(), []Peer{planned(2), bad, planned(4)})
+	if err := node.device.SetPeers(t.Context(), []Peer{planned(2), bad, planned(4)}); err != nil {
+		t.Errorf("one bad peer is the device's error: %v", err)
+	}
+	err := node.fault(t)
 	if err == nil || !strings.Contains(err.Error(), bad.PublicKey.String()) || strings.Count(err.Error(), "write peer") != 1 {
 		t.Errorf("error %v does not name that peer alone", err)
 	}

@@ -15,7 +15,8 @@ import (
 )
 
 // pass compares everything with what is wanted and puts it right, in the
-// device's namespace. The caller holds the lock.
+// device's namespace. Its error is the device's; what single peers and routes
+// lack is kept as d.partial. The caller holds the lock.
 func (d *Device) pass(ctx context.Context) error {
 	var err, partial error
 	if nsErr := d.ns.do(func() error {
@@ -24,9 +25,19 @@ func (d *Device) pass(ctx context.Context) error {
 	}); nsErr != nil {
 		err = nsErr
 	}
-	d.checked, d.retry = time.Now(), err != nil || partial != nil
+	d.checked = time.Now()
 	d.setReady(err)
-	return errors.Join(err, partial)
+	if err != nil {
+		return err // it says nothing of peers and routes
+	}
+	switch {
+	case partial != nil && (d.partial == nil || d.partial.Error() != partial.Error()):
+		d.cfg.Log.Warn("device lacks peers or routes, trying again", "iface", d.cfg.Name, "err", partial)
+	case partial == nil && d.partial != nil:
+		d.cfg.Log.Info("device has all its peers and routes again", "iface", d.cfg.Name)
+	}
+	d.partial = partial
+	return nil
 }
 
 // ensure makes the link, the device and its peers what they should be, in an

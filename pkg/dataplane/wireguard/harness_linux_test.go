@@ -208,6 +208,16 @@ func pingOnce(t testing.TB, from *testNode, to netip.Addr) error {
 	return nil
 }
 
+// fault is what the device says single peers and routes lack.
+func (n *testNode) fault(t testing.TB) error {
+	t.Helper()
+	status, err := n.device.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return status.Fault
+}
+
 // wgDevice reads a device by wgctrl, as `wg show` would.
 func (n *testNode) wgDevice(t testing.TB) *wgtypes.Device {
 	t.Helper()

@@ -1,6 +1,9 @@
 package wireguard
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
 
 // route is one of our routes in the main table: through the device to what is
 // behind the peers, or refusing what is in our own slice.
@@ -46,5 +49,6 @@ func diffRoutes(have []route, want map[netip.Prefix]route) (del, add []route) {
 			add = append(add, r)
 		}
 	}
+	slices.SortFunc(add, func(a, b route) int { return a.dst.Compare(b.dst) }) // errors say the same each time
 	return del, add
 }

@@ -108,7 +108,7 @@ func (w *watcher) repair(ctx context.Context) {
 	if !stands && d.Ready() == nil {
 		d.setReady(errRebuilding)
 	}
-	if d.Ready() == nil && since < compareEvery && (!d.retry || since < retryAfter) {
+	if d.Ready() == nil && since < compareEvery && (d.partial == nil || since < retryAfter) {
 		return
 	}
 	began := time.Now()
