@@ -57,9 +57,9 @@ func (d *Dataplane) Attach(ctx context.Context, req AttachRequest) (Attachment, 
 	if req.MTU > parts.device.MTU() || req.MTU < 0 {
 		return Attachment{}, fmt.Errorf("attach sandbox %s: MTU %d, the overlay's is %d: %w", req.Key, req.MTU, parts.device.MTU(), ErrInvalid)
 	}
-	unlock, err := d.sandboxes.lock(ctx, req.Key.ID())
+	unlock, err := d.sandboxes.Lock(ctx, req.Key.ID())
 	if err != nil {
-		return Attachment{}, fmt.Errorf("attach sandbox %s: wait for earlier work on it: %w", req.Key, err)
+		return Attachment{}, fmt.Errorf("attach sandbox %s: %w", req.Key, err)
 	}
 	defer unlock()
 	attached, err := d.attach(ctx, parts, req)
@@ -142,9 +142,9 @@ func (d *Dataplane) detach(ctx context.Context, key attach.Key, since Moment) er
 	if parts == nil {
 		return fmt.Errorf("detach sandbox %s: %s: %w", key, d.whyWaiting(), ErrNotReady)
 	}
-	unlock, err := d.sandboxes.lock(ctx, key.ID())
+	unlock, err := d.sandboxes.Lock(ctx, key.ID())
 	if err != nil {
-		return fmt.Errorf("detach sandbox %s: wait for earlier work on it: %w", key, err)
+		return fmt.Errorf("detach sandbox %s: %w", key, err)
 	}
 	defer unlock()
 	if d.answered.after(key.ID(), since) {
@@ -176,9 +176,9 @@ func (d *Dataplane) Check(ctx context.Context, key attach.Key, netns *os.File) (
 	if parts == nil {
 		return Attachment{}, fmt.Errorf("check sandbox %s: %s: %w", key, d.whyWaiting(), ErrNotReady)
 	}
-	unlock, err := d.sandboxes.lock(ctx, key.ID())
+	unlock, err := d.sandboxes.Lock(ctx, key.ID())
 	if err != nil {
-		return Attachment{}, fmt.Errorf("check sandbox %s: wait for earlier work on it: %w", key, err)
+		return Attachment{}, fmt.Errorf("check sandbox %s: %w", key, err)
 	}
 	defer unlock()
 	if err := errors.Join(parts.attacher.Check(ctx, key, netns), d.applyFirewall(ctx, parts, nil)); err != nil {
@@ -196,7 +196,7 @@ func (d *Dataplane) Check(ctx context.Context, key attach.Key, netns *os.File) (
 func (d *Dataplane) forget(ctx context.Context, parts *parts, gone attach.Attachment) {
 	ctx, cancel := context.WithTimeout(ctx, undoTimeout)
 	defer cancel()
-	unlock, err := d.sandboxes.lock(ctx, gone.Key.ID())
+	unlock, err := d.sandboxes.Lock(ctx, gone.Key.ID())
 	if err != nil {
 		return // shutting down: the next start finds no link and so no lease
 	}

@@ -29,6 +29,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/zlayer/zlayer-cni/internal/keylock"
 	"github.com/zlayer/zlayer-cni/internal/linkname"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/firewall"
@@ -83,8 +84,8 @@ type Dataplane struct {
 	key      wireguard.PrivateKey
 	firewall *firewall.Firewall
 
-	sandboxes keyLock // serializes work on one sandbox; taken before mu
-	answered  history // which sandboxes Attach answered, and when
+	sandboxes keylock.Lock // serializes work on one sandbox; taken before mu
+	answered  history      // which sandboxes Attach answered, and when
 
 	upOnce sync.Once
 	up     chan struct{} // closed when parts is set

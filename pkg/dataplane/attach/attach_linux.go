@@ -48,7 +48,7 @@ func (a *Attacher) attach(ctx context.Context, spec Spec) (Attachment, error) {
 	if err := a.load(ctx); err != nil {
 		return Attachment{}, err
 	}
-	unlock, err := a.keys.lock(ctx, spec.Key.ID())
+	unlock, err := a.keys.Lock(ctx, spec.Key.ID())
 	if err != nil {
 		return Attachment{}, err
 	}

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/zlayer/zlayer-cni/internal/keylock"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach/internal/rtnl"
 )
 
@@ -31,7 +32,7 @@ type Attacher struct {
 	kernel  *kernel
 	deleter *deleter
 	table   *table
-	keys    locks
+	keys    keylock.Lock
 
 	loaded  atomic.Bool                  // the table mirrors the kernel
 	sources atomic.Pointer[[]netip.Addr] // those of Config.Sources that are on a link

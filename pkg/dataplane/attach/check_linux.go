@@ -24,7 +24,7 @@ func (a *Attacher) check(ctx context.Context, key Key, netns *os.File) error {
 	if err := a.load(ctx); err != nil {
 		return err
 	}
-	unlock, err := a.keys.lock(ctx, key.ID())
+	unlock, err := a.keys.Lock(ctx, key.ID())
 	if err != nil {
 		return err
 	}

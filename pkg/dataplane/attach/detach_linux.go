@@ -23,7 +23,7 @@ func (a *Attacher) detach(ctx context.Context, key Key) error {
 	if err := a.load(ctx); err != nil {
 		return err
 	}
-	unlock, err := a.keys.lock(ctx, key.ID())
+	unlock, err := a.keys.Lock(ctx, key.ID())
 	if err != nil {
 		return err
 	}

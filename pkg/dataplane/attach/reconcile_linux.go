@@ -111,7 +111,7 @@ func (a *Attacher) dropVanished(have snapshot) {
 		if _, there := have.links[e.PortIndex]; there || e.state == attaching || a.deleter.knows(e.PortIndex) {
 			continue
 		}
-		if e.state == detaching && a.keys.busy(e.Key.ID()) {
+		if e.state == detaching && a.keys.Busy(e.Key.ID()) {
 			continue // its link is gone because a Detach has just removed it, which takes it out itself
 		}
 		a.table.remove(e)

@@ -224,7 +224,7 @@ func (a *Attacher) release(ctx context.Context, port int) (_ Attachment, found b
 	if !found {
 		return Attachment{}, false
 	}
-	unlock, err := a.keys.lock(ctx, e.Key.ID())
+	unlock, err := a.keys.Lock(ctx, e.Key.ID())
 	if err != nil {
 		return Attachment{}, false
 	}
