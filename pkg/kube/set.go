@@ -123,7 +123,7 @@ func equalSets(a, b dataplane.NodeSet) bool {
 
 // firstAnswer is how long a start waits for the API server before it takes the
 // set of the last run for true.
-const firstAnswer = time.Second
+const firstAnswer = time.Second / 2
 
 // restore applies the set that lies on disk, unless the API server says at once
 // that this node's Node is another than it was: then its slices may be, too.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -31,10 +32,20 @@ type Server struct {
 	broken chan struct{}           // closed while the server is away
 }
 
-// Start serves until the test ends.
+// Start serves on this machine until the test ends.
 func Start(t testing.TB) *Server {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Serve(t, listener)
+}
+
+// Serve serves on a listener until the test ends.
+func Serve(t testing.TB, listener net.Listener) *Server {
 	s := &Server{store: newStore(), reads: map[string]int{}, broken: make(chan struct{})}
-	s.http = httptest.NewServer(s)
+	s.http = &httptest.Server{Listener: listener, Config: &http.Server{Handler: s}}
+	s.http.Start()
 	t.Cleanup(func() {
 		s.Break()
 		s.http.CloseClientConnections()
