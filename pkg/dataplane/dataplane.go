@@ -90,7 +90,7 @@ type Dataplane struct {
 	upOnce sync.Once
 	up     chan struct{} // closed when parts is set
 
-	setNodes sync.Mutex // serializes SetNodes; taken before mu
+	setNodes sync.Mutex // serializes what changes with the node set; taken before mu
 
 	mu       sync.Mutex          // guards the fields below
 	parts    *parts              // nil until this node has slices
@@ -178,10 +178,13 @@ func (d *Dataplane) resync(ctx context.Context, parts *parts) {
 }
 
 // reconcile compares every part with the kernel and writes the differences. The
-// device does so itself, in its Run.
+// device does so itself, in its Run, and only its MTU follows from elsewhere.
 func (d *Dataplane) reconcile(ctx context.Context, parts *parts) error {
+	d.setNodes.Lock()
+	mtuErr := d.followMTU(ctx, parts)
+	d.setNodes.Unlock()
 	err := errors.Join(
-		forwarding.Enable(d.cfg.Sysctls),
+		mtuErr, forwarding.Enable(d.cfg.Sysctls),
 		parts.attacher.Reconcile(ctx),
 		d.applyFirewall(ctx, parts, nil),
 	)

@@ -87,16 +87,6 @@ func (d *Dataplane) logNew(problems, before []wireguard.Problem) {
 // change moves a running data plane to other peers and cluster prefixes. Sandboxes keep the MTU
 // they were attached with.
 func (d *Dataplane) change(ctx context.Context, running *parts, peers []wireguard.Peer, cluster []netip.Prefix) error {
-	mtu, err := d.overlayMTU(peers)
-	if err != nil {
-		return err
-	}
-	if mtu != running.device.MTU() {
-		if err := running.device.SetMTU(ctx, mtu); err != nil {
-			return fmt.Errorf("set MTU %d: %w", mtu, err)
-		}
-		d.log.Info("MTU changed", "op", "nodes", "iface", running.device.Name(), "mtu", mtu)
-	}
 	// The firewall comes first: where a new peer's packets may not leave in clear
 	// is known before there are any.
 	if !slices.Equal(running.cluster, cluster) {
@@ -108,7 +98,7 @@ func (d *Dataplane) change(ctx context.Context, running *parts, peers []wireguar
 	if err := running.device.SetPeers(ctx, peers); err != nil {
 		return fmt.Errorf("set peers: %w", err)
 	}
-	return nil
+	return d.followMTU(ctx, running)
 }
 
 // ownSlices finds this node's slices, or the reason why it may not run with
@@ -146,7 +136,13 @@ func (d *Dataplane) bringUp(ctx context.Context, own []netip.Prefix, peers []wir
 	if err := forwarding.Enable(d.cfg.Sysctls); err != nil {
 		return err
 	}
-	mtu, err := d.overlayMTU(peers)
+	var known []netip.Addr
+	for _, peer := range peers {
+		if peer.Endpoint.IsValid() {
+			known = append(known, peer.Endpoint.Addr())
+		}
+	}
+	mtu, err := d.overlayMTU(known)
 	if err != nil {
 		return err
 	}
@@ -174,25 +170,6 @@ func (p *parts) close() error {
 		errs = append(errs, fmt.Errorf("close WireGuard device: %w", err))
 	}
 	return errors.Join(errs...)
-}
-
-// overlayMTU is the configured one, else what the paths to the peers allow.
-// Peers known by a host name do not count.
-func (d *Dataplane) overlayMTU(peers []wireguard.Peer) (int, error) {
-	if d.cfg.MTU != 0 {
-		return d.cfg.MTU, nil
-	}
-	var endpoints []netip.Addr
-	for _, peer := range peers {
-		if peer.Endpoint.IsValid() {
-			endpoints = append(endpoints, peer.Endpoint.Addr())
-		}
-	}
-	mtu, err := wireguard.TunnelMTU(endpoints)
-	if err != nil {
-		return 0, fmt.Errorf("derive MTU from the underlay: %w", err)
-	}
-	return mtu, nil
 }
 
 func (d *Dataplane) openDevice(ctx context.Context, made *parts, mtu int) (*wireguard.Device, error) {
@@ -228,7 +205,7 @@ func (d *Dataplane) adopt(ctx context.Context, made *parts) (err error) {
 	for _, slice := range made.slices {
 		sources = append(sources, nodeAddress(slice))
 	}
-	if made.attacher, err = attach.New(attach.Config{Sources: sources, Sysctls: d.cfg.Sysctls, Log: d.log}); err != nil {
+	if made.attacher, err = attach.New(attach.Config{Sources: sources, MTU: made.device.MTU(), Sysctls: d.cfg.Sysctls, Log: d.log}); err != nil {
 		return fmt.Errorf("open attacher: %w", err)
 	}
 	attached, err := made.attacher.Recover(ctx)

@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"net"
 	"os"
 	"os/exec"
 	"strings"
@@ -99,6 +100,46 @@ func TestReconcileEnablesForwarding(t *testing.T) {
 		}
 		if value, err := os.ReadFile(path); err != nil || strings.TrimSpace(string(value)) != "1" {
 			t.Errorf("%s is %q (%v)", name, value, err)
+		}
+	}
+}
+
+// TestMTUFollowsTheUnderlay changes the link to the peer. Device, segment and
+// what is attached later follow; a small sandbox makes nobody else's smaller.
+func TestMTUFollowsTheUnderlay(t *testing.T) {
+	d := newPlane(t)
+	d.cfg.MTU = 0
+	ip(t, "link", "add", "under", "mtu", "1400", "type", "bridge")
+	t.Cleanup(func() { ip(t, "link", "del", "under") })
+	ip(t, "addr", "add", "192.0.2.1/24", "dev", "under")
+	ip(t, "link", "set", "under", "up")
+	if err := d.SetNodes(t.Context(), twoNodes(t)); err != nil {
+		t.Fatal(err)
+	}
+	small := request(t, "small", "pod-small")
+	small.MTU = 1280
+	if _, err := d.Attach(t.Context(), small); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct {
+		underlay  string
+		want      int
+		container string
+	}{{"1400", 1340, "first"}, {"1380", 1320, "second"}, {"1500", 1440, "third"}} {
+		ip(t, "link", "set", "under", "mtu", step.underlay)
+		if err := d.reconcile(t.Context(), d.current()); err != nil {
+			t.Fatal(err)
+		}
+		attached, err := d.Attach(t.Context(), request(t, step.container, "pod-"+step.container))
+		if err != nil {
+			t.Fatal(err)
+		}
+		bridge, err := net.InterfaceByName(attached.Bridge)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d.MTU() != step.want || bridge.MTU != step.want || attached.MTU != step.want {
+			t.Errorf("underlay of %s: overlay %d, bridge %d, sandbox %d, want %d", step.underlay, d.MTU(), bridge.MTU, attached.MTU, step.want)
 		}
 	}
 }

@@ -34,7 +34,7 @@ func (a *Attacher) Attach(ctx context.Context, spec Spec) (Attachment, error) {
 
 func (a *Attacher) attach(ctx context.Context, spec Spec) (Attachment, error) {
 	if spec.MTU == 0 {
-		spec.MTU = a.cfg.MTU
+		spec.MTU = int(a.mtu.Load())
 	}
 	if err := spec.validate(); err != nil {
 		return Attachment{}, err
@@ -272,7 +272,7 @@ func (w *work) writeHost() error {
 		for _, link := range []int{w.bridge.index, w.PortIndex} {
 			setNeighbour(b, link, addr, w.MAC)
 		}
-		addRoute(b, routeTo(addr, w.Attachment, w.bridge.index, sources, w.attacher.cfg.MTU), unix.NLM_F_EXCL)
+		addRoute(b, routeTo(addr, w.Attachment, w.bridge.index, sources, int(w.attacher.mtu.Load())), unix.NLM_F_EXCL)
 		addRoute(b, routeBetween(addr, w.PortIndex), unix.NLM_F_EXCL)
 	}
 	return w.slot.do()

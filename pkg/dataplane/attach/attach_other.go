@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 )
 
@@ -21,8 +20,8 @@ func New(Config) (*Attacher, error) {
 // Close does nothing.
 func (*Attacher) Close() error { return nil }
 
-// SetSources returns an error: this system is not supported.
-func (*Attacher) SetSources(context.Context, []netip.Addr) error { return errors.ErrUnsupported }
+// SetMTU returns an error: this system is not supported.
+func (*Attacher) SetMTU(context.Context, int) error { return errors.ErrUnsupported }
 
 // Attach returns an error: this system is not supported.
 func (*Attacher) Attach(context.Context, Spec) (Attachment, error) {

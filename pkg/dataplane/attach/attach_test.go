@@ -185,6 +185,28 @@ func TestOwnMACAndMTU(t *testing.T) {
 	}
 }
 
+// TestSetMTU moves the segment and what comes after; who is attached stays.
+func TestSetMTU(t *testing.T) {
+	n, before, after := newNode(t, "host", attach.Config{MTU: 1420}), newPod(t, "before"), newPod(t, "after")
+	n.must(t, before.spec(1))
+	if err := n.SetMTU(t.Context(), 1440); err != nil {
+		t.Fatal(err)
+	}
+	later := after.spec(2)
+	later.MTU = 0
+	same(t, "MTU of what is attached later", 1440, n.must(t, later).MTU)
+	for _, want := range []string{
+		"link zl-default-b bridge address 4a:b6:3a:0d:86:5a mtu 1440",
+		"link zl-403d4edb46-p veth address ee:9b:d8:26:c3:45 mtu 1420",
+		"route 10.42.0.1 gateway 10.42.0.1 dev zl-default-b protocol 122 onlink mtu 1420",
+		"route 10.42.0.2 gateway 10.42.0.2 dev zl-default-b protocol 122 onlink\n",
+	} {
+		if got := state(t, n.ns); !strings.Contains(got, want) {
+			t.Errorf("the host lacks %q:\n%s", want, got)
+		}
+	}
+}
+
 // TestSecondInterface checks that interfaces of one sandbox are apart.
 func TestSecondInterface(t *testing.T) {
 	n, p := newNode(t, "host", attach.Config{}), newPod(t, "pod")

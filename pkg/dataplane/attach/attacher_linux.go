@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -34,12 +33,10 @@ type Attacher struct {
 	table   *table
 	keys    keylock.Lock
 
+	mtu     atomic.Int32                 // Config.MTU, or what SetMTU said last
 	loaded  atomic.Bool                  // the table mirrors the kernel
 	sources atomic.Pointer[[]netip.Addr] // those of Config.Sources that are on a link
 	bridges sync.Mutex                   // held while a bridge is made
-
-	wishes sync.Mutex   // guards wanted
-	wanted []netip.Addr // Config.Sources, or what SetSources said last
 
 	watch watch
 }
@@ -53,11 +50,12 @@ func New(cfg Config) (*Attacher, error) {
 	}
 	a := &Attacher{
 		cfg: cfg, log: cfg.Log, host: host, kernel: newKernel(host), table: newTable(),
-		wanted: slices.Clone(cfg.Sources), watch: watch{poke: make(chan struct{}, 1)},
+		watch: watch{poke: make(chan struct{}, 1)},
 	}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)
 	}
+	a.mtu.Store(int32(cfg.MTU))
 	a.deleter = newDeleter(host)
 	a.sources.Store(&[]netip.Addr{})
 	// The first call must not pay for what every call needs.
@@ -76,12 +74,14 @@ func (a *Attacher) Close() error {
 	return errors.Join(a.deleter.close(), a.kernel.close(), a.host.Close())
 }
 
-// SetSources replaces Config.Sources, and changes the routes that exist.
-func (a *Attacher) SetSources(ctx context.Context, sources []netip.Addr) error {
-	a.wishes.Lock()
-	a.wanted = slices.Clone(sources)
-	a.wishes.Unlock()
-	return a.Reconcile(ctx)
+// SetMTU replaces Config.MTU: bridges and routes follow at once, attachments keep
+// theirs. The same again writes nothing.
+func (a *Attacher) SetMTU(ctx context.Context, mtu int) error {
+	a.mtu.Store(int32(mtu))
+	if err := a.Reconcile(ctx); err != nil {
+		return fmt.Errorf("set MTU %d of segments: %w", mtu, err)
+	}
+	return nil
 }
 
 // List returns what is attached, in the order of the host's links.

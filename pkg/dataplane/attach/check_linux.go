@@ -58,7 +58,7 @@ func (a *Attacher) checkHost(ctx context.Context, e entry) error {
 	if err != nil {
 		return err
 	}
-	p := plan{have: have, segments: segments, entries: []entry{e}, sources: onLink(a.wantedSources(), have.addrs), mtu: a.cfg.MTU}
+	p := plan{have: have, segments: segments, entries: []entry{e}, sources: onLink(a.cfg.Sources, have.addrs), mtu: int(a.mtu.Load())}
 	var wrong []error
 	for _, repair := range p.run() {
 		if repair.owner == e.Key.ID() {

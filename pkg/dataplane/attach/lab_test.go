@@ -182,11 +182,3 @@ func eventually(t testing.TB, what string, holds func() bool) {
 		<-tick.C
 	}
 }
-
-func parseAll(addrs ...string) []netip.Addr {
-	var list []netip.Addr
-	for _, addr := range addrs {
-		list = append(list, netip.MustParseAddr(addr))
-	}
-	return list
-}

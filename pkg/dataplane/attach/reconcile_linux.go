@@ -3,7 +3,6 @@ package attach
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"slices"
 
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach/internal/rtnl"
@@ -85,9 +84,9 @@ func (a *Attacher) repair(slot *slot, owner string) error {
 			return err
 		}
 	}
-	sources := onLink(a.wantedSources(), have.addrs)
+	sources := onLink(a.cfg.Sources, have.addrs)
 	a.sources.Store(&sources)
-	p := plan{have: have, segments: segments, entries: a.table.all(), sources: sources, mtu: a.cfg.MTU}
+	p := plan{have: have, segments: segments, entries: a.table.all(), sources: sources, mtu: int(a.mtu.Load())}
 	if owner != "" {
 		p.entries = slices.DeleteFunc(p.entries, func(e entry) bool { return e.Key.ID() != owner })
 	}
@@ -157,13 +156,7 @@ func (a *Attacher) refreshSources(slot *slot) error {
 	if err != nil {
 		return err
 	}
-	sources := onLink(a.wantedSources(), addrs)
+	sources := onLink(a.cfg.Sources, addrs)
 	a.sources.Store(&sources)
 	return nil
-}
-
-func (a *Attacher) wantedSources() []netip.Addr {
-	a.wishes.Lock()
-	defer a.wishes.Unlock()
-	return a.wanted
 }

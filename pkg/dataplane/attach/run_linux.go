@@ -164,7 +164,7 @@ func (a *Attacher) noticeLink(link rtnl.Link) {
 }
 
 func (a *Attacher) isSource(addr rtnl.Addr) bool {
-	for _, source := range a.wantedSources() {
+	for _, source := range a.cfg.Sources {
 		if source == addr.Prefix.Addr() {
 			return true
 		}

@@ -109,8 +109,8 @@ func (a *Attacher) finishBridge(slot *slot, s *segment) error {
 	a.refuseRouterAdvertisements(s.bridge)
 	noLinkLocal(&slot.Batch, s.index) // before it is up: fe80::1 is to be its only one
 	setMAC(&slot.Batch, s.index, s.mac)
-	if a.cfg.MTU > 0 {
-		setMTU(&slot.Batch, s.index, a.cfg.MTU) // said after its birth, it no longer follows the smallest port
+	if mtu := int(a.mtu.Load()); mtu > 0 {
+		setMTU(&slot.Batch, s.index, mtu) // said after its birth, it no longer follows the smallest port
 	}
 	setUp(&slot.Batch, s.index)
 	addAddress(&slot.Batch, s.index, gatewayPrefix(netip.IPv4Unspecified()), unix.RT_SCOPE_LINK)

@@ -221,6 +221,22 @@ func (d *Device) SetMTU(ctx context.Context, mtu int) error {
 	return nil
 }
 
+// Endpoints returns where the peers are meant to be reached, host names as they
+// were last resolved, without those that are not known.
+func (d *Device) Endpoints(ctx context.Context) ([]netip.Addr, error) {
+	if err := d.lock(ctx); err != nil {
+		return nil, fmt.Errorf("list endpoints of %s: %w", d.cfg.Name, err)
+	}
+	defer d.unlock()
+	var addrs []netip.Addr
+	for _, peer := range d.resolver.resolved(d.peers) {
+		if peer.Endpoint.IsValid() {
+			addrs = append(addrs, peer.Endpoint.Addr())
+		}
+	}
+	return addrs, nil
+}
+
 // Status reads the device.
 func (d *Device) Status(ctx context.Context) (Status, error) {
 	if err := d.lock(ctx); err != nil {

@@ -39,6 +39,9 @@ func (d *Device) SetPeers(context.Context, []Peer) error { return errors.ErrUnsu
 // SetMTU returns errors.ErrUnsupported.
 func (d *Device) SetMTU(context.Context, int) error { return errors.ErrUnsupported }
 
+// Endpoints returns errors.ErrUnsupported.
+func (d *Device) Endpoints(context.Context) ([]netip.Addr, error) { return nil, errors.ErrUnsupported }
+
 // Status returns errors.ErrUnsupported.
 func (d *Device) Status(context.Context) (Status, error) { return Status{}, errors.ErrUnsupported }
 

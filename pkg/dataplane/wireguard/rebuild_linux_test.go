@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -226,6 +227,9 @@ func TestHostNameEndpoint(t *testing.T) {
 		setPeers(t, a, named)
 		if peer := a.peerOf(t, b); addrPort(peer.Endpoint) != b.peer().Endpoint {
 			t.Errorf("endpoint %v", peer.Endpoint)
+		}
+		if addrs, err := a.device.Endpoints(t.Context()); err != nil || !slices.Equal(addrs, []netip.Addr{b.underlay}) {
+			t.Errorf("endpoints %v (%v), want %v", addrs, err, b.underlay)
 		}
 	})
 }

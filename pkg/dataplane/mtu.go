@@ -1,0 +1,40 @@
+package dataplane
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
+)
+
+// overlayMTU is the configured one, else what the paths to the peers allow.
+func (d *Dataplane) overlayMTU(endpoints []netip.Addr) (int, error) {
+	if d.cfg.MTU != 0 {
+		return d.cfg.MTU, nil
+	}
+	mtu, err := wireguard.TunnelMTU(endpoints)
+	if err != nil {
+		return 0, fmt.Errorf("derive MTU from the underlay: %w", err)
+	}
+	return mtu, nil
+}
+
+// followMTU gives device and segments the MTU that the paths to the peers allow
+// now: a route may have changed, or a peer's host name. The caller holds
+// d.setNodes, or the MTU of an older set could come last.
+func (d *Dataplane) followMTU(ctx context.Context, running *parts) error {
+	endpoints, err := running.device.Endpoints(ctx)
+	if err != nil {
+		return err
+	}
+	mtu, err := d.overlayMTU(endpoints)
+	if err != nil || mtu == running.device.MTU() {
+		return err
+	}
+	if err := running.device.SetMTU(ctx, mtu); err != nil {
+		return fmt.Errorf("set MTU %d: %w", mtu, err)
+	}
+	d.log.Info("MTU changed", "op", "mtu", "iface", running.device.Name(), "mtu", mtu)
+	return running.attacher.SetMTU(ctx, mtu)
+}
