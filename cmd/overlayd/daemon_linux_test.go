@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -130,6 +131,33 @@ func checkTeardown(t *testing.T, n, untouched *node) {
 	out, stderr, err = n.run("teardown", "--config", n.config, "--purge")
 	if err != nil || out != fmt.Sprintf("nothing of ours was there\nremoved %s/key\nremoved %s.lock\nremoved %s\n", state, n.socket, state) {
 		t.Errorf("purge: %v\n%s%s", err, out, stderr)
+	}
+}
+
+// What a teardown could not remove must not send past the tunnel.
+func TestTeardownThatFailsKeepsTheFirewall(t *testing.T) {
+	n := newSingle(t)
+	n.startReady()
+	if err := n.end(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	// Without it no thread joins a namespace.
+	cmd := n.ns.Command(ctx, "setpriv", "--bounding-set=-sys_admin", netlab.Binary(t, "overlayd"), "teardown", "--config", n.config)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	if err := runPinned(cmd); exitCode(err) != 1 || !strings.Contains(stderr.String(), "remove attachments: ") {
+		t.Fatalf("teardown without CAP_SYS_ADMIN: %v\n%s", err, &stderr)
+	}
+	if tables := n.command("nft", "list", "tables"); !strings.Contains(tables, "inet zlayer") || !strings.Contains(tables, "bridge zlayer") {
+		t.Errorf("the firewall is gone: %s", tables)
+	}
+	if _, stderr, err := n.run("teardown", "--config", n.config); err != nil {
+		t.Errorf("teardown: %v\n%s", err, stderr)
+	}
+	if tables := n.command("nft", "list", "tables"); strings.Contains(tables, "zlayer") {
+		t.Errorf("the firewall is left: %s", tables)
 	}
 }
 

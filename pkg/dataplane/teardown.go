@@ -13,9 +13,9 @@ import (
 
 // Teardown removes everything of ours from the kernel: attachments, segments,
 // the WireGuard device with its routes, and last the firewall, so that nothing
-// leaves in clear meanwhile. No Dataplane may run. It goes on after an error
-// and reports them all; what is gone already is no error. Keys and settings on
-// disk stay.
+// leaves in clear meanwhile. No Dataplane may run. It goes on after an error,
+// but keeps the firewall then: attachments may be left. It reports all errors;
+// what is gone already is no error. Keys and settings on disk stay.
 func Teardown(ctx context.Context, log *slog.Logger) error {
 	var errs []error
 	attacher, err := attach.New(attach.Config{Log: log})
@@ -28,12 +28,15 @@ func Teardown(ctx context.Context, log *slog.Logger) error {
 	if err := wireguard.Remove(ctx, deviceName()); err != nil {
 		errs = append(errs, fmt.Errorf("remove WireGuard device: %w", err))
 	}
+	if len(errs) > 0 {
+		return errors.Join(errs...)
+	}
 	fw, err := firewall.New(firewall.Config{Log: log})
 	if err == nil {
 		err = fw.Teardown(ctx)
 	}
 	if err != nil {
-		errs = append(errs, fmt.Errorf("remove firewall: %w", err))
+		return fmt.Errorf("remove firewall: %w", err)
 	}
-	return errors.Join(errs...)
+	return nil
 }
