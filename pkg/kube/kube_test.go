@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -49,9 +50,19 @@ func TestNodesBecomeTheSet(t *testing.T) {
 	}
 	l.hasFault("")
 	l.inForce()
-	l.annotation(MTU, "1400")
-	if got := l.plane.count(); got != 1 {
-		t.Errorf("%d sets for one state of the cluster", got)
+	eventually(t, func() error { // what it published itself is no news
+		for _, m := range l.kube.nodes.List() {
+			if m.name == "self" && m.endpoint != "" {
+				return nil
+			}
+		}
+		return errors.New("the own annotations have not come back")
+	})
+	l.Edit("nodes", "", "b", func(o apiserver.Object) { annotate(o, Endpoint, "192.0.2.8:51820") }) // force-endpoint counts
+	l.Create("nodes", peerObject("c", "10.244.3.0/24"))
+	l.plane.hasPeers(t, "b", "c")
+	if got := l.plane.count(); got != 2 {
+		t.Errorf("%d sets for two states of the cluster", got)
 	}
 }
 

@@ -58,7 +58,8 @@ func (k *Kube) makeSet(ctx context.Context) (savedSet, []problem, error) {
 		}
 		switch {
 		case m.name == k.cfg.Node:
-			node.PublicKey, node.Slices = k.cfg.PublicKey, own.slices
+			// What the data plane needs of this node, whatever its Node says as yet.
+			node = savedNode{Name: m.name, UID: m.uid, PublicKey: k.cfg.PublicKey, Slices: own.slices}
 		case m.fault != nil:
 			problems = append(problems, problemOf(m.name, m.uid, m.fault))
 			continue
