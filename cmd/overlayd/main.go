@@ -1,9 +1,9 @@
 // Command overlayd is the node's daemon: it owns everything that touches the
 // network, and serves zlayer-cni over a Unix socket.
 //
-// This package holds the command line, the configuration, the nodes file, the
-// metrics, and the one place where the object graph is built; the work itself
-// is pkg/dataplane's. A mistake in the configuration is told in one line that
+// This package holds the command line, the configuration, the nodes file, what
+// is installed for the container runtime, the metrics, and the one place where
+// the object graph is built; the work itself is pkg/dataplane's. A mistake in the configuration is told in one line that
 // names the key, with exit status 1, before anything on the host is changed.
 package main
 
