@@ -32,6 +32,11 @@ func TestHealthz(t *testing.T) {
 		if answer.Code != tt.status || answer.Body.String() != tt.body {
 			t.Errorf("waiting for %v: status %d, body %q", tt.reasons, answer.Code, answer.Body)
 		}
+		alive := httptest.NewRecorder()
+		mux.ServeHTTP(alive, httptest.NewRequest(http.MethodGet, "/livez", nil))
+		if alive.Code != http.StatusOK {
+			t.Errorf("waiting for %v: not alive, status %d: a restart would not help", tt.reasons, alive.Code)
+		}
 	}
 	answer := httptest.NewRecorder()
 	mux.ServeHTTP(answer, httptest.NewRequest(http.MethodPost, "/healthz", nil))
