@@ -71,7 +71,7 @@ func (d *daemon) setNodes(ctx context.Context, set dataplane.NodeSet) error {
 	if err := d.plane.SetNodes(ctx, set); err != nil {
 		return err
 	}
-	d.boundMemory(ctx, len(set.Nodes))
+	boundMemory(d.plane.Backend(), len(set.Nodes)) // now that it is known what runs the peers
 	if !d.open.Load() {
 		d.graves.drain(ctx)
 		d.open.Store(true)
@@ -83,16 +83,6 @@ func (d *daemon) setNodes(ctx context.Context, set dataplane.NodeSet) error {
 
 // endTry lets requests through: to be answered, or refused with the reason.
 func (d *daemon) endTry() { d.triedOnce.Do(func() { close(d.tried) }) }
-
-// boundMemory makes room for the peers, now that it is known what runs them.
-func (d *daemon) boundMemory(ctx context.Context, peers int) {
-	status, err := d.plane.Status(ctx)
-	if err != nil {
-		d.log.Debug("memory limit stays", "op", "nodes", "err", err)
-		return
-	}
-	boundMemory(status.Device.Backend, peers)
-}
 
 // waiting lists why no sandbox can be attached, a line for each reason.
 func (d *daemon) waiting() []string {

@@ -161,13 +161,6 @@ func checkSlices(nodes []wireguard.Node, clusters []netip.Prefix) error {
 	return nil
 }
 
-func comparePrefixes(a, b netip.Prefix) int {
-	if order := a.Addr().Compare(b.Addr()); order != 0 {
-		return order
-	}
-	return a.Bits() - b.Bits()
-}
-
 func checkSlice(slice netip.Prefix, clusters []netip.Prefix) error {
 	highest := maxSliceBitsV4
 	if slice.Addr().Is6() {
@@ -249,7 +242,7 @@ func carveSlices(nodes []wireguard.Node, config Config) error {
 		}
 	}
 	for i := range nodes {
-		slices.SortFunc(nodes[i].Slices, comparePrefixes)
+		slices.SortFunc(nodes[i].Slices, netip.Prefix.Compare)
 	}
 	return nil
 }

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -14,7 +13,6 @@ import (
 
 	"github.com/zlayer/zlayer-cni/pkg/cni"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane"
-	"github.com/zlayer/zlayer-cni/pkg/kube"
 	"github.com/zlayer/zlayer-cni/pkg/shim"
 )
 
@@ -143,12 +141,5 @@ func (d *daemon) run(ctx context.Context, socket, metrics net.Listener) error {
 func closeListener(listener net.Listener) {
 	if listener != nil {
 		_ = listener.Close()
-	}
-}
-
-// stateFiles are what `overlayd teardown --purge` removes.
-func stateFiles(config Config) []string {
-	return []string{
-		filepath.Join(config.StateDir, "key"), kube.StateFile(config.StateDir), cni.TombstoneDir(config.StateDir), config.Socket + ".lock",
 	}
 }

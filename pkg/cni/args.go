@@ -65,3 +65,12 @@ func (a podArgs) pod() *shim.Pod {
 	}
 	return &shim.Pod{Namespace: a["K8S_POD_NAMESPACE"], Name: a["K8S_POD_NAME"], UID: a["K8S_POD_UID"]}
 }
+
+// checkIfName refuses the names that skel lets pass but nobody can use: the
+// kernel would expand a pattern, and the wire carries text.
+func checkIfName(name string) error {
+	if strings.Contains(name, "%") || strings.ToValidUTF8(name, "") != name {
+		return types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("CNI_IFNAME %q cannot be an interface's name", name), "")
+	}
+	return nil
+}

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
@@ -39,13 +38,4 @@ func lists(prev *types100.Result, pod int, address netip.Prefix) bool {
 		addr, ok := netip.AddrFromSlice(ip.Address.IP)
 		return ok && addr.Unmap() == address.Addr() && (ip.Interface == nil || *ip.Interface == pod)
 	})
-}
-
-// checkIfName refuses the names that skel lets pass but nobody can use: the
-// kernel would expand a pattern, and the wire carries text.
-func checkIfName(name string) error {
-	if strings.Contains(name, "%") || strings.ToValidUTF8(name, "") != name {
-		return types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("CNI_IFNAME %q cannot be an interface's name", name), "")
-	}
-	return nil
 }

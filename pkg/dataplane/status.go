@@ -66,17 +66,12 @@ func (d *Dataplane) MTU() int {
 	return 0
 }
 
-// Ready returns nil if an attach would be served now, else ErrNotReady with
-// every reason.
-func (d *Dataplane) Ready() error {
-	var errs []error
-	for _, reason := range d.Waiting() {
-		errs = append(errs, errors.New(reason))
+// Backend is what runs WireGuard, empty while nothing does.
+func (d *Dataplane) Backend() wireguard.Backend {
+	if parts := d.current(); parts != nil {
+		return parts.device.Backend()
 	}
-	if len(errs) == 0 {
-		return nil
-	}
-	return fmt.Errorf("%w: %w", ErrNotReady, errors.Join(errs...))
+	return ""
 }
 
 // Waiting lists why the node is not ready, a line for each reason.

@@ -230,7 +230,7 @@ func TestForeignRoutesAreNotTouched(t *testing.T) {
 			t.Errorf("fault without peers: %v", err)
 		}
 		expect("without peers")
-		if err := node.device.Remove(t.Context()); err != nil {
+		if err := errors.Join(node.device.Close(), node.removeByName(t)); err != nil {
 			t.Error(err)
 		}
 		expect("without device")
@@ -241,24 +241,19 @@ func TestRemoveLeavesNothing(t *testing.T) {
 	eachBackend(t, func(t *testing.T, backend Backend) {
 		checkLeaks(t)
 		node := newTestNode(t, netlab.TestFabric(t, "fabric"), backend, 1)
-		for what, remove := range map[string]func() error{
-			"of the device":       func() error { return node.device.Remove(t.Context()) },
-			"after another's end": func() error { return errors.Join(node.device.Close(), node.removeByName(t)) },
-		} {
-			node.open(t)
-			setPeers(t, node, planned(2), planned(3))
-			if err := remove(); err != nil {
-				t.Errorf("%s: %v", what, err)
-			}
-			if link := node.link(t); link != nil {
-				t.Errorf("%s: link %v is left", what, link.Attrs())
-			}
-			if routes := ourRoutes(t, node); routes != "" {
-				t.Errorf("%s: routes are left:\n%s", what, routes)
-			}
-			if err := node.removeByName(t); err != nil {
-				t.Errorf("%s: again: %v", what, err)
-			}
+		node.open(t)
+		setPeers(t, node, planned(2), planned(3))
+		if err := errors.Join(node.device.Close(), node.removeByName(t)); err != nil {
+			t.Error(err)
+		}
+		if link := node.link(t); link != nil {
+			t.Errorf("link %v is left", link.Attrs())
+		}
+		if routes := ourRoutes(t, node); routes != "" {
+			t.Errorf("routes are left:\n%s", routes)
+		}
+		if err := node.removeByName(t); err != nil {
+			t.Errorf("again: %v", err)
 		}
 	})
 }

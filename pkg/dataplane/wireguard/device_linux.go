@@ -258,19 +258,8 @@ func (d *Device) Status(ctx context.Context) (Status, error) {
 
 // Close ends this process's part. A kernel device goes on; a TUN keeps its
 // addresses and routes, and drops what is sent to it until the next Open.
-// Closing twice is fine.
+// Closing twice is fine. [Remove] removes the device.
 func (d *Device) Close() error {
-	return d.end(func() error { return nil })
-}
-
-// Remove closes the device and removes it with its routes. After Close it does
-// nothing; see the function [Remove].
-func (d *Device) Remove(ctx context.Context) error {
-	return d.end(func() error { return Remove(ctx, d.cfg.Name) })
-}
-
-// end closes the device, calling last in its namespace.
-func (d *Device) end(last func() error) error {
 	<-d.free
 	defer d.unlock()
 	if d.closed {
@@ -278,7 +267,7 @@ func (d *Device) end(last func() error) error {
 	}
 	d.closed = true
 	d.setReady(errClosed)
-	if err := errors.Join(d.release(), d.ns.do(last), d.ns.close()); err != nil {
+	if err := errors.Join(d.release(), d.ns.close()); err != nil {
 		return fmt.Errorf("close WireGuard device %s: %w", d.cfg.Name, err)
 	}
 	return nil

@@ -50,6 +50,3 @@ func (d *Device) Run(context.Context) error { return errors.ErrUnsupported }
 
 // Close returns errors.ErrUnsupported.
 func (d *Device) Close() error { return errors.ErrUnsupported }
-
-// Remove returns errors.ErrUnsupported.
-func (d *Device) Remove(context.Context) error { return errors.ErrUnsupported }

@@ -289,7 +289,7 @@ func randomPeers(random *rand.Rand) []Peer {
 	}
 	var peers []Peer
 	for _, n := range slices.Sorted(maps.Keys(chosen)) {
-		slices.SortFunc(chosen[n], comparePrefixes)
+		slices.SortFunc(chosen[n], netip.Prefix.Compare)
 		p := Peer{Node: fmt.Sprint(n), PublicKey: named(fmt.Sprint(n)), AllowedIPs: chosen[n], Keepalive: time.Duration(random.IntN(2)) * time.Second}
 		if random.IntN(3) > 0 {
 			p.Endpoint = netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(random.IntN(3))}), 1)

@@ -314,7 +314,7 @@ func (p *planner) allowedIPs(given []netip.Prefix) ([]netip.Prefix, error) {
 		return nil, fmt.Errorf("it claims %d slices, more than %d", len(given), maxSlices)
 	}
 	sorted := slices.Clone(given)
-	slices.SortFunc(sorted, comparePrefixes)
+	slices.SortFunc(sorted, netip.Prefix.Compare)
 	for i, slice := range sorted {
 		if err := p.checkSlice(slice); err != nil {
 			return nil, err
@@ -341,11 +341,4 @@ func (p *planner) checkSlice(slice netip.Prefix) error {
 		return fmt.Errorf("its slice %v %w %v of node %s", slice, ErrOverlappingSlice, holder.prefix, holder.node)
 	}
 	return nil
-}
-
-func comparePrefixes(a, b netip.Prefix) int {
-	if c := a.Addr().Compare(b.Addr()); c != 0 {
-		return c
-	}
-	return a.Bits() - b.Bits()
 }

@@ -47,7 +47,7 @@ func prefixesOf(nets []net.IPNet) []netip.Prefix {
 	for i, n := range nets {
 		prefixes[i] = prefixOf(n)
 	}
-	slices.SortFunc(prefixes, comparePrefixes)
+	slices.SortFunc(prefixes, netip.Prefix.Compare)
 	return prefixes
 }
 
