@@ -27,7 +27,7 @@ demo bench: export ZLAYER_BIN := $(BIN)
 
 # The race detector is slow and needs a C compiler: it watches the packages
 # whose goroutines share state.
-RACE_PACKAGES := ./internal/... ./pkg/shim/... ./pkg/cni/... ./pkg/dataplane ./pkg/dataplane/ipam/... ./pkg/dataplane/attach/... ./pkg/dataplane/wireguard/...
+RACE_PACKAGES := ./internal/... ./pkg/... ./cmd/overlayd
 RACE := $(if $(shell command -v $$($(GO) env CC) 2>/dev/null),-race)
 
 # Tests that need a kernel are those that enter test/netlab; those of test/e2e
@@ -56,6 +56,13 @@ test-programs: ## build the programs with failpoints into bin/test
 test: test-programs ## run all tests, as root or as an ordinary user
 	$(GO) test -vet=off $(TAGS) $(RACE) $(TESTFLAGS) $(RACE_PACKAGES)
 	$(GO) test -vet=off $(TAGS) $(TESTFLAGS) $$($(GO) list ./... | grep -vxFf <($(GO) list $(RACE_PACKAGES)))
+
+.PHONY: test-race
+test-race: test-programs ## drive a daemon that watches itself for races and dies of the first
+	mkdir -p $(BIN)/race
+	cp $(BIN)/test/zlayer-cni $(BIN)/race/
+	CGO_ENABLED=1 $(GO) build -race -trimpath $(TAGS) -o $(BIN)/race/ ./cmd/overlayd
+	ZLAYER_BIN=$(BIN)/race GORACE=halt_on_error=1 $(GO) test -vet=off -short $(TESTFLAGS) ./test/node
 
 .PHONY: test-bundle
 test-bundle: test-programs ## compile the namespace tests into bin/bundle, which runs without Go
