@@ -77,6 +77,7 @@ func FuzzMemberOf(f *testing.F) {
 	f.Add(keyFor("a"), "192.0.2.1:51820", "", "25s")
 	f.Add("", "", "gate.example:1", "often")
 	f.Add(strings.Repeat("A", maxAnnotation+1), "", "", "")
+	f.Add("", strings.Repeat("A", 2*maxAnnotation), "", "")
 	f.Fuzz(func(t *testing.T, key, endpoint, forced, keepalive string) {
 		object := &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Name: "n", Annotations: map[string]string{
 			PublicKey: key, Endpoint: endpoint, ForceEndpoint: forced, Keepalive: keepalive, "other": "x",
@@ -84,6 +85,11 @@ func FuzzMemberOf(f *testing.F) {
 		strip(object)
 		if _, there := object.Annotations["other"]; there {
 			t.Error("an annotation that is not ours was kept")
+		}
+		for key, value := range object.Annotations {
+			if len(value) > maxAnnotation+1 {
+				t.Errorf("%d bytes of %s were kept", len(value), key)
+			}
 		}
 		got := memberOf(object)
 		if size := max(len(got.publicKey), len(got.endpoint)); size > maxAnnotation {

@@ -91,6 +91,15 @@ func TestWritesOnlyWhatDiffers(t *testing.T) {
 	if got := l.kube.Stats().Writes; got != 3 {
 		t.Errorf("%d writes counted", got)
 	}
+	// It was not just the pace that kept it from writing.
+	l.stop()
+	l.kube.writers = map[string]writeState{}
+	if err := l.kube.selfPass(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if diff := cmp.Diff(want, l.Writes()); diff != "" {
+		t.Errorf("writes of one more pass (-want +got):\n%s", diff)
+	}
 }
 
 func TestFactsAreFollowed(t *testing.T) {
