@@ -58,6 +58,8 @@ type Config struct {
 	MasqueradeExclusions []netip.Prefix
 	// MetricsAddress serves /metrics and /healthz; the zero value serves neither.
 	MetricsAddress netip.AddrPort
+	// Handover waits for the daemon in charge to end instead of refusing to start.
+	Handover bool
 	// LogLevel is the lowest level that is written.
 	LogLevel slog.Level
 	// LogFormat is "text" or "json".

@@ -73,6 +73,7 @@ mtu: 1300
 masquerade: false
 masqueradeExclusions: [192.168.0.0/16]
 metricsAddress: "[::1]:9000"
+handover: true
 logLevel: debug
 logFormat: json
 `
@@ -110,6 +111,7 @@ func TestConfigFileSetsEveryKey(t *testing.T) {
 		ListenPort: 40000, Backend: wireguard.Userspace, MTU: 1300,
 		MasqueradeExclusions: []netip.Prefix{netip.MustParsePrefix("192.168.0.0/16")},
 		MetricsAddress:       netip.MustParseAddrPort("[::1]:9000"),
+		Handover:             true,
 		LogLevel:             slog.LevelDebug, LogFormat: "json",
 	}
 	if diff := cmp.Diff(want, got, compareConfigs); diff != "" {
@@ -121,7 +123,7 @@ func TestFlagsOverrideTheFile(t *testing.T) {
 	got, err := load(t, everyKey,
 		"--node-name=flagged", "--cluster-cidrs=10.30.0.0/16", "--cluster-cidrs=fd30::/48", "--slice-bits-ipv4=25", "--slice-bits-ipv6=80",
 		"--nodes-file=/f", "--socket=/run/f.sock", "--state-dir=/fs", "--sysctl-dir=/s", "--cni-bin-dir=", "--cni-conf-dir=/c", "--listen-port=1", "--backend=kernel", "--mtu=1400", "--masquerade=true",
-		"--masquerade-exclusions=", "--metrics-address=", "--log-level=warn", "--log-format=text")
+		"--masquerade-exclusions=", "--metrics-address=", "--handover=false", "--log-level=warn", "--log-format=text")
 	if err != nil {
 		t.Fatal(err)
 	}

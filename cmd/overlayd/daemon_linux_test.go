@@ -192,6 +192,44 @@ func TestSecondDaemonRefuses(t *testing.T) {
 	}
 }
 
+// A successor that is started beside the daemon takes over when that ends, and
+// ends without a word if it is told to before.
+func TestHandover(t *testing.T) {
+	n := newSingle(t)
+	n.startReady()
+	first, firstEnded := n.cmd, n.exited
+	n.configure("handover: true\n")
+	waits := func() error {
+		if !strings.Contains(n.log.String(), "waiting until the daemon in charge ends") {
+			return errors.New("the successor does not wait")
+		}
+		return nil
+	}
+	n.start()
+	eventually(t, waits)
+	if err := n.end(syscall.SIGTERM); err != nil {
+		t.Errorf("exit of a successor that was told to end: %v", err)
+	}
+	n.start()
+	eventually(t, waits)
+	if status, body := n.get("/healthz"); status != http.StatusOK {
+		t.Errorf("healthz while the successor waits: %d %s", status, body)
+	}
+	if err := first.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	<-firstEnded
+	eventually(t, func() error {
+		if status, body := n.get("/healthz"); status != http.StatusOK {
+			return fmt.Errorf("healthz of the successor: %d %s", status, body)
+		}
+		return nil
+	})
+	if err := n.end(syscall.SIGTERM); err != nil {
+		t.Errorf("exit of the successor: %v", err)
+	}
+}
+
 func TestBadConfigChangesNothing(t *testing.T) {
 	n := newNode(t, netlab.TestFabric(t, "fabric"), "node-a", 1)
 	good := nodesFileOf([]*node{n}, nil)

@@ -56,6 +56,16 @@ func newLogger(config Config, out io.Writer) *slog.Logger {
 func run(ctx context.Context, config Config, logOut io.Writer) error {
 	boundMemory(config.Backend, 0)
 	log := newLogger(config, logOut)
+	if config.Handover {
+		sole, err := succeed(ctx, log)
+		if ctx.Err() != nil {
+			return nil // told to end while it waited
+		}
+		if err != nil {
+			return err
+		}
+		defer closeListener(sole) // the last to go, which tells the next that all else is free
+	}
 	d := &daemon{config: config, log: log, requests: newRequestMetrics(), tried: make(chan struct{})}
 	if !config.Kubernetes {
 		file, err := newNodesFile(config, log, d.setNodes)
@@ -76,11 +86,13 @@ func run(ctx context.Context, config Config, logOut io.Writer) error {
 		return err
 	}
 	defer closeListener(socket)
-	sole, err := becomeSole(ctx)
-	if err != nil {
-		return err
+	if !config.Handover {
+		sole, err := becomeSole(ctx)
+		if err != nil {
+			return err
+		}
+		defer closeListener(sole)
 	}
-	defer closeListener(sole)
 	if d.plane, err = dataplane.New(dataplane.Config{
 		Node: config.NodeName, StateDir: config.StateDir,
 		Backend: config.Backend, ListenPort: config.ListenPort, MTU: config.MTU,

@@ -127,6 +127,9 @@ func serviceSettings() []setting {
 			key: "metricsAddress", flag: "metrics-address", fallback: "127.0.0.1:9551", usage: "address and port of /metrics and /healthz, empty for neither",
 			set: func(c *Config, v []string) (err error) { c.MetricsAddress, err = parseAddrPort(v[0]); return err },
 		}, {
+			key: "handover", flag: "handover", kind: boolean, fallback: "false", usage: "wait until the daemon that runs has ended, then take over at once",
+			set: func(c *Config, v []string) (err error) { c.Handover, err = parseBool(v[0]); return err },
+		}, {
 			key: "logLevel", flag: "log-level", fallback: "info", usage: "lowest level that is logged: debug, info, warn, error",
 			set: func(c *Config, v []string) error {
 				name, err := oneOf(v[0], "debug", "info", "warn", "error")
