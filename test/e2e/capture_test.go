@@ -314,7 +314,7 @@ func TestCaptureSeesPodTraffic(t *testing.T) {
 	watchWire(t)
 	from, to := lab.nodes[1], lab.nodes[2]
 	serve(t, to.place, nodePort)
-	if _, err := from.ask(t.Context(), "udp", netip.AddrPortFrom(to.addr(false), nodePort)); err != nil {
+	if _, err := from.ask(t.Context(), "udp", netip.AddrPortFrom(to.addr(false), nodePort), marker); err != nil {
 		t.Fatal(err)
 	}
 	const twoPacketsAtTwoNodes = 4

@@ -167,14 +167,18 @@ func poll(ctx context.Context, limit time.Duration, try func(context.Context) er
 	const interval = 200 * time.Millisecond
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	var last error
 	for {
 		err := try(ctx)
 		if err == nil {
 			return nil
 		}
+		if last == nil || ctx.Err() == nil { // else it may only say that time is up
+			last = err
+		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("after %v: %w", limit, err)
+			return fmt.Errorf("after %v: %w", limit, last)
 		case <-time.After(interval):
 		}
 	}

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
@@ -56,6 +57,8 @@ type question struct {
 	target  netip.AddrPort
 	// server is who should answer; empty: anybody.
 	server string
+	// word is what they say: open or, if empty, the marker.
+	word string
 	// client tells whether the address that the server sees is right; nil: any is.
 	client func(netip.Addr) bool
 }
@@ -76,7 +79,7 @@ func askAll(t *testing.T, questions []question) {
 }
 
 func (q question) ask(ctx context.Context) error {
-	said, err := q.from.ask(ctx, q.network, q.target)
+	said, err := q.from.ask(ctx, q.network, q.target, cmp.Or(q.word, marker))
 	if err != nil {
 		return err
 	}
@@ -100,6 +103,15 @@ func everyWay(from, to place, port uint16, client func(ipv6 bool) func(netip.Add
 				server: to.name, client: client(ipv6),
 			})
 		}
+	}
+	return questions
+}
+
+// openly is everyWay where the way is not the pods' network.
+func openly(from, to place, port uint16, client func(ipv6 bool) func(netip.Addr) bool) []question {
+	questions := everyWay(from, to, port, client)
+	for i := range questions {
+		questions[i].word = open
 	}
 	return questions
 }
@@ -138,7 +150,7 @@ func TestPodsReachNodes(t *testing.T) {
 			if from.node == to {
 				client = anyone
 			}
-			questions = append(questions, everyWay(from.place, to.place, nodePort, client)...)
+			questions = append(questions, openly(from.place, to.place, nodePort, client)...)
 		}
 	}
 	askAll(t, questions)
@@ -232,7 +244,7 @@ func TestHostPort(t *testing.T) {
 	}
 	var questions []question
 	for _, from := range askers {
-		questions = append(questions, everyWay(from, at, hostPort, anyone)...)
+		questions = append(questions, openly(from, at, hostPort, anyone)...)
 	}
 	askAll(t, questions)
 }
@@ -252,7 +264,7 @@ func TestEgressIsMasqueraded(t *testing.T) {
 	serve(t, world, nodePort)
 	var questions []question
 	for _, from := range pods {
-		questions = append(questions, everyWay(from.place, world, nodePort, ownAddress(from.node.place))...)
+		questions = append(questions, openly(from.place, world, nodePort, ownAddress(from.node.place))...)
 	}
 	askAll(t, questions)
 }

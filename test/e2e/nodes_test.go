@@ -104,32 +104,35 @@ func awaitPeer(t *testing.T, what, name string, want func(peer shim.PeerStatus, 
 	t.Logf("%s: everywhere after %v", what, time.Since(started).Round(time.Millisecond))
 }
 
+// hasPeer wants a peer with a key and slices.
+func hasPeer(key string, prefixes []string) func(shim.PeerStatus, bool) error {
+	return func(peer shim.PeerStatus, is bool) error {
+		var allowed []string
+		for _, prefix := range peer.AllowedIPs {
+			allowed = append(allowed, prefix.String())
+		}
+		if slices.Sort(allowed); !is || peer.PublicKey != key || !slices.Equal(allowed, sorted(prefixes)) {
+			return fmt.Errorf("peer %v: key %s, slices %v; want %s, %v", is, peer.PublicKey, allowed, key, prefixes)
+		}
+		return nil
+	}
+}
+
+func noPeer(_ shim.PeerStatus, is bool) error {
+	if is {
+		return errors.New("it is still a peer")
+	}
+	return nil
+}
+
 // TestPeersFollowNodes has a Node appear, change its key, go, and come back
 // under the same name as another machine with another slice.
 func TestPeersFollowNodes(t *testing.T) {
 	awaitServing(t)
-	is := func(key string, prefixes []string) func(shim.PeerStatus, bool) error {
-		return func(peer shim.PeerStatus, is bool) error {
-			var allowed []string
-			for _, prefix := range peer.AllowedIPs {
-				allowed = append(allowed, prefix.String())
-			}
-			if slices.Sort(allowed); !is || peer.PublicKey != key || !slices.Equal(allowed, sorted(prefixes)) {
-				return fmt.Errorf("peer %v: key %s, slices %v; want %s, %v", is, peer.PublicKey, allowed, key, prefixes)
-			}
-			return nil
-		}
-	}
-	gone := func(_ shim.PeerStatus, is bool) error {
-		if is {
-			return errors.New("it is still a peer")
-		}
-		return nil
-	}
 	first, second, third := newKey(t), newKey(t), newKey(t)
 	g := ghost{name: "ghost-follow", slices: ghostSlices(201), annotations: map[string]string{"public-key": first, "endpoint": "192.0.2.1:51820"}}
 	haunt(t, g)
-	awaitPeer(t, "a new node", g.name, is(first, g.slices))
+	awaitPeer(t, "a new node", g.name, hasPeer(first, g.slices))
 
 	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
 		object, err := lab.client.CoreV1().Nodes().Get(t.Context(), g.name, metav1.GetOptions{})
@@ -143,16 +146,32 @@ func TestPeersFollowNodes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	awaitPeer(t, "a node's new key", g.name, is(second, g.slices))
+	awaitPeer(t, "a node's new key", g.name, hasPeer(second, g.slices))
 
 	exorcise(t, g.name)
-	awaitPeer(t, "a deleted node", g.name, gone)
+	awaitPeer(t, "a deleted node", g.name, noPeer)
 
 	g.slices, g.annotations["public-key"] = ghostSlices(202), third
 	haunt(t, g)
-	awaitPeer(t, "another machine of the same name", g.name, is(third, g.slices))
+	awaitPeer(t, "another machine of the same name", g.name, hasPeer(third, g.slices))
 	exorcise(t, g.name)
-	awaitPeer(t, "a deleted node", g.name, gone)
+	awaitPeer(t, "a deleted node", g.name, noPeer)
+}
+
+// TestSliceComesLate has a Node get its slices after it has said its key, as
+// those of new machines do.
+func TestSliceComesLate(t *testing.T) {
+	awaitServing(t)
+	key := newKey(t)
+	g := haunt(t, ghost{name: "ghost-late", annotations: map[string]string{"public-key": key, "endpoint": "192.0.2.2:51820"}})
+	eventually(t, "the controller manager gives the node slices", func(ctx context.Context) (err error) {
+		g, err = lab.client.CoreV1().Nodes().Get(ctx, g.Name, metav1.GetOptions{})
+		if err == nil && len(g.Spec.PodCIDRs) == 0 {
+			err = errors.New("it has none")
+		}
+		return err
+	})
+	awaitPeer(t, "a node whose slices came late", g.Name, hasPeer(key, g.Spec.PodCIDRs))
 }
 
 func sorted(list []string) []string { return slices.Sorted(slices.Values(list)) }

@@ -52,9 +52,13 @@ func (p place) dial(ctx context.Context, network, address string) (conn net.Conn
 	return conn, err
 }
 
-// marker stands in all that pods say to each other, so that the capture
-// recognises it on the wire however it is wrapped.
-const marker = "zlayer-e2e-not-for-the-wire"
+// marker stands in all that goes to pods by the pods' network, so that the
+// capture recognises it on the wire however it is wrapped. What goes to nodes and
+// out of the cluster is open: it is not encrypted, and has another word.
+const (
+	marker = "zlayer-e2e-not-for-the-wire"
+	open   = "zlayer-e2e-open"
+)
 
 // server answers at a place: TCP connections with a line, then whatever they
 // send; UDP packets with that line and the packet.
@@ -108,7 +112,7 @@ func (p place) answerStreams(listener net.Listener) {
 		}
 		go func() {
 			defer func() { _ = conn.Close() }()
-			if _, err := fmt.Fprintf(conn, "%s %s %s\n", p.name, peerOf(conn.RemoteAddr()), marker); err == nil {
+			if _, err := fmt.Fprintf(conn, "%s %s\n", p.name, peerOf(conn.RemoteAddr())); err == nil {
 				_, _ = io.Copy(conn, conn)
 			}
 		}()
@@ -127,7 +131,7 @@ func (p place) answerPackets(conn net.PacketConn) {
 		}
 		answer := packet[:n]
 		if n < greetingRoom { // else it is the size that matters
-			answer = fmt.Appendf(nil, "%s %s %s\n%s", p.name, peerOf(from), marker, packet[:n])
+			answer = fmt.Appendf(nil, "%s %s\n%s", p.name, peerOf(from), packet[:n])
 		}
 		_, _ = conn.WriteTo(answer, from)
 	}
@@ -154,19 +158,19 @@ type greeting struct {
 }
 
 // ask makes one connection, or sends one packet, and reads the greeting. It
-// also has the marker echoed, so that it crosses both ways.
-func (p place) ask(ctx context.Context, network string, target netip.AddrPort) (greeting, error) {
+// also has a word echoed, so that it crosses both ways.
+func (p place) ask(ctx context.Context, network string, target netip.AddrPort, word string) (greeting, error) {
 	const limit = 3 * time.Second
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	said, err := p.askOnce(ctx, network, target)
+	said, err := p.askOnce(ctx, network, target, word)
 	if err != nil {
 		return greeting{}, fmt.Errorf("%s asks %v by %s: %w", p.name, target, network, err)
 	}
 	return said, nil
 }
 
-func (p place) askOnce(ctx context.Context, network string, target netip.AddrPort) (greeting, error) {
+func (p place) askOnce(ctx context.Context, network string, target netip.AddrPort, word string) (greeting, error) {
 	conn, err := p.dial(ctx, network, target.String())
 	if err != nil {
 		return greeting{}, err
@@ -175,7 +179,7 @@ func (p place) askOnce(ctx context.Context, network string, target netip.AddrPor
 	if deadline, ok := ctx.Deadline(); ok {
 		_ = conn.SetDeadline(deadline)
 	}
-	if _, err := io.WriteString(conn, marker+"\n"); err != nil {
+	if _, err := io.WriteString(conn, word+"\n"); err != nil {
 		return greeting{}, err
 	}
 	reader := bufio.NewReader(conn)
@@ -183,11 +187,11 @@ func (p place) askOnce(ctx context.Context, network string, target netip.AddrPor
 	if err != nil {
 		return greeting{}, err
 	}
-	if echo, err := reader.ReadString('\n'); err != nil || echo != marker+"\n" {
+	if echo, err := reader.ReadString('\n'); err != nil || echo != word+"\n" {
 		return greeting{}, fmt.Errorf("echo %q: %w", echo, err)
 	}
 	fields := strings.Fields(line)
-	if len(fields) != 3 {
+	if len(fields) != 2 {
 		return greeting{}, fmt.Errorf("strange greeting %q", line)
 	}
 	client, err := netip.ParseAddr(fields[1])

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -88,6 +89,7 @@ func TestServices(t *testing.T) {
 	for _, mode := range proxyModes(t) {
 		t.Run(mode, func(t *testing.T) {
 			setProxyMode(t, mode)
+			s.awaitProxy(t)
 			t.Run("ClusterIP", s.clusterIP)
 			t.Run("EveryBackend", s.everyBackend)
 			t.Run("Hairpin", s.toItself)
@@ -105,6 +107,17 @@ type serviceTests struct {
 	alone *pod
 
 	cluster, sticky, headless, hairpin, nodePort, local *corev1.Service
+}
+
+// awaitProxy waits until kube-proxy has set up the services on every node. Until
+// then their addresses are no pods', and leave by the default route.
+func (s serviceTests) awaitProxy(t *testing.T) {
+	t.Helper()
+	var questions []question
+	for _, n := range lab.nodes {
+		questions = append(questions, openly(n.place, clusterAddrs(t, s.cluster), servicePort, anyone)...)
+	}
+	askAll(t, questions)
 }
 
 // clusterIP asks from pods and nodes. A pod keeps its address, unless it gets
@@ -133,7 +146,7 @@ func (s serviceTests) everyBackend(t *testing.T) {
 		target := netip.AddrPortFrom(clusterAddrs(t, s.cluster).addr(ipv6), servicePort)
 		answered := map[string]bool{}
 		eventually(t, fmt.Sprintf("all backends of %v answer", target), func(ctx context.Context) error {
-			said, err := s.alone.ask(ctx, "tcp", target)
+			said, err := s.alone.ask(ctx, "tcp", target, marker)
 			if err != nil {
 				return err
 			}
@@ -160,7 +173,7 @@ func (s serviceTests) affinity(t *testing.T) {
 		eventually(t, fmt.Sprintf("the same backend answers at %v", target), func(ctx context.Context) error {
 			answered := map[string]int{}
 			for range times {
-				said, err := s.alone.ask(ctx, "tcp", target)
+				said, err := s.alone.ask(ctx, "tcp", target, marker)
 				if err != nil {
 					return err
 				}
@@ -187,7 +200,7 @@ func (s serviceTests) nodePorts(t *testing.T) {
 	for _, n := range lab.nodes {
 		target := place{addrs: n.addrs}
 		for _, from := range askers {
-			questions = append(questions, everyWay(from, target, 0, anyone)...)
+			questions = append(questions, openly(from, target, 0, anyone)...)
 		}
 	}
 	for i := range questions {
@@ -217,18 +230,22 @@ func (s serviceTests) externalLocal(t *testing.T) {
 	for _, ipv6 := range []bool{false, true} {
 		for _, network := range []string{"tcp", "udp"} {
 			questions = append(questions, question{
-				from: client, network: network, server: s.alone.name, client: ownAddress(client)(ipv6),
+				from: client, network: network, word: open, server: s.alone.name, client: ownAddress(client)(ipv6),
 				target: netip.AddrPortFrom(s.alone.node.addr(ipv6), nodePortOf(s.local, network)),
 			})
 		}
 	}
 	askAll(t, questions)
-	for _, q := range questions {
+	err = together(questions, func(q question) error {
 		other := lab.nodes[2].addr(q.target.Addr().Is6())
-		said, err := client.ask(t.Context(), q.network, netip.AddrPortFrom(other, q.target.Port()))
+		said, err := client.ask(t.Context(), q.network, netip.AddrPortFrom(other, q.target.Port()), open)
 		if err == nil {
-			t.Errorf("%s, which has no backend, passed %s to %s", lab.nodes[2].name, q.network, said.server)
+			return fmt.Errorf("%s, which has no backend, passed %s to %s", lab.nodes[2].name, q.network, said.server)
 		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }
 
@@ -259,7 +276,7 @@ func (s serviceTests) names(t *testing.T) {
 					found[i] = found[i].Unmap()
 				}
 				slices.SortFunc(found, netip.Addr.Compare)
-				if diff := cmp.Diff(want, found, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+				if diff := cmp.Diff(want, found, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 					return fmt.Errorf("(-want +got)\n%s", diff)
 				}
 				return nil
