@@ -11,6 +11,7 @@ import (
 
 // followCluster makes the API server the source of nodes, and of pods.
 func (d *daemon) followCluster() error {
+	kube.SetLog(d.log)
 	cluster, err := kube.New(kube.Config{
 		Node: d.config.NodeName, Kubeconfig: d.config.Kubeconfig, Cluster: d.config.ClusterCIDRs,
 		PublicKey: d.plane.PublicKey(), ListenPort: d.config.ListenPort, Endpoint: d.config.Endpoint,

@@ -50,10 +50,13 @@ type api struct {
 	writes atomic.Uint64
 }
 
+// SetLog sends what client-go logs to log, for the whole process: call it once,
+// before New. client-go logs every retry, each as an error; here it is debugging,
+// since what matters is told by Fault.
+func SetLog(log *slog.Logger) { klog.SetSlogLogger(slog.New(quiet{log.Handler()})) }
+
 // newAPI reads the credentials of the kubeconfig, or the pod's if there is none.
-func newAPI(kubeconfig string, log *slog.Logger) (*api, error) {
-	// client-go logs every retry, each as an error. What matters is told by Fault.
-	klog.SetSlogLogger(slog.New(quiet{log.Handler()}))
+func newAPI(kubeconfig string) (*api, error) {
 	config, err := rest.InClusterConfig()
 	if kubeconfig != "" {
 		config, err = clientcmd.BuildConfigFromFlags("", kubeconfig)

@@ -26,7 +26,10 @@ import (
 // patience is how long anything that should happen may take.
 const patience = 30 * time.Second
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	SetLog(discard)
+	goleak.VerifyTestMain(m)
+}
 
 var (
 	errNoDevice = errors.New("no device")

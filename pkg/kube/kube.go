@@ -106,7 +106,7 @@ type setState struct {
 // New returns a Kube that has not yet talked to the API server. It fails if the
 // credentials cannot be read.
 func New(cfg Config) (*Kube, error) {
-	client, err := newAPI(cfg.Kubeconfig, cfg.Log)
+	client, err := newAPI(cfg.Kubeconfig)
 	if err != nil {
 		return nil, err
 	}
