@@ -64,7 +64,7 @@ func run(ctx context.Context, config Config, logOut io.Writer) error {
 		if err != nil {
 			return err
 		}
-		defer closeListener(sole) // the last to go, which tells the next that all else is free
+		defer func() { _ = sole.Close() }() // the last to go, which tells the next that all else is free
 	}
 	d := &daemon{config: config, log: log, requests: newRequestMetrics(), tried: make(chan struct{})}
 	if !config.Kubernetes {
@@ -87,11 +87,11 @@ func run(ctx context.Context, config Config, logOut io.Writer) error {
 	}
 	defer closeListener(socket)
 	if !config.Handover {
-		sole, err := becomeSole(ctx)
+		sole, err := becomeSole()
 		if err != nil {
 			return err
 		}
-		defer closeListener(sole)
+		defer func() { _ = sole.Close() }()
 	}
 	if d.plane, err = dataplane.New(dataplane.Config{
 		Node: config.NodeName, StateDir: config.StateDir,

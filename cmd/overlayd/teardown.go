@@ -66,11 +66,17 @@ func teardown(ctx context.Context, config Config, purge bool, out io.Writer) (er
 			_ = os.Remove(filepath.Dir(config.Socket)) // unless there is something else in it
 		}
 	}()
-	sole, err := becomeSole(ctx)
+	sole, err := becomeSole()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, sole.Close()) }()
+	defer func() {
+		if purge {
+			err = errors.Join(err, os.Remove(sole.Name()))
+			_ = os.Remove(filepath.Dir(sole.Name())) // unless the socket is in it
+		}
+		err = errors.Join(err, sole.Close())
+	}()
 	// First the network: no more sandboxes from here on.
 	network, err := uninstallNetwork(config)
 	if err != nil {
