@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"time"
 
 	"github.com/zlayer/zlayer-cni/pkg/dataplane"
 	"github.com/zlayer/zlayer-cni/pkg/kube"
@@ -26,6 +28,26 @@ func (d *daemon) followCluster() error {
 	}
 	d.nodes, d.cluster = cluster, cluster
 	return nil
+}
+
+// errMoved ends the daemon: whoever supervises it starts it anew.
+var errMoved = errors.New("the Node has other slices than before, and no pod of the old ones is left: a new start takes them")
+
+// watchSlices returns when the Node got other slices, as one does that is
+// deleted and made again, and the last sandbox of the old ones is gone.
+func (d *daemon) watchSlices(ctx context.Context) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			if d.cluster != nil && d.plane.Moved() {
+				return errMoved
+			}
+		}
+	}
 }
 
 // checkPod refuses a sandbox whose pod the API server does not show. Without

@@ -31,16 +31,21 @@ func newCluster(t *testing.T) (api *apiserver.Server, a, b *node) {
 	kubeconfig := api.Kubeconfig(t)
 	for i, n := range []*node{a, b} {
 		write(t, n.config, fmt.Sprintf("nodeName: %s\nkubernetes: true\nkubeconfig: %s\nsocket: %s\nstateDir: %s/state\n", n.ns.Name, kubeconfig, n.socket, n.dir))
-		api.Create("nodes", apiserver.Object{
-			"kind": "Node", "apiVersion": "v1", "metadata": apiserver.Object{"name": n.ns.Name},
-			"spec": apiserver.Object{
-				"podCIDRs": []string{fmt.Sprintf("10.20.%d.0/24", i+1), fmt.Sprintf("fd20:0:0:%d::/64", i+1)},
-				"taints":   []apiserver.Object{{"key": "overlay.zlayer.dev/not-ready", "effect": "NoSchedule"}},
-			},
-			"status": apiserver.Object{"addresses": []apiserver.Object{{"type": "InternalIP", "address": fmt.Sprintf("198.51.100.%d", i+1)}}},
-		})
+		registered(api, n, i+1, i+1)
 	}
 	return api, a, b
+}
+
+// registered makes the Node of a machine, with the slices of a number.
+func registered(api *apiserver.Server, n *node, machine, slice int) {
+	api.Create("nodes", apiserver.Object{
+		"kind": "Node", "apiVersion": "v1", "metadata": apiserver.Object{"name": n.ns.Name},
+		"spec": apiserver.Object{
+			"podCIDRs": []string{fmt.Sprintf("10.20.%d.0/24", slice), fmt.Sprintf("fd20:0:0:%d::/64", slice)},
+			"taints":   []apiserver.Object{{"key": "overlay.zlayer.dev/not-ready", "effect": "NoSchedule"}},
+		},
+		"status": apiserver.Object{"addresses": []apiserver.Object{{"type": "InternalIP", "address": fmt.Sprintf("198.51.100.%d", machine)}}},
+	})
 }
 
 // hasPeers waits until the node has that many peers.
@@ -147,4 +152,36 @@ func TestFirstStartWithoutAnAPIServer(t *testing.T) {
 		_, err := a.client().Attach(t.Context(), pod.request())
 		return err
 	})
+}
+
+// TestNodeMadeAgain gives a Node other slices: the daemon serves the pods it has,
+// and ends without them. Its successor takes the slices.
+func TestNodeMadeAgain(t *testing.T) {
+	api, a, b := newCluster(t)
+	a.startReady()
+	b.startReady()
+	pod := newSandbox(t, "pod-1")
+	boundPod(api, pod, a)
+	pod.attach(t, a.client())
+	api.Delete("nodes", "", "node-a")
+	b.hasPeers(0)
+	registered(api, a, 1, 7)
+	eventually(t, func() error {
+		if waiting := a.status().Waiting; len(waiting) == 0 || !strings.Contains(waiting[0], "10.20.7.0/24") {
+			return fmt.Errorf("waiting for %q", waiting)
+		}
+		return nil
+	})
+	if err := a.client().Detach(t.Context(), pod.handle); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.wait(); exitCode(err) != 1 {
+		t.Errorf("exit without pods of the old slices: %v", err)
+	}
+	a.startReady()
+	if got := a.status().SliceCIDR.String(); got != "10.20.7.0/24" {
+		t.Errorf("slice %s, want 10.20.7.0/24", got)
+	}
+	b.hasPeers(1)
+	a.audit()
 }

@@ -129,6 +129,7 @@ func (d *daemon) run(ctx context.Context, socket, metrics net.Listener) error {
 	group.Go(func() error { return d.nodes.Run(background) })
 	group.Go(func() error { return d.graves.Run(background, d.open.Load) })
 	group.Go(func() error { return d.installer.Run(background) })
+	group.Go(func() error { return d.watchSlices(background) })
 	events := shim.NewBroadcaster(eventQueue)
 	group.Go(func() error { return d.watchPeers(background, events) })
 	group.Go(func() error {

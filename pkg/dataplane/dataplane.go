@@ -98,6 +98,7 @@ type Dataplane struct {
 	peers    []wireguard.Peer    // the wanted set
 	problems []wireguard.Problem // what SetNodes refused
 	waiting  string              // why parts is nil, or what is wrong with this node's own entry
+	moved    bool                // the set gives this node other slices than parts has
 	fault    error               // the last resync's, nil when all was well
 }
 

@@ -28,7 +28,7 @@ type NodeSet struct {
 // holds; later ones change peers and the cluster's prefixes, by difference
 // only. A node with garbage costs only itself and shows in Problems and Status.
 // This node's slices stay as they were first given while it runs; a change is
-// reported until a restart without pods.
+// reported until a restart without pods, for which Moved tells the time.
 //
 // Errors: ErrInvalid for a set without a cluster prefix, which changes nothing;
 // ErrNotReady while the set gives this node no slice.
@@ -46,6 +46,7 @@ func (d *Dataplane) SetNodes(ctx context.Context, set NodeSet) error {
 	before := d.problems
 	d.peers, d.problems, d.waiting, d.cluster = peers, problems, waiting, slices.Clone(set.Cluster)
 	running := d.parts
+	d.moved = running != nil && hasOtherSlices(set.Nodes, d.cfg.Node, running.slices)
 	d.mu.Unlock()
 	d.logNew(problems, before)
 	if len(own) == 0 {
@@ -61,6 +62,23 @@ func (d *Dataplane) SetNodes(ctx context.Context, set NodeSet) error {
 		return err
 	}
 	return d.change(ctx, running, peers, slices.Clone(set.Cluster))
+}
+
+// hasOtherSlices tells whether nodes gives the node of that name slices, and not
+// these.
+func hasOtherSlices(nodes []Node, name string, these []netip.Prefix) bool {
+	at := slices.IndexFunc(nodes, func(n Node) bool { return n.Name == name })
+	return at >= 0 && len(nodes[at].Slices) > 0 && !slices.Equal(nodes[at].Slices, these)
+}
+
+// Moved tells whether the node set gives this node other slices than it runs
+// with, and no sandbox has an address of those any more: a process that starts
+// now takes the new ones.
+func (d *Dataplane) Moved() bool {
+	d.mu.Lock()
+	moved, running := d.moved, d.parts
+	d.mu.Unlock()
+	return moved && len(running.attacher.List()) == 0
 }
 
 // Problems are the nodes of the last set that were refused as peers.
@@ -121,7 +139,7 @@ func (d *Dataplane) ownSlices(nodes []Node) (own []netip.Prefix, waiting string)
 		return own, waiting
 	}
 	if waiting == "" && !slices.Equal(running.slices, nodes[at].Slices) {
-		waiting = fmt.Sprintf("the node set gives this node the slices %v, but it runs with %v: drain and restart it", nodes[at].Slices, running.slices)
+		waiting = fmt.Sprintf("the node set gives this node the slices %v, but it runs with %v: drain it and restart the daemon, which does so itself in Kubernetes", nodes[at].Slices, running.slices)
 	}
 	return running.slices, waiting
 }
