@@ -87,17 +87,16 @@ func kubeletTimes(t *testing.T, n *node) startTimes {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var s startTimes
-	for name, into := range map[string]*float64{
-		"kubelet_run_podsandbox_duration_seconds_count": &s.sandboxes,
-		"kubelet_run_podsandbox_duration_seconds_sum":   &s.sandboxSeconds,
-		"kubelet_pod_start_duration_seconds_count":      &s.pods,
-		"kubelet_pod_start_duration_seconds_sum":        &s.podSeconds,
-	} {
-		// A kubelet that has started no pod yet has no such sample.
-		*into, _ = sumSamples(string(page), name)
+	const run, start = "kubelet_runtime_operations_duration_seconds", "kubelet_pod_start_duration_seconds"
+	sample := func(name string, labels ...string) float64 {
+		value, _ := sumSamples(string(page), name, labels...) // a kubelet that has started no pod yet has none
+		return value
 	}
-	return s
+	const sandbox = `operation_type="run_podsandbox"`
+	return startTimes{
+		sandboxes: sample(run+"_count", sandbox), sandboxSeconds: sample(run+"_sum", sandbox),
+		pods: sample(start + "_count"), podSeconds: sample(start + "_sum"),
+	}
 }
 
 func attachments(t *testing.T, n *node) int {

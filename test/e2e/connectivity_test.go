@@ -27,7 +27,7 @@ const (
 // serving on podPort. The last two are on one node.
 func crew(t *testing.T) []*pod {
 	t.Helper()
-	prefix := strings.ToLower(strings.TrimPrefix(t.Name(), "Test"))
+	prefix := strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(t.Name(), "Test")), "/", "-")
 	var specs []podSpec
 	for _, n := range []*node{lab.nodes[0], lab.nodes[2], lab.nodes[1], lab.nodes[1]} {
 		name := fmt.Sprintf("%s-%d", prefix, len(specs))

@@ -24,9 +24,9 @@ import (
 
 // TestUninstall removes the network as the README says, installs it again, sees
 // that it works, and removes it again: both times the nodes hold nothing of
-// ours, and they are the same.
+// ours, and they are the same. While there is no network, what pods have still to
+// say to each other is no affair of the capture's.
 func TestUninstall(t *testing.T) {
-	watchWire(t)
 	set, err := lab.client.AppsV1().DaemonSets(daemonNamespace).Get(t.Context(), daemonName, metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -36,16 +36,17 @@ func TestUninstall(t *testing.T) {
 		if err := install.add(context.Background()); err != nil {
 			t.Error(err)
 		}
+		lab.capture.takeLeaks()
 	})
 	first := install.removeAndLook(t)
 	if err := install.add(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	pods := crew(t)
-	askAll(t, everyWay(pods[2].place, pods[1].place, podPort, ownAddress(pods[2].place)))
-	if err := lab.deletePods(t.Context(), pods); err != nil {
-		t.Fatal(err)
-	}
+	lab.capture.takeLeaks()
+	t.Run("Again", func(t *testing.T) {
+		pods := crew(t)
+		askAll(t, everyWay(pods[2].place, pods[1].place, podPort, ownAddress(pods[2].place)))
+	})
 	second := install.removeAndLook(t)
 	if diff := cmp.Diff(first, second); diff != "" {
 		t.Errorf("the nodes were not left as they were (-before +after)\n%s", diff)
