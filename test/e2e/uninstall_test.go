@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 	appsv1 "k8s.io/api/apps/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // TestUninstall removes the network as the README says, installs it again, sees
@@ -118,7 +119,24 @@ func (i installation) remove(ctx context.Context) error {
 		}
 		return errors.Join(mapErrors(sets.Items, func(set appsv1.DaemonSet) error { return rolledOut(&set) })...)
 	})
-	return errors.Join(err, teardown.remove(ctx))
+	return errors.Join(err, teardown.remove(ctx), lab.removeAnnotations(ctx))
+}
+
+// removeAnnotations does what the README's kubectl annotate does.
+func (c *cluster) removeAnnotations(ctx context.Context) error {
+	patch := fmt.Sprintf(`{"metadata":{"annotations":{%q:null,%q:null,%q:null}}}`, annotations+"public-key", annotations+"endpoint", annotations+"mtu")
+	return together(c.nodes, func(n *node) error {
+		object, err := c.client.CoreV1().Nodes().Patch(ctx, n.name, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
+		if err != nil {
+			return err
+		}
+		for key := range object.Annotations {
+			if strings.HasPrefix(key, annotations) {
+				return fmt.Errorf("node %s still has the annotation %s", n.name, key)
+			}
+		}
+		return nil
+	})
 }
 
 func mapErrors[T any](list []T, fn func(T) error) []error {
