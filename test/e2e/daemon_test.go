@@ -109,10 +109,12 @@ func (c *cluster) daemonPods(ctx context.Context) (map[string]corev1.Pod, error)
 	return pods, nil
 }
 
-// daemonProcess finds the daemon on this machine by its executable's name and
-// by the root of the node's container, so that it is found while the API server
-// is away.
-func (n *node) daemonProcess() (int, error) {
+// daemonProcess finds the node's daemon.
+func (n *node) daemonProcess() (int, error) { return n.process(daemonName) }
+
+// process finds a process of the host network on the node by its name, as this
+// machine's kernel has it, so that it is found while the API server is away.
+func (n *node) process(wanted string) (int, error) {
 	node, err := os.Readlink(n.ns.Path)
 	if err != nil {
 		return 0, err
@@ -120,7 +122,7 @@ func (n *node) daemonProcess() (int, error) {
 	files, _ := filepath.Glob("/proc/[0-9]*/comm")
 	for _, file := range files {
 		name, err := os.ReadFile(file)
-		if err != nil || strings.TrimSpace(string(name)) != daemonName {
+		if err != nil || strings.TrimSpace(string(name)) != wanted {
 			continue
 		}
 		dir := filepath.Dir(file)
@@ -128,13 +130,25 @@ func (n *node) daemonProcess() (int, error) {
 			return strconv.Atoi(filepath.Base(dir))
 		}
 	}
-	return 0, fmt.Errorf("no process %s on %s", daemonName, n.name)
+	return 0, fmt.Errorf("no process %s on %s", wanted, n.name)
 }
 
 // killDaemon kills it without warning and waits until its successor serves.
 func killDaemon(t *testing.T, n *node) {
 	t.Helper()
-	pid, err := n.daemonProcess()
+	pid := kill(t, n, daemonName)
+	eventually(t, "the killed daemon of "+n.name+" is back", func(ctx context.Context) error {
+		if now, err := n.daemonProcess(); err != nil || now == pid {
+			return errors.Join(err, fmt.Errorf("process %d", now))
+		}
+		return n.serving(ctx)
+	})
+}
+
+// kill ends a process of the node without warning, and returns which it was.
+func kill(t *testing.T, n *node, name string) int {
+	t.Helper()
+	pid, err := n.process(name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,12 +159,7 @@ func killDaemon(t *testing.T, n *node) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the killed daemon of "+n.name+" is back", func(ctx context.Context) error {
-		if now, err := n.daemonProcess(); err != nil || now == pid {
-			return errors.Join(err, fmt.Errorf("process %d", now))
-		}
-		return n.serving(ctx)
-	})
+	return pid
 }
 
 // restartDaemons does what `kubectl rollout restart` does, and waits.
