@@ -30,8 +30,9 @@ func (d *daemon) followCluster() error {
 	return nil
 }
 
-// errMoved ends the daemon: whoever supervises it starts it anew.
-var errMoved = errors.New("the Node has other slices than before, and no pod of the old ones is left: a new start takes them")
+// errMoved ends a run, after which another begins. It does so in the same
+// process: a supervisor would take the end for a crash, and may wait.
+var errMoved = errors.New("the Node has other slices than before, and no pod of the old ones is left")
 
 // watchSlices returns when the Node got other slices, as one does that is
 // deleted and made again, and the last sandbox of the old ones is gone.
@@ -44,6 +45,7 @@ func (d *daemon) watchSlices(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 			if d.cluster != nil && d.plane.Moved() {
+				d.log.Info("starting again, to take the Node's new slices", "op", "run")
 				return errMoved
 			}
 		}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -33,7 +34,11 @@ func runCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return run(cmd.Context(), config, cmd.ErrOrStderr())
+			for {
+				if err := run(cmd.Context(), config, cmd.ErrOrStderr()); !errors.Is(err, errMoved) {
+					return err
+				}
+			}
 		},
 	}
 	cmd.Flags().StringVar(&path, "config", "", "configuration file (YAML)")
