@@ -16,6 +16,10 @@ import (
 // answers in milliseconds; this is for machines that are emulated or drowning.
 const patience = 30 * time.Second
 
+// dumpAttempts: a dump that others' changes interrupted may lack something. Ours
+// fit into few packets, so that is rare and the next attempt succeeds.
+const dumpAttempts = 20
+
 // transactionSize is how large a transaction we ask the socket to take: 20,000
 // prefixes and 1,000 pods. Without CAP_NET_ADMIN on the machine itself, as in a
 // user namespace, the kernel gives less (twice net.core.wmem_max, by default
@@ -26,9 +30,10 @@ const transactionSize = 2 << 20
 // an error: answers to what failed may still be in it, and requests that were
 // queued for the same transaction. Not safe for concurrent use.
 type connection struct {
-	netns int
-	nft   *nftables.Conn // nil while closed; speaks over raw
-	raw   *netlink.Conn
+	netns    int
+	attempts int            // how often a dump that was interrupted is begun
+	nft      *nftables.Conn // nil while closed; speaks over raw
+	raw      *netlink.Conn
 }
 
 // open makes the connection usable until ctx's deadline.
@@ -85,10 +90,7 @@ func (c *connection) request(kind uint16, family nftables.TableFamily, flags net
 		return nil, err
 	}
 	header := []byte{byte(family), unix.NFNETLINK_V0, 0, 0}
-	// A dump that others' changes interrupted may lack something. Ours fit into
-	// few packets, so that is rare and the next attempt succeeds.
-	const attempts = 20
-	for range attempts {
+	for range c.attempts {
 		replies, err := c.raw.Execute(netlink.Message{
 			Header: netlink.Header{
 				Type:  netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | kind),
@@ -100,7 +102,7 @@ func (c *connection) request(kind uint16, family nftables.TableFamily, flags net
 			return replies, err
 		}
 	}
-	return nil, fmt.Errorf("netlink dump interrupted %d times", attempts)
+	return nil, fmt.Errorf("netlink dump interrupted %d times", c.attempts)
 }
 
 func interrupted(m netlink.Message) bool { return m.Header.Flags&unix.NLM_F_DUMP_INTR != 0 }

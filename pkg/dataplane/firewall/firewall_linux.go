@@ -45,7 +45,7 @@ func New(c Config) (*Firewall, error) {
 	return &Firewall{
 		table: c.Table, log: c.Log,
 		turn: make(chan struct{}, 1),
-		conn: connection{netns: c.NetNS},
+		conn: connection{netns: c.NetNS, attempts: dumpAttempts},
 		pins: map[int]Pin{},
 	}, nil
 }
