@@ -8,6 +8,9 @@ shift 2
 mkdir -p "$out"
 cp "$(dirname "$0")/run.sh" "$out/"
 cp -r "$programs" "$out/bin"
+# A test holds the manifests against the settings.
+mkdir -p "$out/tests/deploy"
+cp deploy/*.yaml "$out/tests/deploy/"
 for package in "$@"; do
   package=${package%/}
   into=$out/tests/$package
