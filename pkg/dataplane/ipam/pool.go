@@ -3,12 +3,11 @@
 //
 // It keeps no lease: the kernel's links are the record of what is in use, and
 // the caller claims their addresses again after a restart. A Pool is safe for
-// concurrent use. Its memory follows the addresses in use and those resting,
-// never the size of the prefix.
+// concurrent use. Its memory follows the addresses and blocks in use and the
+// addresses resting, never the size of the prefix.
 package ipam
 
 import (
-	"container/list"
 	"errors"
 	"fmt"
 	"math"
@@ -27,35 +26,35 @@ var (
 	ErrOutside = errors.New("address is outside the pool")
 )
 
+var errNoOwner = errors.New("no owner")
+
 // restLimit is how many freed addresses wait before the oldest of them is
 // preferred to one never used. It bounds the memory of a pool that never runs
 // out of unused addresses, such as a /64.
 const restLimit = 4096
 
-// A Pool hands out the addresses of one prefix.
+// A Pool hands out the addresses of one prefix: single ones, and blocks of them
+// that are set aside for one use each.
 type Pool struct {
 	prefix      netip.Prefix
 	first, last netip.Addr // what a host may have; both invalid if nothing
 	capacity    uint64
 	reserved    map[netip.Addr]struct{}
 
-	mu sync.Mutex // guards what follows
-	// Addresses never used run from next around the ring to just before
-	// start. An invalid next means that none is left.
-	start, next netip.Addr
-	allocated   bool                    // whether Allocate ran: start is settled
-	owners      map[netip.Addr]string   // used addresses
-	owned       map[string][]netip.Addr // the same by owner, oldest first
-	queue       *list.List              // of netip.Addr: resting, freed longest ago first
-	resting     map[netip.Addr]*list.Element
+	mu     sync.Mutex              // guards what follows
+	free   *shelf                  // what is in no block
+	blocks []*block                // sorted, disjoint
+	owners map[netip.Addr]string   // used addresses, those in blocks too
+	owned  map[string][]netip.Addr // the same by owner, oldest first
 }
 
 // Stats counts a pool's addresses.
 type Stats struct {
 	Prefix   netip.Prefix
-	Capacity uint64 // addresses that may be handed out, at most math.MaxUint64
-	Used     int    // addresses with an owner
-	Resting  int    // freed addresses that wait for their turn again
+	Capacity uint64 // addresses that may be handed out, in blocks or not, at most math.MaxUint64
+	Blocked  uint64 // those of them that are in blocks, in use or not, at most math.MaxUint64
+	Used     int    // addresses with an owner, in blocks or not
+	Resting  int    // freed addresses that wait for their turn again, in blocks or not
 }
 
 // NewPool returns a pool of prefix, which must be masked. It never hands out
@@ -75,8 +74,6 @@ func NewPool(prefix netip.Prefix, reserved ...netip.Addr) (*Pool, error) {
 		reserved: make(map[netip.Addr]struct{}),
 		owners:   make(map[netip.Addr]string),
 		owned:    make(map[string][]netip.Addr),
-		queue:    list.New(),
-		resting:  make(map[netip.Addr]*list.Element),
 	}
 	p.first, p.last = hosts(prefix)
 	for _, addr := range reserved {
@@ -85,60 +82,37 @@ func NewPool(prefix netip.Prefix, reserved ...netip.Addr) (*Pool, error) {
 		}
 	}
 	p.capacity = capacity(prefix) - uint64(len(p.reserved))
-	p.start, p.next = p.first, p.first
+	p.free = newShelf(spans{{p.first, p.last}})
 	return p, nil
 }
 
-// Allocate returns the address of owner: the first it holds, else one never
-// used, else the one freed longest ago. Asking again gives the same address.
-// It returns ErrExhausted, with the prefix and its counts, when all are used.
+// Allocate returns the address of owner that is in no block: the first it
+// holds, else one never used, else the one freed longest ago. Asking again gives
+// the same address. It returns ErrExhausted, with the prefix and its counts,
+// when all are used.
 func (p *Pool) Allocate(owner string) (netip.Addr, error) {
-	if owner == "" {
-		return netip.Addr{}, fmt.Errorf("allocate from %s: no owner", p.prefix)
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if held := p.owned[owner]; len(held) > 0 {
-		return held[0], nil
+	addr, err := p.allocateLocked(p.free, owner)
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("allocate from %s: %w, %d of %d in use, %d in blocks", p.prefix, err, len(p.owners), p.capacity, p.blockedLocked())
 	}
-	p.allocated = true
-	addr, ok := p.pickLocked()
-	if !ok {
-		return netip.Addr{}, fmt.Errorf("allocate from %s: %w: %d of %d in use", p.prefix, ErrExhausted, len(p.owners), p.capacity)
-	}
-	p.takeLocked(addr, owner)
 	return addr, nil
 }
 
 // Claim gives owner the address addr: one found in use after a restart, or one
 // asked for. Claiming it again for the same owner changes nothing. An owner may
-// hold several. It returns ErrTaken or ErrOutside.
+// hold several. It returns ErrTaken, also for an address in a block, or
+// ErrOutside.
 //
 // Claims before the first Allocate also move its starting point behind them:
 // what was freed shortly before a restart is then not the first to be reused.
 func (p *Pool) Claim(addr netip.Addr, owner string) error {
-	if owner == "" {
-		return fmt.Errorf("claim %s of %s: no owner", addr, p.prefix)
-	}
-	if !p.holds(addr) {
-		return fmt.Errorf("claim %s of %s: %w", addr, p.prefix, ErrOutside)
-	}
-	if _, ok := p.reserved[addr]; ok {
-		return fmt.Errorf("claim %s of %s: %w: reserved", addr, p.prefix, ErrTaken)
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if holder, ok := p.owners[addr]; ok {
-		if holder == owner {
-			return nil
-		}
-		return fmt.Errorf("claim %s of %s: %w", addr, p.prefix, ErrTaken)
+	if err := p.claimLocked(p.free, addr, owner); err != nil {
+		return fmt.Errorf("claim %s of %s: %w", addr, p.prefix, err)
 	}
-	if !p.allocated && addr.Compare(p.start) >= 0 {
-		p.start = p.after(addr)
-		p.next = p.start
-	}
-	p.takeLocked(addr, owner)
 	return nil
 }
 
@@ -163,15 +137,12 @@ func (p *Pool) Release(addr netip.Addr, owner string) bool {
 	} else {
 		p.owned[owner] = held
 	}
-	// What the cursor has yet to reach need not be remembered to be found again.
-	if p.queue.Len() < restLimit || !p.aheadLocked(addr) {
-		p.resting[addr] = p.queue.PushBack(addr)
-	}
+	p.shelfLocked(addr).rest(addr)
 	return true
 }
 
-// Held returns the address that Allocate would give owner again: the first it
-// holds, if it holds any.
+// Held returns the first address that owner holds, in a block or not, if it
+// holds any.
 func (p *Pool) Held(owner string) (netip.Addr, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -185,7 +156,11 @@ func (p *Pool) Held(owner string) (netip.Addr, bool) {
 func (p *Pool) Stats() Stats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return Stats{Prefix: p.prefix, Capacity: p.capacity, Used: len(p.owners), Resting: p.queue.Len()}
+	stats := Stats{Prefix: p.prefix, Capacity: p.capacity, Blocked: p.blockedLocked(), Used: len(p.owners), Resting: p.free.queue.Len()}
+	for _, b := range p.blocks {
+		stats.Resting += b.free.queue.Len()
+	}
+	return stats
 }
 
 // holds tells whether addr is one that a host of the prefix may have.
@@ -193,61 +168,64 @@ func (p *Pool) holds(addr netip.Addr) bool {
 	return p.first.IsValid() && p.prefix.Contains(addr) && p.first.Compare(addr) <= 0 && addr.Compare(p.last) <= 0
 }
 
-// after returns the address behind addr on the ring from first to last.
-func (p *Pool) after(addr netip.Addr) netip.Addr {
-	if addr == p.last {
-		return p.first
+// allocateLocked returns owner's address of those that belong to shelf.
+func (p *Pool) allocateLocked(shelf *shelf, owner string) (netip.Addr, error) {
+	if owner == "" {
+		return netip.Addr{}, errNoOwner
 	}
-	return addr.Next()
-}
-
-// pickLocked chooses a free address.
-func (p *Pool) pickLocked() (netip.Addr, bool) {
-	if p.queue.Len() < restLimit {
-		if addr, ok := p.freshLocked(); ok {
-			return addr, true
+	for _, held := range p.owned[owner] {
+		if p.shelfLocked(held) == shelf {
+			return held, nil
 		}
 	}
-	if oldest := p.queue.Front(); oldest != nil {
-		return oldest.Value.(netip.Addr), true
-	}
-	return netip.Addr{}, false
-}
-
-// freshLocked moves the cursor to an address never used and past it.
-func (p *Pool) freshLocked() (netip.Addr, bool) {
-	for p.next.IsValid() {
-		addr := p.next
-		if p.next = p.after(addr); p.next == p.start {
-			p.next = netip.Addr{}
-		}
+	addr, ok := shelf.pick(func(addr netip.Addr) bool {
 		_, used := p.owners[addr]
-		_, rests := p.resting[addr]
 		_, reserved := p.reserved[addr]
-		if !used && !rests && !reserved {
-			return addr, true
-		}
+		return used || reserved
+	})
+	if !ok {
+		return netip.Addr{}, ErrExhausted
 	}
-	return netip.Addr{}, false
+	p.takeLocked(shelf, addr, owner)
+	return addr, nil
 }
 
-// aheadLocked tells whether the cursor has yet to reach addr.
-func (p *Pool) aheadLocked(addr netip.Addr) bool {
-	if !p.next.IsValid() {
-		return false
+// claimLocked gives owner the address addr if it belongs to shelf.
+func (p *Pool) claimLocked(shelf *shelf, addr netip.Addr, owner string) error {
+	if owner == "" {
+		return errNoOwner
 	}
-	if p.next.Compare(p.start) >= 0 {
-		return addr.Compare(p.next) >= 0 || addr.Compare(p.start) < 0
+	if !p.holds(addr) {
+		return ErrOutside
 	}
-	return addr.Compare(p.next) >= 0 && addr.Compare(p.start) < 0
+	if _, ok := p.reserved[addr]; ok {
+		return fmt.Errorf("%w: reserved", ErrTaken)
+	}
+	if p.shelfLocked(addr) != shelf {
+		return fmt.Errorf("%w: in a block", ErrTaken)
+	}
+	if holder, ok := p.owners[addr]; ok {
+		if holder == owner {
+			return nil
+		}
+		return ErrTaken
+	}
+	shelf.startBehind(addr)
+	p.takeLocked(shelf, addr, owner)
+	return nil
+}
+
+// shelfLocked returns the shelf that addr goes back to.
+func (p *Pool) shelfLocked(addr netip.Addr) *shelf {
+	if b := p.overlapLocked(netip.PrefixFrom(addr, addr.BitLen())); b != nil {
+		return b.free
+	}
+	return p.free
 }
 
 // takeLocked records that owner holds addr, which was free.
-func (p *Pool) takeLocked(addr netip.Addr, owner string) {
-	if element, ok := p.resting[addr]; ok {
-		p.queue.Remove(element)
-		delete(p.resting, addr)
-	}
+func (p *Pool) takeLocked(shelf *shelf, addr netip.Addr, owner string) {
+	shelf.forget(addr)
 	p.owners[addr] = owner
 	p.owned[owner] = append(p.owned[owner], addr)
 }
