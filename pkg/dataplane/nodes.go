@@ -197,7 +197,7 @@ func (d *Dataplane) openDevice(ctx context.Context, made *parts, mtu int) (*wire
 	}
 	device, err := wireguard.Open(ctx, wireguard.Config{
 		Name: deviceName(), Backend: d.cfg.Backend, PrivateKey: d.key, ListenPort: d.cfg.ListenPort,
-		MTU: mtu, Addresses: nodeAddrs, Slices: made.slices, Log: d.log,
+		MTU: mtu, Addresses: nodeAddrs, Refuse: made.slices, Log: d.log,
 		OnRebuilt: func() { d.afterRebuild(made) },
 	})
 	if err != nil {

@@ -25,7 +25,7 @@ func Teardown(ctx context.Context, log *slog.Logger) error {
 	if err != nil {
 		errs = append(errs, fmt.Errorf("remove attachments: %w", err))
 	}
-	if err := wireguard.Remove(ctx, deviceName()); err != nil {
+	if err := wireguard.Remove(ctx, wireguard.Link{Name: deviceName()}); err != nil {
 		errs = append(errs, fmt.Errorf("remove WireGuard device: %w", err))
 	}
 	if len(errs) > 0 {

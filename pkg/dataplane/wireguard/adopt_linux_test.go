@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -170,7 +171,7 @@ func TestForeignLinksAreNotTouched(t *testing.T) {
 				if err := node.tryOpen(t.Context()); err == nil || !strings.Contains(err.Error(), "zl-test1") || !strings.Contains(err.Error(), "not ours") {
 					t.Errorf("error %v", err)
 				}
-				if err := node.ns.Do(func() error { return Remove(t.Context(), "zl-test1") }); err != nil {
+				if err := node.ns.Do(func() error { return Remove(t.Context(), Link{Name: "zl-test1"}) }); err != nil {
 					t.Errorf("remove: %v", err)
 				}
 				if after := node.ip(t, "addr", "show", "dev", "zl-test1"); after != before {
@@ -259,7 +260,7 @@ func TestRemoveLeavesNothing(t *testing.T) {
 }
 
 func (n *testNode) removeByName(t *testing.T) error {
-	return n.ns.Do(func() error { return Remove(t.Context(), n.config.Name) })
+	return n.ns.Do(func() error { return Remove(t.Context(), n.config.link()) })
 }
 
 func TestATUNHasOneOwner(t *testing.T) {
@@ -326,10 +327,11 @@ func startFlow(t *testing.T, from *testNode, to netip.Addr, pause time.Duration)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := f.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	started := make(chan error, 1)
 	f.done.Go(func() {
+		runtime.LockOSThread() // ping is killed when the thread that started it ends
+		defer runtime.UnlockOSThread()
+		started <- f.cmd.Start()
 		for lines := bufio.NewScanner(out); lines.Scan(); {
 			_, rest, found := strings.Cut(lines.Text(), "icmp_seq=")
 			number, _, answer := strings.Cut(rest, " ttl")
@@ -340,6 +342,9 @@ func startFlow(t *testing.T, from *testNode, to netip.Addr, pause time.Duration)
 			}
 		}
 	})
+	if err := <-started; err != nil {
+		t.Fatal(err)
+	}
 	return f
 }
 

@@ -25,11 +25,12 @@ const (
 	Userspace Backend = "userspace"
 )
 
-// Alias marks a link as this package's device for the cluster's network.
-const Alias = "zlayer/1 device=cluster"
-
 // RouteProtocol is the protocol number ("z") that marks routes as the daemon's.
 const RouteProtocol = 122
+
+// ErrPortInUse tells that another socket of this node has the UDP port that a
+// device shall listen on.
+var ErrPortInUse = errors.New("is in use")
 
 const (
 	// defaultMTU is right where the underlay's is 1500, over IPv4 and IPv6.
@@ -46,6 +47,14 @@ const (
 type Config struct {
 	// Name is the link's name, at most 15 bytes.
 	Name string
+	// Service is whose device it is, a name of at most 4096 bytes; empty is the
+	// cluster's. A device never takes over the link of another.
+	Service string
+	// Table is the routing table of the peers' routes. The cluster's device has 0,
+	// the main table, a service's one of its own that no other device shares. In
+	// that, the peers' AllowedIPs are also refused behind the device's routes, so
+	// that nothing finds another way when the device is gone.
+	Table int
 	// Backend is Auto, Kernel or Userspace; empty means Auto.
 	Backend Backend
 	// PrivateKey is the node's key.
@@ -57,9 +66,11 @@ type Config struct {
 	// Addresses are the node's own on the overlay, at most one per family. They
 	// are set as /32 and /128, and are the source of the routes to the peers.
 	Addresses []netip.Addr
-	// Slices are the node's own. Packets to those of their addresses that no pod
-	// has are refused here, instead of leaving by the default route.
-	Slices []netip.Prefix
+	// Refuse are prefixes that the table answers with "unreachable" where it has
+	// no better route: the node's own slices, whose addresses that no pod has would
+	// else leave by the default route, and 0.0.0.0/0 and ::/0 of a service that is
+	// cut off.
+	Refuse []netip.Prefix
 	// OnRebuilt is called from Run after the device had to be made or addressed
 	// anew, when routes with its addresses as their source are gone. May be nil.
 	OnRebuilt func()
@@ -90,7 +101,7 @@ func (c Config) withDefaults() (Config, error) {
 	if c.OnRebuilt == nil {
 		c.OnRebuilt = func() {}
 	}
-	c.Slices = slices.Clone(c.Slices)
+	c.Refuse = slices.Clone(c.Refuse)
 	c.Addresses = slices.Clone(c.Addresses)
 	return c, c.check()
 }
@@ -116,13 +127,19 @@ func (c Config) check() error {
 	if max(families[0], families[1]) > 1 {
 		return fmt.Errorf("of the addresses %v, two are of one family", c.Addresses)
 	}
-	for _, slice := range c.Slices {
-		if !slice.IsValid() || slice != slice.Masked() {
-			return fmt.Errorf("slice %v is not a network prefix", slice)
+	for _, prefix := range c.Refuse {
+		if !prefix.IsValid() || prefix != prefix.Masked() {
+			return fmt.Errorf("%v to refuse is not a network prefix", prefix)
 		}
+	}
+	if err := c.link().check(); err != nil {
+		return err
 	}
 	return checkMTU(c.MTU)
 }
+
+// link is how the kernel knows the device.
+func (c Config) link() Link { return Link{Name: c.Name, Service: c.Service, Table: c.Table} }
 
 func checkMTU(mtu int) error {
 	if mtu < MinMTU || mtu > maxMTU {

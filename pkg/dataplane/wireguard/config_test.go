@@ -8,7 +8,7 @@ import (
 
 func TestConfigIsChecked(t *testing.T) {
 	good := func() Config {
-		return Config{Name: "zl-cluster", PrivateKey: NewPrivateKey(named("x")), ListenPort: 51820, Addresses: []netip.Addr{netip.MustParseAddr("10.200.1.1"), netip.MustParseAddr("fd00::1")}, Slices: prefixes("10.200.1.0/24")}
+		return Config{Name: "zl-cluster", PrivateKey: NewPrivateKey(named("x")), ListenPort: 51820, Addresses: []netip.Addr{netip.MustParseAddr("10.200.1.1"), netip.MustParseAddr("fd00::1")}, Refuse: prefixes("10.200.1.0/24")}
 	}
 	for _, c := range []struct {
 		name   string
@@ -25,7 +25,15 @@ func TestConfigIsChecked(t *testing.T) {
 		{"large MTU", func(c *Config) { c.MTU = 65535 }, "MTU"},
 		{"no address", func(c *Config) { c.Addresses[0] = netip.Addr{} }, "address"},
 		{"two of a family", func(c *Config) { c.Addresses[1] = netip.MustParseAddr("10.200.1.2") }, "family"},
-		{"slice with host bits", func(c *Config) { c.Slices = prefixes("10.200.1.1/24") }, "slice"},
+		{"host bits to refuse", func(c *Config) { c.Refuse = prefixes("10.200.1.1/24") }, "refuse"},
+		{"a service", func(c *Config) { c.Service, c.Table = strings.Repeat("s", 4096), 256 }, ""},
+		{"a service's highest table", func(c *Config) { c.Service, c.Table = "ns/web", 1<<32-1 }, ""},
+		{"long service", func(c *Config) { c.Service, c.Table = strings.Repeat("s", 4097), 256 }, "service name"},
+		{"a table for the cluster", func(c *Config) { c.Table = 256 }, "table"},
+		{"no table for a service", func(c *Config) { c.Service = "ns/web" }, "table"},
+		{"negative table", func(c *Config) { c.Service, c.Table = "ns/web", -1 }, "table"},
+		{"the main table for a service", func(c *Config) { c.Service, c.Table = "ns/web", 254 }, "table"},
+		{"too high a table", func(c *Config) { c.Service, c.Table = "ns/web", 1<<32 }, "table"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			config := good()

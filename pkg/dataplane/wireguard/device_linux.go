@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
-	"os"
 	"sync/atomic"
 	"time"
 
@@ -94,7 +92,7 @@ func (d *Device) openHandles() (err error) {
 	if d.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return fmt.Errorf("open netlink: %w", err)
 	}
-	d.routes, err = openRouteSocket()
+	d.routes, err = openRouteSocket(d.cfg.Table)
 	return err
 }
 
@@ -128,7 +126,7 @@ func (d *Device) removeOwn() error {
 		err = deleteLink(d.nl, link)
 	}
 	d.index = 0
-	return errors.Join(err, removeRefusals(d.routes))
+	return errors.Join(err, removeRefusals(d.cfg.Table))
 }
 
 // release closes what the device holds in this process.
@@ -269,60 +267,6 @@ func (d *Device) Close() error {
 	d.setReady(errClosed)
 	if err := errors.Join(d.release(), d.ns.close()); err != nil {
 		return fmt.Errorf("close WireGuard device %s: %w", d.cfg.Name, err)
-	}
-	return nil
-}
-
-// Remove removes the device name of this or a former process with its routes.
-// What is not there, or not ours, is left as it is.
-func Remove(ctx context.Context, name string) error {
-	if err := remove(ctx, name); err != nil {
-		return fmt.Errorf("remove WireGuard device %s: %w", name, err)
-	}
-	return nil
-}
-
-func remove(ctx context.Context, name string) error {
-	if err := ctx.Err(); err != nil {
-		return context.Cause(ctx)
-	}
-	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return fmt.Errorf("open netlink: %w", err)
-	}
-	defer nl.Close()
-	routes, err := openRouteSocket()
-	if err != nil {
-		return err
-	}
-	link, err := findLink(nl, name)
-	if err == nil && link != nil && checkOurs(link) == nil {
-		err = deleteLink(nl, link)
-	}
-	return errors.Join(err, removeRefusals(routes), routes.close(), removeStaleSocket(name))
-}
-
-// removeRefusals removes the routes that refuse own slices: no other routes
-// with our protocol number refuse.
-func removeRefusals(routes *routeSocket) error {
-	const noLink = 0
-	found, err := routes.ours(noLink)
-	if err != nil {
-		return err
-	}
-	return routes.remove(found, noLink)
-}
-
-// removeStaleSocket removes what a killed process left for wgctrl, and the
-// folder if nobody else has something in it.
-func removeStaleSocket(name string) error {
-	defer func() { _ = os.Remove(uapiDir) }()
-	conn, err := net.Dial("unix", uapiPath(name))
-	switch {
-	case err == nil:
-		return conn.Close()
-	case errors.Is(err, unix.ECONNREFUSED):
-		return os.Remove(uapiPath(name))
 	}
 	return nil
 }

@@ -16,7 +16,10 @@ type Device struct{}
 func Open(context.Context, Config) (*Device, error) { return nil, errors.ErrUnsupported }
 
 // Remove returns errors.ErrUnsupported.
-func Remove(context.Context, string) error { return errors.ErrUnsupported }
+func Remove(context.Context, Link) error { return errors.ErrUnsupported }
+
+// List returns errors.ErrUnsupported.
+func List(context.Context) ([]Link, error) { return nil, errors.ErrUnsupported }
 
 // TunnelMTU returns errors.ErrUnsupported.
 func TunnelMTU([]netip.Addr) (int, error) { return 0, errors.ErrUnsupported }

@@ -7,10 +7,16 @@
 // wireguard-go on a TUN in this process elsewhere. Both kinds are configured
 // through wgctrl, so `wg show` works for both.
 //
+// A node has one device for the cluster's network, and may have more beside it,
+// each for one service: with a key, a port, peers and a routing table of its own.
+// They know nothing of each other, and one that comes, goes or fails disturbs no
+// other.
+//
 // The kernel is the database. Every pass reads the link, its addresses, the
 // device's peers and the routes, and writes only what differs, so a restarted
-// daemon adopts what it finds. Links are told by their alias and routes by their
-// protocol number; what belongs to others is neither changed nor removed.
+// daemon adopts what it finds. Links are told by their alias, which names the
+// service, and routes by their table and protocol number; what belongs to others is
+// neither changed nor removed.
 //
 // The device outlives the process. A kernel device goes on by itself. A TUN
 // stays with its addresses and routes, so that nothing finds another way out,

@@ -81,7 +81,7 @@ func (d *Device) ensureLink() (netlink.Link, error) {
 		}
 	}
 	if link != nil {
-		if err := checkOurs(link); err != nil {
+		if err := d.cfg.link().checkOurs(link); err != nil {
 			return nil, err
 		}
 	}
@@ -98,18 +98,33 @@ func (d *Device) ensureLink() (netlink.Link, error) {
 			return nil, err
 		}
 	}
-	if link != nil && backendOf(link) != d.backend {
-		d.cfg.Log.Info("replacing device of another backend", "iface", d.cfg.Name, "backend", d.backend)
-		if err := deleteLink(d.nl, link); err != nil {
-			return nil, err
-		}
-		link = nil
+	if link, err = d.keep(link); err != nil {
+		return nil, err
 	}
 	if link, err = d.build(link); err != nil {
 		return nil, err
 	}
 	d.index = link.Attrs().Index
-	return link, finishLink(d.nl, link)
+	return link, finishLink(d.nl, link, d.cfg.link().alias())
+}
+
+// keep returns link, or nil after removing one of another backend or with the
+// routes of another table.
+func (d *Device) keep(link netlink.Link) (netlink.Link, error) {
+	if link == nil {
+		return nil, nil
+	}
+	was, err := parseAlias(link.Attrs().Alias)
+	moved := err == nil && was.Table != d.cfg.Table && d.index == 0 // while it is open, the alias is put right instead
+	if backendOf(link) == d.backend && !moved {
+		return link, nil
+	}
+	d.cfg.Log.Info("replacing device of another backend or table", "iface", d.cfg.Name, "backend", d.backend, "table", d.cfg.Table)
+	err = deleteLink(d.nl, link)
+	if moved {
+		err = errors.Join(err, removeRefusals(was.Table))
+	}
+	return nil, err
 }
 
 // loseLink gives up a link that was deleted, renamed or moved away. One that
@@ -121,7 +136,7 @@ func (d *Device) loseLink() error {
 		errs = append(errs, d.user.stop())
 		d.user = nil
 	}
-	if link, err := d.nl.LinkByIndex(d.index); err == nil && checkOurs(link) == nil {
+	if link, err := d.nl.LinkByIndex(d.index); err == nil && d.cfg.link().checkOurs(link) == nil {
 		errs = append(errs, deleteLink(d.nl, link))
 	}
 	d.index, d.written = 0, nil
@@ -237,7 +252,7 @@ func (d *Device) ensureDevice() ([]wgtypes.Peer, error) {
 		return have.Peers, nil
 	}
 	if err := d.wg.ConfigureDevice(d.cfg.Name, config); err != nil {
-		return nil, fmt.Errorf("set key and port %d: %w", d.cfg.ListenPort, err)
+		return nil, fmt.Errorf("set key and UDP port: %w", portError(d.cfg.ListenPort, err))
 	}
 	return have.Peers, nil
 }
@@ -264,7 +279,7 @@ func (d *Device) ensureUp(link netlink.Link) error {
 	}
 	if !isUp(link) {
 		if err := d.nl.LinkSetUp(link); err != nil {
-			return fmt.Errorf("bring up %s with UDP port %d: %w", d.cfg.Name, d.cfg.ListenPort, err)
+			return fmt.Errorf("bring up %s: %w", d.cfg.Name, portError(d.cfg.ListenPort, err))
 		}
 		added = true // the kernel drops routes, and IPv6 addresses, with a link that goes down
 	}
@@ -275,6 +290,14 @@ func (d *Device) ensureUp(link netlink.Link) error {
 	return nil
 }
 
+// portError names the UDP port if err is about it.
+func portError(port int, err error) error {
+	if errors.Is(err, unix.EADDRINUSE) {
+		return fmt.Errorf("UDP port %d %w: %w", port, ErrPortInUse, err)
+	}
+	return err
+}
+
 // ensureRoutes leaves the routes to peers alone until the peers are known.
 func (d *Device) ensureRoutes(peers []Peer) error {
 	have, err := d.routes.ours(d.index)
@@ -283,7 +306,7 @@ func (d *Device) ensureRoutes(peers []Peer) error {
 	}
 	del, add := diffRoutes(have, wantedRoutes(d.cfg, peers))
 	if !d.planned {
-		del = slices.DeleteFunc(del, func(r route) bool { return !r.unreachable })
+		del = slices.DeleteFunc(del, route.ofPeer)
 	}
 	return errors.Join(d.routes.remove(del, d.index), d.routes.add(add, d.index))
 }

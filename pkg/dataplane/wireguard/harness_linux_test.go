@@ -93,7 +93,7 @@ func newTestNode(t testing.TB, fabric *netlab.Fabric, backend Backend, n int) *t
 	}
 	node.config = Config{
 		Name: fmt.Sprintf("zl-test%d", n), Backend: backend, PrivateKey: node.key, ListenPort: int(node.port),
-		Addresses: []netip.Addr{node.addr(0), node.addr(1)}, Slices: node.slices,
+		Addresses: []netip.Addr{node.addr(0), node.addr(1)}, Refuse: node.slices,
 	}
 	return node
 }

@@ -18,6 +18,8 @@ const (
 	// probeName is a link that exists for a moment, to see whether the kernel
 	// knows WireGuard.
 	probeName = "zl-wg-probe"
+	// probeTries is how often that is tried while others' probes are in the way.
+	probeTries = 100
 	// maxTUNSegments bounds the segments of one packet from the kernel, so that
 	// a read of wireguard-go's always has room for them; see batchSize.
 	maxTUNSegments = batchSize
@@ -41,13 +43,17 @@ func findLink(nl *netlink.Handle, name string) (netlink.Link, error) {
 	return link, nil
 }
 
-// checkOurs returns an error unless link is a device of ours, finished or not.
-func checkOurs(link netlink.Link) error {
-	attrs := link.Attrs()
-	if backendOf(link) != "" && (attrs.Alias == Alias || unfinished(link)) {
+// checkOurs returns an error unless found is the device that l names, finished
+// or not. Of an unfinished one, its name is all that tells it.
+func (l Link) checkOurs(found netlink.Link) error {
+	attrs := found.Attrs()
+	if unfinished(found) && attrs.Name == l.Name {
 		return nil
 	}
-	return fmt.Errorf("link %s (%s, alias %q) %w", attrs.Name, link.Type(), attrs.Alias, errForeign)
+	if is, err := parseAlias(attrs.Alias); err == nil && backendOf(found) != "" && is.Of(l.Service) && !l.Unfinished {
+		return nil
+	}
+	return fmt.Errorf("link %s (%s, alias %q) %w", attrs.Name, found.Type(), attrs.Alias, errForeign)
 }
 
 // unfinished tells a kernel device whose maker died before its alias was set. A
@@ -84,20 +90,28 @@ func addKernelLink(nl *netlink.Handle, name string) error {
 	return nil
 }
 
-// probeKernel reports whether the kernel can make wireguard links.
+// probeKernel reports whether the kernel can make wireguard links. Devices that
+// are opened at the same time share the probe.
 func probeKernel(nl *netlink.Handle) (bool, error) {
-	err := addKernelLink(nl, probeName)
-	switch {
-	case errors.Is(err, errNoKernel):
-		return false, nil
-	case err != nil && !errors.Is(err, unix.EEXIST):
-		return false, err
+	for range probeTries {
+		err := addKernelLink(nl, probeName)
+		switch {
+		case errors.Is(err, errNoKernel):
+			return false, nil
+		case err != nil && !errors.Is(err, unix.EEXIST):
+			return false, err
+		}
+		made := err == nil
+		switch link, err := findLink(nl, probeName); {
+		case err != nil:
+			return false, err
+		case link != nil && unfinished(link):
+			return true, deleteLink(nl, link)
+		case link != nil || made:
+			return made, nil
+		}
 	}
-	link, err := findLink(nl, probeName)
-	if err != nil || link == nil || !unfinished(link) {
-		return false, err
-	}
-	return true, deleteLink(nl, link)
+	return false, fmt.Errorf("link %s comes and goes", probeName)
 }
 
 // deleteLink treats a link that is already gone as deleted.
@@ -110,9 +124,9 @@ func deleteLink(nl *netlink.Handle, link netlink.Link) error {
 
 // finishLink gives a link what it has for its whole life. The alias comes last
 // of all for a kernel device, since it says that the rest is done.
-func finishLink(nl *netlink.Handle, link netlink.Link) error {
+func finishLink(nl *netlink.Handle, link netlink.Link, alias string) error {
 	attrs := link.Attrs()
-	if attrs.Alias == Alias {
+	if attrs.Alias == alias {
 		return nil
 	}
 	// The kernel would give the link an address of its own and solicit routers
@@ -126,7 +140,7 @@ func finishLink(nl *netlink.Handle, link netlink.Link) error {
 			return fmt.Errorf("bound the segments of %s: %w", attrs.Name, err)
 		}
 	}
-	if err := nl.LinkSetAlias(link, Alias); err != nil {
+	if err := nl.LinkSetAlias(link, alias); err != nil {
 		return fmt.Errorf("set alias of %s: %w", attrs.Name, err)
 	}
 	return nil

@@ -20,6 +20,8 @@ import (
 const (
 	// maxMemory is what a daemon with a userspace device may hold, in MiB.
 	maxMemory = 64
+	// maxIdle is what a further userspace device without traffic may hold, in MiB.
+	maxIdle = 2
 	// loadEnv makes the load of the memory test longer than a few seconds, as in
 	// ZLAYER_WG_LOAD=70s.
 	loadEnv = "ZLAYER_WG_LOAD"
@@ -68,6 +70,27 @@ func TestMemoryUnderLoad(t *testing.T) {
 		return nil
 	})
 	report(fmt.Sprintf("after %v of rest", time.Since(began).Round(time.Second)))
+}
+
+// A device that carries nothing costs its goroutines and what they touched of
+// their buffers.
+func TestIdleDevicesCostLittle(t *testing.T) {
+	if !slices.Contains(availableBackends(t), Userspace) {
+		return // a kernel device takes none of the daemon's memory
+	}
+	const beside = 16
+	node := newTestNode(t, netlab.TestFabric(t, "fabric"), Userspace, 1)
+	resident := func(n int) float64 {
+		cmd := startNodeBeside(t, node, false, n)
+		defer stopNode(cmd, unix.SIGKILL)
+		return memoryOf(t, cmd, "VmRSS")
+	}
+	one, many := resident(0), resident(beside)
+	each := (many - one) / beside
+	t.Logf("RSS %.1f MiB with one device, %.1f with %d more: %.2f each", one, many, beside, each)
+	if each > maxIdle && !raceEnabled() {
+		t.Errorf("an idle device takes %.2f MiB, more than %d", each, maxIdle)
+	}
 }
 
 // raceEnabled reports whether the race detector, which multiplies memory, is

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/tun"
@@ -40,8 +41,9 @@ type nodeSpec struct {
 	ListenPort int
 	MTU        int
 	Addresses  []netip.Addr
-	Slices     []netip.Prefix
+	Refuse     []netip.Prefix
 	Peers      []Peer
+	Beside     int // further devices, of services, with a peer each
 }
 
 // runIfNode turns this process into a node if it was started as one.
@@ -71,7 +73,7 @@ func runNode(ctx context.Context, spec nodeSpec) error {
 	BoundMemory()
 	d, err := Open(ctx, Config{
 		Name: spec.Name, Backend: spec.Backend, PrivateKey: NewPrivateKey(spec.PrivateKey), ListenPort: spec.ListenPort,
-		MTU: spec.MTU, Addresses: spec.Addresses, Slices: spec.Slices,
+		MTU: spec.MTU, Addresses: spec.Addresses, Refuse: spec.Refuse,
 	})
 	if err != nil {
 		return err
@@ -79,11 +81,33 @@ func runNode(ctx context.Context, spec nodeSpec) error {
 	if err := d.SetPeers(ctx, spec.Peers); err != nil {
 		return err
 	}
-	fmt.Println("ready")
-	if err := d.Run(ctx); err != nil {
-		return err
+	running, ctx := errgroup.WithContext(ctx)
+	for s := range spec.Beside {
+		service, err := openBeside(ctx, spec, s)
+		if err != nil {
+			return err
+		}
+		running.Go(func() error { return errors.Join(service.Run(ctx), service.Close()) })
 	}
-	return d.Close()
+	fmt.Println("ready")
+	running.Go(func() error { return errors.Join(d.Run(ctx), d.Close()) })
+	return running.Wait()
+}
+
+// openBeside opens the device of service s.
+func openBeside(ctx context.Context, spec nodeSpec, s int) (*Device, error) {
+	key, err := wgtypes.GeneratePrivateKey()
+	if err != nil {
+		return nil, err
+	}
+	service, err := Open(ctx, Config{
+		Name: fmt.Sprintf("zl-beside%d", s), Service: fmt.Sprintf("ns/%d", s), Table: 1000 + s, Backend: spec.Backend,
+		PrivateKey: NewPrivateKey(key), ListenPort: 40000 + s,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return service, service.SetPeers(ctx, []Peer{planned(2 + s)})
 }
 
 // runBare does what wireguard-go's own program does, and gives the link what
@@ -139,13 +163,19 @@ func runBare(ctx context.Context, spec nodeSpec) error {
 // ready.
 func startNode(t testing.TB, n *testNode, bare bool, peers ...Peer) *exec.Cmd {
 	t.Helper()
+	return startNodeBeside(t, n, bare, 0, peers...)
+}
+
+// startNodeBeside gives the process as many further devices.
+func startNodeBeside(t testing.TB, n *testNode, bare bool, beside int, peers ...Peer) *exec.Cmd {
+	t.Helper()
 	config, err := n.config.withDefaults()
 	if err != nil {
 		t.Fatal(err)
 	}
 	spec := nodeSpec{
 		Bare: bare, Name: config.Name, Backend: config.Backend, PrivateKey: n.key.reveal(), ListenPort: config.ListenPort,
-		MTU: config.MTU, Addresses: config.Addresses, Slices: config.Slices, Peers: peers,
+		MTU: config.MTU, Addresses: config.Addresses, Refuse: config.Refuse, Peers: peers, Beside: beside,
 	}
 	text, err := json.Marshal(spec)
 	if err != nil {

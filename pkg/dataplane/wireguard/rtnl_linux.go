@@ -30,12 +30,17 @@ const (
 // routes cost more than its peers, so it sends requests in batches in which only
 // failures are answered. Not safe for concurrent use.
 type routeSocket struct {
-	fd  int
-	seq uint32
-	buf []byte
+	fd    int
+	table uint32
+	seq   uint32
+	buf   []byte
 }
 
-func openRouteSocket() (*routeSocket, error) {
+// openRouteSocket opens a socket for one routing table; 0 is the main table.
+func openRouteSocket(table int) (*routeSocket, error) {
+	if table == 0 {
+		table = unix.RT_TABLE_MAIN
+	}
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open route socket: %w", err)
@@ -51,12 +56,12 @@ func openRouteSocket() (*routeSocket, error) {
 	}
 	// The kernel filters dumps if it can (since 4.20). What it does not filter is filtered here.
 	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
-	return &routeSocket{fd: fd, buf: make([]byte, rtnlBuf)}, nil
+	return &routeSocket{fd: fd, table: uint32(table), buf: make([]byte, rtnlBuf)}, nil
 }
 
 func (s *routeSocket) close() error { return unix.Close(s.fd) }
 
-// ours returns the main table's routes that carry our protocol number and
+// ours returns the table's routes that carry our protocol number and
 // either go through the link index or refuse.
 func (s *routeSocket) ours(index int) ([]route, error) {
 	var routes []route
@@ -73,7 +78,8 @@ func (s *routeSocket) ours(index int) ([]route, error) {
 func (s *routeSocket) dump(fam uint8, index int) ([]route, error) {
 	for range dumpTries {
 		request := s.begin(nil, unix.RTM_GETROUTE, unix.NLM_F_DUMP)
-		request = append(request, fam, 0, 0, 0, unix.RT_TABLE_MAIN, RouteProtocol, 0, 0, 0, 0, 0, 0)
+		request = append(request, fam, 0, 0, 0, unix.RT_TABLE_UNSPEC, RouteProtocol, 0, 0, 0, 0, 0, 0)
+		request = s.appendTable(request)
 		finish(request, 0)
 		if err := s.send(request); err != nil {
 			return nil, err
@@ -87,13 +93,11 @@ func (s *routeSocket) dump(fam uint8, index int) ([]route, error) {
 				}
 				interrupted = interrupted || flags&unix.NLM_F_DUMP_INTR != 0
 				switch kind {
-				case unix.NLMSG_DONE:
+				case unix.NLMSG_DONE, unix.NLMSG_ERROR:
 					done = true
-				case unix.NLMSG_ERROR:
-					done = true
-					return noFamily(errnoOf(body))
+					return noRoutes(errnoOf(body))
 				case unix.RTM_NEWROUTE:
-					if r, ok := parseRoute(body, index); ok {
+					if r, ok := parseRoute(body, s.table, index); ok {
 						routes = append(routes, r)
 					}
 				}
@@ -110,21 +114,23 @@ func (s *routeSocket) dump(fam uint8, index int) ([]route, error) {
 	return nil, errors.New("they keep changing")
 }
 
-// noFamily forgives a kernel without IPv6, which has no routes of it.
-func noFamily(err error) error {
-	if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
+// noRoutes forgives a kernel without IPv6, and a table that does not exist yet:
+// neither has routes.
+func noRoutes(err error) error {
+	if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT) {
 		return nil
 	}
 	return err
 }
 
-// parseRoute reads an RTM_NEWROUTE, and returns false unless the route is ours.
-func parseRoute(body []byte, index int) (route, bool) {
+// parseRoute reads an RTM_NEWROUTE, and returns false unless the route is ours
+// and of the table.
+func parseRoute(body []byte, wanted uint32, index int) (route, bool) {
 	if len(body) < rtmLen || body[5] != RouteProtocol || binary.NativeEndian.Uint32(body[8:])&unix.RTM_F_CLONED != 0 {
 		return route{}, false
 	}
 	bits, table, kind := int(body[1]), uint32(body[4]), body[7]
-	dst, src, oif := netip.IPv4Unspecified(), netip.Addr{}, 0
+	dst, src, oif, metric := netip.IPv4Unspecified(), netip.Addr{}, 0, uint32(0)
 	if body[0] == unix.AF_INET6 {
 		dst = netip.IPv6Unspecified()
 	}
@@ -141,13 +147,15 @@ func parseRoute(body []byte, index int) (route, bool) {
 			src, _ = netip.AddrFromSlice(value)
 		case unix.RTA_OIF:
 			oif = int(uint32Of(value))
+		case unix.RTA_PRIORITY:
+			metric = uint32Of(value)
 		case unix.RTA_TABLE:
 			table = uint32Of(value)
 		}
 		attrs = attrs[min(align(size), len(attrs)):]
 	}
-	r := route{dst: netip.PrefixFrom(dst, bits), src: src, unreachable: kind == unix.RTN_UNREACHABLE}
-	return r, table == unix.RT_TABLE_MAIN && (r.unreachable || kind == unix.RTN_UNICAST && oif == index)
+	r := route{dst: netip.PrefixFrom(dst, bits), src: src, metric: metric, unreachable: kind == unix.RTN_UNREACHABLE}
+	return r, table == wanted && (r.unreachable || kind == unix.RTN_UNICAST && oif == index)
 }
 
 func uint32Of(value []byte) uint32 {
@@ -226,8 +234,12 @@ func (s *routeSocket) appendRoute(request []byte, r route, index int, kind, flag
 	if r.dst.Addr().Is6() {
 		fam = unix.AF_INET6
 	}
-	request = append(request, fam, uint8(r.dst.Bits()), 0, 0, unix.RT_TABLE_MAIN, RouteProtocol, scope, routeType, 0, 0, 0, 0)
+	request = append(request, fam, uint8(r.dst.Bits()), 0, 0, unix.RT_TABLE_UNSPEC, RouteProtocol, scope, routeType, 0, 0, 0, 0)
+	request = s.appendTable(request)
 	request = appendAttr(request, unix.RTA_DST, r.dst.Addr().AsSlice())
+	if r.metric != 0 {
+		request = appendAttr(request, unix.RTA_PRIORITY, binary.NativeEndian.AppendUint32(nil, r.metric))
+	}
 	if r.src.IsValid() {
 		request = appendAttr(request, unix.RTA_PREFSRC, r.src.AsSlice())
 	}
@@ -236,6 +248,12 @@ func (s *routeSocket) appendRoute(request []byte, r route, index int, kind, flag
 	}
 	finish(request, start)
 	return request
+}
+
+// appendTable names the table, which the header has no room for if its number is
+// above 255.
+func (s *routeSocket) appendTable(request []byte) []byte {
+	return appendAttr(request, unix.RTA_TABLE, binary.NativeEndian.AppendUint32(nil, s.table))
 }
 
 // begin appends a message header whose length finish fills in.

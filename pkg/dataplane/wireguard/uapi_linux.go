@@ -15,6 +15,10 @@ import (
 // uapiDir is the only place where wgctrl and wg look for userspace devices.
 const uapiDir = "/var/run/wireguard"
 
+// uapiTries is how often the folder is made, which the removal of another
+// device takes away when it is empty.
+const uapiTries = 10
+
 func uapiPath(name string) string { return filepath.Join(uapiDir, name+".sock") }
 
 // uapiServer answers wgctrl and wg for a wireguard-go device.
@@ -45,11 +49,15 @@ func serveUAPI(name string, dev *device.Device) (*uapiServer, error) {
 }
 
 func listenUAPI(path string) (*net.UnixListener, error) {
-	if err := os.MkdirAll(uapiDir, 0o755); err != nil {
-		return nil, err
-	}
 	addr := &net.UnixAddr{Name: path, Net: "unix"}
-	listener, err := net.ListenUnix("unix", addr)
+	var listener *net.UnixListener
+	err := error(unix.ENOENT)
+	for try := 0; errors.Is(err, unix.ENOENT) && try < uapiTries; try++ {
+		if err = os.MkdirAll(uapiDir, 0o755); err != nil {
+			return nil, err
+		}
+		listener, err = net.ListenUnix("unix", addr)
+	}
 	if errors.Is(err, unix.EADDRINUSE) {
 		if conn, dialErr := net.DialUnix("unix", nil, addr); dialErr == nil {
 			return nil, errors.Join(fmt.Errorf("another process serves %s", path), conn.Close())

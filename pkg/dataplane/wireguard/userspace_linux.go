@@ -1,10 +1,8 @@
 package wireguard
 
 import (
-	"errors"
 	"fmt"
 
-	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
@@ -41,10 +39,7 @@ func newUserspace(cfg Config, ns *namespace, fd int) (*userspace, error) {
 // up opens the sockets.
 func (u *userspace) up(port int) error {
 	if err := u.device.Up(); err != nil {
-		if errors.Is(err, unix.EADDRINUSE) {
-			return fmt.Errorf("listen on UDP port %d: %w", port, unix.EADDRINUSE)
-		}
-		return fmt.Errorf("bring wireguard-go up: %w", err)
+		return fmt.Errorf("bring wireguard-go up: %w", portError(port, err))
 	}
 	return nil
 }
