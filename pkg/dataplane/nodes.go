@@ -237,7 +237,7 @@ func (d *Dataplane) adopt(ctx context.Context, made *parts) (err error) {
 			d.log.Warn("attachment keeps addresses that no pool of this node covers", "op", "adopt", "sandbox", a.Key.String(), "err", err)
 		}
 	}
-	if _, err := made.attacher.EnsureSegment(ctx, DefaultSegment); err != nil {
+	if _, err := made.attacher.EnsureSegment(ctx, attach.SegmentSpec{Name: DefaultSegment}); err != nil {
 		return fmt.Errorf("make segment %s: %w", DefaultSegment, err)
 	}
 	if err := d.applyFirewall(ctx, made, pins); err != nil {

@@ -5,6 +5,8 @@ import (
 	"maps"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach/internal/rtnl"
 )
 
@@ -22,6 +24,9 @@ func (a *Attacher) adopt(slot *slot) error {
 	for _, link := range links {
 		a.adoptPort(link)
 	}
+	if err := a.adoptTables(slot); err != nil {
+		return err
+	}
 	return a.removeEmptyBridges(slot, links)
 }
 
@@ -29,7 +34,7 @@ func (a *Attacher) adoptBridge(link rtnl.Link) {
 	if link.Kind != kindBridge || !ourName(link.Name, bridgeSuffix) {
 		return
 	}
-	name, err := parseBridgeAlias(link.Alias)
+	name, table, err := parseBridgeAlias(link.Alias)
 	if err != nil {
 		return // unfinished, or not ours
 	}
@@ -37,11 +42,7 @@ func (a *Attacher) adoptBridge(link rtnl.Link) {
 		a.log.Warn("segment has two bridges, leaving the second alone", "op", "recover", "iface", link.Name, "first", other.bridge)
 		return
 	}
-	a.adoptSegment(link, name)
-}
-
-func (a *Attacher) adoptSegment(link rtnl.Link, name string) {
-	a.table.putSegment(segment{name: name, bridge: link.Name, index: link.Index, mac: deriveMAC("bridge", digestOf(name))})
+	a.table.putSegment(segment{name: name, bridge: link.Name, index: link.Index, mac: bridgeMAC(name), table: table})
 }
 
 func (a *Attacher) adoptPort(link rtnl.Link) {
@@ -66,11 +67,34 @@ func (a *Attacher) adoptPort(link rtnl.Link) {
 		attachment.Bridge = s.bridge
 	} else {
 		// Number 0 is no link's, so the bridge is made anew with the repairs.
-		a.table.putSegment(segment{name: attachment.Segment, mac: deriveMAC("bridge", digestOf(attachment.Segment))})
+		a.table.putSegment(segment{name: attachment.Segment, mac: bridgeMAC(attachment.Segment)})
 	}
 	if err := a.table.put(entry{Attachment: attachment, state: attached}); err != nil {
 		a.log.Warn("port contradicts another, leaving it alone", "op", "recover", "iface", link.Name, "err", err)
 	}
+}
+
+// adoptTables finds the tables of segments whose bridges are gone: rules name
+// a bridge and outlive it.
+func (a *Attacher) adoptTables(slot *slot) error {
+	rules, err := readRules(slot, unix.AF_INET)
+	if err != nil {
+		return err
+	}
+	segments := a.table.allSegments()
+	rules = slices.DeleteFunc(rules, func(r rtnl.Rule) bool {
+		return r.Priority != TableRulePriority || slices.ContainsFunc(segments, func(s segment) bool { return s.bridge == r.Link })
+	})
+	for _, s := range segments {
+		for try := range nameTries {
+			i := slices.IndexFunc(rules, func(r rtnl.Rule) bool { return r.Link == bridgeName(s.name, try) })
+			if s.index == 0 && i >= 0 {
+				s.table = uint32(rules[i].Table)
+				a.table.putSegment(s)
+			}
+		}
+	}
+	return nil
 }
 
 // removeEmptyBridges deletes bridges that nobody finished: with our mark except

@@ -164,7 +164,7 @@ func TestBridgeGone(t *testing.T) {
 func TestInterfaceExists(t *testing.T) {
 	n, p := newNode(t, "host", attach.Config{}), newPod(t, "pod")
 	out(t, p.NS, "ip", "link", "add", "eth0", "type", "bridge")
-	if _, err := n.EnsureSegment(t.Context(), "default"); err != nil {
+	if _, err := n.EnsureSegment(t.Context(), attach.SegmentSpec{Name: "default"}); err != nil {
 		t.Fatal(err)
 	}
 	host, sandbox := state(t, n.ns), state(t, p.NS)
@@ -177,7 +177,7 @@ func TestInterfaceExists(t *testing.T) {
 
 func TestNotANamespace(t *testing.T) {
 	n := newNode(t, "host", attach.Config{MTU: 1420})
-	if _, err := n.EnsureSegment(t.Context(), "default"); err != nil {
+	if _, err := n.EnsureSegment(t.Context(), attach.SegmentSpec{Name: "default"}); err != nil {
 		t.Fatal(err)
 	}
 	p := newPod(t, "pod")

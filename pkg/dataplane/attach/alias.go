@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 )
 
@@ -91,30 +92,41 @@ func parsePortAlias(alias string) (Attachment, error) {
 	return a, nil
 }
 
-// bridgeAlias renders what a bridge's alias says: zlayer/1 segment=NAME. The
-// digest stands for a name that is too long.
-func bridgeAlias(segment string) string {
-	return aliasMark + " segment=" + escape(aliasSegment(segment))
+// bridgeAlias renders what a bridge's alias says: zlayer/1 segment=NAME
+// table=NUMBER. The digest stands for a name that is too long; table is left
+// out where there is none.
+func bridgeAlias(segment string, table uint32) string {
+	alias := aliasMark + " segment=" + escape(aliasSegment(segment))
+	if table != 0 {
+		alias += " table=" + strconv.FormatUint(uint64(table), 10)
+	}
+	return alias
 }
 
-// aliasSegment is the segment as a bridge's alias names it.
+// aliasSegment is the segment as a bridge's alias names it, with room for any
+// table, so that the name does not depend on that.
 func aliasSegment(segment string) string {
-	if len(aliasMark+" segment=")+len(escape(segment)) > aliasMax {
+	if len(aliasMark+" segment= table=4294967295")+len(escape(segment)) > aliasMax {
 		return digestOf(segment)
 	}
 	return segment
 }
 
-// parseBridgeAlias reads what bridgeAlias wrote.
-func parseBridgeAlias(alias string) (segment string, err error) {
+// parseBridgeAlias reads what bridgeAlias wrote, in this version or earlier. A
+// table that no segment can have is none: the bridge is ours all the same.
+func parseBridgeAlias(alias string) (segment string, table uint32, err error) {
 	words, err := aliasWords(alias)
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
 	if words["segment"] == "" || words["mac"] != "" {
-		return "", errors.New("alias names no segment")
+		return "", 0, errors.New("alias names no segment")
 	}
-	return words["segment"], nil
+	number, err := strconv.ParseUint(words["table"], 10, 32)
+	if err != nil || checkTable(uint32(number)) != nil {
+		number = 0
+	}
+	return words["segment"], uint32(number), nil
 }
 
 // aliasWords splits an alias into its unescaped words.

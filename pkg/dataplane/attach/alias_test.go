@@ -2,6 +2,7 @@ package attach
 
 import (
 	"errors"
+	"math"
 	"net"
 	"net/netip"
 	"strings"
@@ -130,23 +131,38 @@ func TestBridgeAlias(t *testing.T) {
 	for name, want := range map[string]string{
 		"default":                  "default",
 		"shop/web front":           "shop/web front",
-		strings.Repeat("s", 238):   strings.Repeat("s", 238),
-		strings.Repeat("s", 239):   digestOf(strings.Repeat("s", 239)),
+		strings.Repeat("s", 221):   strings.Repeat("s", 221),
+		strings.Repeat("s", 222):   digestOf(strings.Repeat("s", 222)),
 		strings.Repeat("ä", 100):   digestOf(strings.Repeat("ä", 100)), // three bytes each when escaped, twice
 		strings.Repeat("\n", 4096): digestOf(strings.Repeat("\n", 4096)),
 	} {
-		alias := bridgeAlias(name)
-		got, err := parseBridgeAlias(alias)
-		if err != nil || got != want || len(alias) > aliasMax {
-			t.Errorf("segment %.20q: alias %q reads %q, %v, want %.80q", name, alias, got, err, want)
-		}
-		if again := bridgeAlias(got); again != alias {
-			t.Errorf("segment %.20q: %q, after a restart %q", name, alias, again)
+		for _, table := range []uint32{0, 1, 1000, math.MaxUint32} {
+			alias := bridgeAlias(name, table)
+			got, gotTable, err := parseBridgeAlias(alias)
+			if err != nil || got != want || gotTable != table || len(alias) > aliasMax {
+				t.Errorf("segment %.20q: alias %q reads %q, table %d, %v, want %.80q, table %d", name, alias, got, gotTable, err, want, table)
+			}
+			if again := bridgeAlias(got, gotTable); again != alias {
+				t.Errorf("segment %.20q: %q, after a restart %q", name, alias, again)
+			}
 		}
 	}
-	for _, alias := range []string{"", "zlayer/1 ", "zlayer/1 segment=", "zlayer/1 segment=a mac=02:00:00:00:00:05", "segment=a"} {
-		if got, err := parseBridgeAlias(alias); err == nil {
+	if alias := bridgeAlias("web", 1000); alias != "zlayer/1 segment=web table=1000" {
+		t.Errorf("alias with a table: %q", alias)
+	}
+	for _, alias := range []string{"", "zlayer/1 ", "zlayer/1 segment=", "zlayer/1 table=1000", "zlayer/1 segment=a mac=02:00:00:00:00:05", "segment=a"} {
+		if got, _, err := parseBridgeAlias(alias); err == nil {
 			t.Errorf("parseBridgeAlias(%q) = %q, want an error", alias, got)
+		}
+	}
+}
+
+// TestBridgeAliasWithoutUsableTable checks that a bridge stays ours whatever
+// its alias says about a table.
+func TestBridgeAliasWithoutUsableTable(t *testing.T) {
+	for _, table := range []string{"", "0", "-1", "1e3", "web", "4294967296", "122", "253", "254", "255"} {
+		if name, got, err := parseBridgeAlias("zlayer/1 table=" + table + " segment=web later=word"); err != nil || name != "web" || got != 0 {
+			t.Errorf("table %q: segment %q, table %d, %v, want web without a table", table, name, got, err)
 		}
 	}
 }
@@ -156,14 +172,17 @@ func FuzzParseAlias(f *testing.F) {
 		"", "zlayer/1 segment=default", "zlayer/1 id=c1 if=eth0 segment=default mac=02:00:00:00:00:05 addrs=10.42.0.5,fd42::5",
 		"zlayer/1 id=c1 if=eth0 segment=default mac=02:00:00:00:00:05 addrs=10.42.0.5,fd42::5 network=pods",
 		"zlayer/1 id=c1 if=eth0 mac=02:00:00:00:00:05 addrs=fd42::5 network=" + digestOf("pods"), "zlayer/1 key=00 mac=02:00:00:00:00:05 addrs=::2 network=%20",
+		"zlayer/1 segment=web table=1000", "zlayer/1 segment=web table=4294967295", "zlayer/1 segment=web table=254", "zlayer/1 segment=web table=%31",
+		"zlayer/1 segment=web table=-1 later=word", "zlayer/1 segment=web table=1 table=2", "zlayer/1 table=1",
 		"zlayer/1 key=00 mac=02:00:00:00:00:05 addrs=::2 later=word", "zlayer/1 id=%41%zz", "zlayer/1 =", "zlayer/1 addrs=,",
 	} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, alias string) {
-		if segment, err := parseBridgeAlias(alias); err == nil {
-			if again, err := parseBridgeAlias(bridgeAlias(segment)); err != nil || digestOf(again) != digestOf(segment) {
-				t.Errorf("segment %q of %q reads back as %q, %v", segment, alias, again, err)
+		if segment, table, err := parseBridgeAlias(alias); err == nil {
+			again, tableAgain, err := parseBridgeAlias(bridgeAlias(segment, table))
+			if err != nil || digestOf(again) != digestOf(segment) || tableAgain != table || checkTable(table) != nil {
+				t.Errorf("segment %q, table %d of %q read back as %q, table %d, %v", segment, table, alias, again, tableAgain, err)
 			}
 		}
 		a, err := parsePortAlias(alias)

@@ -21,6 +21,11 @@
 // before the bridge decides, and would hand a packet whose new destination is
 // on the same bridge straight to the isolated port, which drops it.
 //
+// A segment's bridge is made by EnsureSegment or the first Attach, and stays
+// until ReleaseSegment. A segment may have a routing table, which decides where
+// packets go that come in by its bridge and are for no sandbox of this host.
+// Its routes are someone else's; the rules that lead there are ours.
+//
 // An Attacher is safe for concurrent use.
 package attach
 
@@ -40,9 +45,12 @@ const RouteProtocol = 122
 
 // RouteTable holds our routes between sandboxes of this host, and RulePriority
 // is that of the rules, one for each bridge, that look there first.
+// TableRulePriority is that of the rules right behind them, which lead to the
+// tables of the segments that have one.
 const (
-	RouteTable   = 122
-	RulePriority = 1220
+	RouteTable        = 122
+	RulePriority      = 1220
+	TableRulePriority = RulePriority + 1
 )
 
 // LinkGroup is the group of our links: "zl" in its upper half. Links that are
@@ -56,6 +64,8 @@ var (
 	ErrConflict = errors.New("in conflict with what is attached already")
 	// ErrNotAttached says that there is no such attachment.
 	ErrNotAttached = errors.New("not attached")
+	// ErrInUse says that a segment has attachments, or some on their way in or out.
+	ErrInUse = errors.New("the segment is in use")
 	// ErrInvalid says that a request cannot be carried out on any node.
 	ErrInvalid = errors.New("invalid attachment")
 )
@@ -118,7 +128,7 @@ type Spec struct {
 	Key Key
 	// Netns is the sandbox's network namespace; the caller keeps and closes it.
 	Netns *os.File
-	// Segment is the segment's name, of any length; it is made where it does not exist.
+	// Segment is the segment's name, of any length; it is made where it does not exist, without a table then.
 	Segment string
 	// Addrs are the sandbox's addresses, at least one. A family without an address gets no route.
 	Addrs []netip.Addr
@@ -130,7 +140,7 @@ type Spec struct {
 	Network string
 	// BeforeUp, if set, is called when the host half exists and the sandbox cannot send yet: the place to pin its sources.
 	// A repeated Attach calls it again. Its error undoes the attachment. It must not call the Attacher's Attach, Detach,
-	// Reconcile, Recover, EnsureSegment or Teardown.
+	// Reconcile, Recover, EnsureSegment, ReleaseSegment or Teardown.
 	BeforeUp func(ctx context.Context, a Attachment) error
 }
 
@@ -156,6 +166,15 @@ type Attachment struct {
 	Network string
 }
 
+// SegmentSpec is a wanted segment.
+type SegmentSpec struct {
+	// Name is the segment's, of any length.
+	Name string
+	// Table is the routing table for what comes in by the segment's bridge, behind RouteTable and before all others;
+	// 0 is none. Several segments may share one.
+	Table uint32
+}
+
 // Segment is a bridge of ours.
 type Segment struct {
 	// Name is the segment's; "sha256:" and digits where it did not fit the link's alias and nobody has named it since a restart.
@@ -163,6 +182,8 @@ type Segment struct {
 	// Bridge is the link, Index its number.
 	Bridge string
 	Index  int
+	// Table is the segment's routing table, 0 without one.
+	Table uint32
 	// Ports is the number of attachments.
 	Ports int
 }
@@ -190,9 +211,17 @@ func Failpoints() []string {
 	}
 }
 
+// SegmentFailpoints returns the names of the failpoints in the order in which
+// an EnsureSegment, one with another table, and a ReleaseSegment reach them.
+func SegmentFailpoints() []string {
+	return []string{failSegmentCreated, failSegmentReady, failSegmentRuled, failSegmentUnruled}
+}
+
 const (
 	failSegmentCreated = "attach/segment-created"
 	failSegmentReady   = "attach/segment-ready"
+	failSegmentRuled   = "attach/segment-ruled"
+	failSegmentUnruled = "attach/segment-unruled"
 	failBeforeCreate   = "attach/before-create"
 	failCreated        = "attach/created"
 	failAddressed      = "attach/addressed"

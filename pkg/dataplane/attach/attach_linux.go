@@ -217,7 +217,7 @@ func (w *work) remakeBridge() (bool, error) {
 		w.bridge = current
 	} else {
 		var err error
-		if w.bridge, err = a.makeBridge(w.slot, w.spec.Segment); err != nil {
+		if w.bridge, err = a.makeBridge(w.slot, w.spec.Segment, current.table); err != nil {
 			return false, err
 		}
 		a.watch.wake()

@@ -53,9 +53,12 @@ func (*Attacher) Lookup(Key) (Attachment, bool) { return Attachment{}, false }
 func (*Attacher) Segments() []Segment { return nil }
 
 // EnsureSegment returns an error: this system is not supported.
-func (*Attacher) EnsureSegment(context.Context, string) (Segment, error) {
+func (*Attacher) EnsureSegment(context.Context, SegmentSpec) (Segment, error) {
 	return Segment{}, errors.ErrUnsupported
 }
+
+// ReleaseSegment returns an error: this system is not supported.
+func (*Attacher) ReleaseSegment(context.Context, string) error { return errors.ErrUnsupported }
 
 // Teardown returns an error: this system is not supported.
 func (*Attacher) Teardown(context.Context) error { return errors.ErrUnsupported }

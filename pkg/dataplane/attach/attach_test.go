@@ -251,7 +251,7 @@ func TestLongNames(t *testing.T) {
 			t.Errorf("length %d: not found after a restart", length)
 			continue
 		}
-		if _, err := again.EnsureSegment(t.Context(), spec.Segment); err != nil { // which tells the name
+		if _, err := again.EnsureSegment(t.Context(), attach.SegmentSpec{Name: spec.Segment}); err != nil { // which tells the name
 			t.Error(err)
 		}
 		repeated, err := again.Attach(t.Context(), spec)
@@ -285,7 +285,7 @@ func TestNoIPv6(t *testing.T) {
 					off(ns, "default")
 				}
 			}
-			if _, err := n.EnsureSegment(t.Context(), "default"); err != nil {
+			if _, err := n.EnsureSegment(t.Context(), attach.SegmentSpec{Name: "default"}); err != nil {
 				t.Fatal(err)
 			}
 			before := state(t, n.ns)

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/zlayer/zlayer-cni/internal/keylock"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach/internal/rtnl"
 )
@@ -23,7 +25,8 @@ const (
 // namespace of the thread that called New. One host has one Attacher at a
 // time.
 //
-// Lock order: a sandbox's lock, then a slot of the kernel, then bridges.
+// Lock order: a sandbox's lock or releases, then a slot of the kernel, then
+// bridges.
 type Attacher struct {
 	cfg     Config
 	log     *slog.Logger
@@ -33,10 +36,11 @@ type Attacher struct {
 	table   *table
 	keys    keylock.Lock
 
-	mtu     atomic.Int32                 // Config.MTU, or what SetMTU said last
-	loaded  atomic.Bool                  // the table mirrors the kernel
-	sources atomic.Pointer[[]netip.Addr] // those of Config.Sources that are on a link
-	bridges sync.Mutex                   // held while a bridge is made
+	mtu      atomic.Int32                 // Config.MTU, or what SetMTU said last
+	loaded   atomic.Bool                  // the table mirrors the kernel
+	sources  atomic.Pointer[[]netip.Addr] // those of Config.Sources that are on a link
+	releases *semaphore.Weighted          // one at a time: each has a slot while the kernel removes a bridge
+	bridges  sync.Mutex                   // held while a bridge is made, removed, or given another table
 
 	watch watch
 }
@@ -50,7 +54,7 @@ func New(cfg Config) (*Attacher, error) {
 	}
 	a := &Attacher{
 		cfg: cfg, log: cfg.Log, host: host, kernel: newKernel(host), table: newTable(),
-		watch: watch{poke: make(chan struct{}, 1)},
+		releases: semaphore.NewWeighted(1), watch: watch{poke: make(chan struct{}, 1)},
 	}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)
@@ -116,7 +120,7 @@ func (a *Attacher) Segments() []Segment {
 }
 
 func (s segment) public(ports int) Segment {
-	return Segment{Name: s.name, Bridge: s.bridge, Index: s.index, Ports: ports}
+	return Segment{Name: s.name, Bridge: s.bridge, Index: s.index, Table: s.table, Ports: ports}
 }
 
 // load reads the kernel once, for those who did not call Recover.

@@ -68,7 +68,7 @@ func BenchmarkDetach(b *testing.B) {
 func BenchmarkFloor(b *testing.B) {
 	n := newNode(b, "bench", attach.Config{MTU: 1420})
 	n.run(b)
-	segment, err := n.EnsureSegment(b.Context(), "default")
+	segment, err := n.EnsureSegment(b.Context(), attach.SegmentSpec{Name: "default"})
 	if err != nil {
 		b.Fatal(err)
 	}

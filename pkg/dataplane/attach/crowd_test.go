@@ -92,7 +92,7 @@ func TestSegmentsAtOnce(t *testing.T) {
 	var calls sync.WaitGroup
 	for range 20 {
 		calls.Go(func() {
-			if _, err := n.EnsureSegment(t.Context(), "default"); err != nil {
+			if _, err := n.EnsureSegment(t.Context(), attach.SegmentSpec{Name: "default"}); err != nil {
 				t.Error(err)
 			}
 		})

@@ -33,6 +33,9 @@ ip route add 10.42.0.6/32 dev web0 proto static
 ip route add 10.42.0.5/32 dev web0 table 122 proto 122
 ip rule add iif web0 lookup 122 pref 1220 protocol 122
 ip rule add from 10.42.0.7 lookup 122 pref 1219
+ip rule add iif web0 lookup 500 pref 1221 protocol 122
+ip rule add iif zl-default-b lookup 500 pref 1221
+ip rule add iif zl-default-b lookup 500 pref 1222 protocol 122
 ip neigh add 10.42.0.7 dev web0 lladdr 02:00:00:00:00:07 nud permanent protocol 122
 `
 
@@ -52,7 +55,7 @@ func TestForeignThingsStay(t *testing.T) {
 	}
 	out(t, p.NS, "ping", "-n", "-c", "1", "-W", "10", "10.42.0.1")
 	// On a bridge of ours now, but with nothing else of ours; and a neighbour and a forwarding entry of someone else's.
-	onOurs := "ip link set web0 master " + a.Bridge + " && ip link add zl-dddddddddd-p master " + a.Bridge + " type veth peer name other4 && ip neigh add 192.0.2.9 dev " + a.Bridge + " lladdr 02:00:00:00:00:99 nud permanent && " +
+	onOurs := "ip rule add iif " + a.Bridge + " lookup 500 pref 1221 && ip link set web0 master " + a.Bridge + " && ip link add zl-dddddddddd-p master " + a.Bridge + " type veth peer name other4 && ip neigh add 192.0.2.9 dev " + a.Bridge + " lladdr 02:00:00:00:00:99 nud permanent && " +
 		"ip route add 192.0.2.8/32 dev " + a.Bridge + " proto static && bridge fdb add 02:00:00:00:00:99 dev web0 master static"
 	out(t, n.ns, "sh", "-c", onOurs)
 	with := state(t, n.ns)
@@ -73,6 +76,7 @@ func TestForeignThingsStay(t *testing.T) {
 		t.Error(err)
 	}
 	out(t, n.ns, "sh", "-c", "ip link del zl-dddddddddd-p; ip link set web0 nomaster; ip link set web0 down; ip link set web0 up;"+
+		"ip rule del iif "+a.Bridge+" pref 1221;"+
 		"ip route replace 10.42.0.7/32 dev web0 proto 122; ip route replace 10.42.0.6/32 dev web0 proto static; ip route replace 10.42.0.5/32 dev web0 table 122 proto 122;"+
 		"ip neigh replace 10.42.0.7 dev web0 lladdr 02:00:00:00:00:07 nud permanent protocol 122")
 	if err := n.Teardown(t.Context()); err != nil {
@@ -90,7 +94,7 @@ func TestForeignRoute(t *testing.T) {
 		t.Run(route, func(t *testing.T) {
 			n, p := newNode(t, "host", attach.Config{MTU: 1420, Sources: overlay}), newPod(t, "pod")
 			giveOverlay(t, n.ns)
-			if _, err := n.EnsureSegment(t.Context(), "default"); err != nil {
+			if _, err := n.EnsureSegment(t.Context(), attach.SegmentSpec{Name: "default"}); err != nil {
 				t.Fatal(err)
 			}
 			version := "-4"

@@ -259,26 +259,27 @@ func routeAttrs(b *rtnl.Batch, r rtnl.Route) {
 	b.Uint32(unix.RTA_OIF, uint32(r.Link))
 }
 
-// addRule has packets that come in by a bridge look into RouteTable first.
-func addRule(b *rtnl.Batch, family uint8, bridge string) {
+// addRule has packets that come in by a bridge look into a table.
+func addRule(b *rtnl.Batch, r rtnl.Rule) {
 	ruleFor(b, rtnl.Request{
-		What: "add rule for " + bridge, Type: unix.RTM_NEWRULE,
+		What: "add rule for " + r.Link, Type: unix.RTM_NEWRULE,
 		Flags: unix.NLM_F_CREATE | unix.NLM_F_EXCL, Tolerate: []unix.Errno{unix.EEXIST},
-	}, family, bridge)
+	}, r)
 }
 
-func deleteRule(b *rtnl.Batch, family uint8, bridge string) {
+func deleteRule(b *rtnl.Batch, r rtnl.Rule) {
 	ruleFor(b, rtnl.Request{
-		What: "delete rule for " + bridge, Type: unix.RTM_DELRULE,
+		What: "delete rule for " + r.Link, Type: unix.RTM_DELRULE,
 		Tolerate: []unix.Errno{unix.ENOENT, unix.EAFNOSUPPORT, unix.EOPNOTSUPP},
-	}, family, bridge)
+	}, r)
 }
 
-func ruleFor(b *rtnl.Batch, r rtnl.Request, family uint8, bridge string) {
-	b.Rule(r, unix.RtMsg{Family: family, Table: RouteTable, Type: unix.FR_ACT_TO_TBL})
-	b.String(unix.FRA_IIFNAME, bridge)
-	b.Uint32(unix.FRA_PRIORITY, RulePriority)
-	b.Uint8(unix.FRA_PROTOCOL, RouteProtocol)
+func ruleFor(b *rtnl.Batch, q rtnl.Request, r rtnl.Rule) {
+	b.Rule(q, unix.RtMsg{Family: r.Family, Type: unix.FR_ACT_TO_TBL})
+	b.String(unix.FRA_IIFNAME, r.Link)
+	b.Uint32(unix.FRA_TABLE, uint32(r.Table)) // the header has room for 255
+	b.Uint32(unix.FRA_PRIORITY, uint32(r.Priority))
+	b.Uint8(unix.FRA_PROTOCOL, r.Protocol)
 }
 
 // setNeighbour tells the host where an address lives, for good.

@@ -54,6 +54,9 @@ func deriveMAC(role, owner string) net.HardwareAddr {
 	return mac
 }
 
+// bridgeMAC is the hardware address of a segment's bridge.
+func bridgeMAC(segment string) net.HardwareAddr { return deriveMAC("bridge", digestOf(segment)) }
+
 // digestOf stands for the name of a segment or network that is too long for an
 // alias.
 func digestOf(name string) string {
@@ -92,6 +95,25 @@ func (s Spec) validate() error {
 		}
 	}
 	return checkAddrs(s.Addrs)
+}
+
+// validate checks what can be wrong with a SegmentSpec on any node.
+func (s SegmentSpec) validate() error {
+	if s.Name == "" {
+		return fmt.Errorf("a segment has a name: %w", ErrInvalid)
+	}
+	return checkTable(s.Table)
+}
+
+// checkTable wants a routing table that has no other use, or 0 for none.
+func checkTable(table uint32) error {
+	const fallback, main, local = 253, 254, 255 // the kernel's own
+	switch table {
+	case RouteTable, fallback, main, local:
+		return fmt.Errorf("routing table %d is not for a segment: %w", table, ErrInvalid)
+	default:
+		return nil
+	}
 }
 
 // checkMTU wants what the kernel takes for a veth with such addresses, or 0 for

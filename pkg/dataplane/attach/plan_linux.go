@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -78,7 +79,7 @@ func (p *plan) bridge(s segment) {
 	if p.mtu > 0 && link.MTU != p.mtu {
 		p.add("bridge "+s.bridge+" has another MTU", "", func(b *rtnl.Batch) { setMTU(b, s.index, p.mtu) })
 	}
-	p.common(link, bridgeAlias(s.name), "")
+	p.common(link, bridgeAlias(s.name, s.table), "")
 	gateways := []netip.Addr{netip.IPv4Unspecified()}
 	if s.ipv6 {
 		gateways = append(gateways, netip.IPv6Unspecified())
@@ -124,31 +125,24 @@ func (p *plan) port(e entry, bridge segment) {
 	}
 }
 
-// rules compares the rules that lead to our table, one for each bridge and
-// family.
+// rules compares the rules that lead to our table and to those of segments.
 func (p *plan) rules() {
-	type key struct {
-		family uint8
-		bridge string
-	}
-	want := map[key]bool{}
+	var want []rtnl.Rule
 	for _, s := range p.segments {
-		want[key{unix.AF_INET, s.bridge}] = true
+		want = append(want, s.rules(unix.AF_INET)...)
 		if s.ipv6 {
-			want[key{unix.AF_INET6, s.bridge}] = true
+			want = append(want, s.rules(unix.AF_INET6)...)
 		}
 	}
-	for _, have := range p.have.rules {
-		k := key{have.Family, have.Link}
-		switch {
-		case want[k] && have.Priority == RulePriority:
-			delete(want, k)
-		case !want[k] && have.Priority == RulePriority && ourName(have.Link, bridgeSuffix):
-			p.add("rule for "+k.bridge+" is nobody's", "", func(b *rtnl.Batch) { deleteRule(b, k.family, k.bridge) })
+	for _, rule := range want { // before others go: between two tables a packet would find none
+		if !slices.Contains(p.have.rules, rule) {
+			p.add(fmt.Sprintf("rule of %s to table %d is missing", rule.Link, rule.Table), "", func(b *rtnl.Batch) { addRule(b, rule) })
 		}
 	}
-	for k := range want {
-		p.add("rule for "+k.bridge+" is missing", "", func(b *rtnl.Batch) { addRule(b, k.family, k.bridge) })
+	for _, rule := range p.have.rules {
+		if !slices.Contains(want, rule) {
+			p.add(fmt.Sprintf("rule of %s to table %d is nobody's", rule.Link, rule.Table), "", func(b *rtnl.Batch) { deleteRule(b, rule) })
+		}
 	}
 }
 

@@ -63,7 +63,7 @@ func (a *Attacher) remakeBridges(slot *slot) error {
 			continue
 		}
 		a.log.Warn("bridge is gone, making it anew", "op", "reconcile", "iface", s.bridge)
-		if _, err := a.makeBridge(slot, s.name); err != nil {
+		if _, err := a.makeBridge(slot, s.name, s.table); err != nil {
 			return err
 		}
 	}

@@ -256,7 +256,7 @@ func TestEverythingRecoversFirst(t *testing.T) {
 		},
 		"Check": func(ctx context.Context, n *attach.Attacher, p *pod) error { return n.Check(ctx, key(1), p.file) },
 		"EnsureSegment": func(ctx context.Context, n *attach.Attacher, _ *pod) error {
-			_, err := n.EnsureSegment(ctx, "default")
+			_, err := n.EnsureSegment(ctx, attach.SegmentSpec{Name: "default"})
 			return err
 		},
 		"Reconcile": func(ctx context.Context, n *attach.Attacher, _ *pod) error { return n.Reconcile(ctx) },

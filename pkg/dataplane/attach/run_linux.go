@@ -3,6 +3,7 @@ package attach
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -137,7 +138,7 @@ func (a *Attacher) notice(m rtnl.Message) {
 			a.watch.wake()
 		}
 	case unix.RTM_DELRULE: // systemd-networkd, for one, removes rules that are not its own
-		if rule, ok := rtnl.ParseRule(m); ok && rule.Protocol == RouteProtocol && rule.Table == RouteTable {
+		if rule, ok := rtnl.ParseRule(m); ok && a.wants(rule) {
 			a.watch.wake()
 		}
 	case unix.RTM_DELNEIGH:
@@ -145,6 +146,11 @@ func (a *Attacher) notice(m rtnl.Message) {
 			a.watch.wake()
 		}
 	}
+}
+
+// wants tells whether a rule belongs to a segment.
+func (a *Attacher) wants(rule rtnl.Rule) bool {
+	return slices.ContainsFunc(a.table.allSegments(), func(s segment) bool { return slices.Contains(s.rules(rule.Family), rule) })
 }
 
 // noticeLink follows a link that is gone, or that left its bridge.

@@ -15,11 +15,20 @@ import (
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach/internal/rtnl"
 )
 
-// EnsureSegment makes the segment's bridge, or completes it, and returns it.
-func (a *Attacher) EnsureSegment(ctx context.Context, name string) (Segment, error) {
-	s, err := a.ensureSegment(ctx, name)
+// EnsureSegment makes the segment's bridge where there is none, leads what
+// comes in by it to the wanted table, and returns it. A segment that is there
+// keeps its attachments, and the rule of its old table stays until that of the
+// new one is there. The same again writes nothing.
+//
+// ReleaseSegment forgets the table. Who wants it for an Attach must not release
+// the segment between EnsureSegment and that.
+//
+// Errors: ErrInvalid (no name, or a table that is not for segments),
+// ErrConflict (links that are not ours have the bridge's names).
+func (a *Attacher) EnsureSegment(ctx context.Context, spec SegmentSpec) (Segment, error) {
+	s, err := a.ensureSegment(ctx, spec)
 	if err != nil {
-		return Segment{}, fmt.Errorf("ensure segment %s: %w", shorten(name), err)
+		return Segment{}, fmt.Errorf("ensure segment %s: %w", shorten(spec.Name), err)
 	}
 	ports := 0
 	for _, attachment := range a.List() {
@@ -30,9 +39,9 @@ func (a *Attacher) EnsureSegment(ctx context.Context, name string) (Segment, err
 	return s.public(ports), nil
 }
 
-func (a *Attacher) ensureSegment(ctx context.Context, name string) (segment, error) {
-	if name == "" {
-		return segment{}, fmt.Errorf("a segment has a name: %w", ErrInvalid)
+func (a *Attacher) ensureSegment(ctx context.Context, spec SegmentSpec) (segment, error) {
+	if err := spec.validate(); err != nil {
+		return segment{}, err
 	}
 	if err := a.load(ctx); err != nil {
 		return segment{}, err
@@ -42,7 +51,69 @@ func (a *Attacher) ensureSegment(ctx context.Context, name string) (segment, err
 		return segment{}, err
 	}
 	defer slot.leave()
-	return a.bridgeOf(slot, name)
+	a.bridges.Lock()
+	defer a.bridges.Unlock()
+	s, found := a.table.segment(spec.Name)
+	switch {
+	case !found:
+		return a.makeBridge(slot, spec.Name, spec.Table)
+	case s.table != spec.Table:
+		return a.retable(slot, s, spec.Table)
+	default:
+		return s, nil
+	}
+}
+
+// ReleaseSegment removes the segment's bridge with its rules. No such segment
+// is no error. Whoever attaches or asks for the segment afterwards gets a new
+// bridge. After an error the segment is as it was. When ctx ends after the
+// removal has begun, it goes on, and is waited for.
+//
+// Errors: ErrInUse.
+func (a *Attacher) ReleaseSegment(ctx context.Context, name string) error {
+	if err := a.releaseSegment(ctx, name); err != nil {
+		return fmt.Errorf("release segment %s: %w", shorten(name), err)
+	}
+	return nil
+}
+
+func (a *Attacher) releaseSegment(ctx context.Context, name string) error {
+	if err := a.load(ctx); err != nil {
+		return err
+	}
+	if err := a.releases.Acquire(ctx, 1); err != nil {
+		return fmt.Errorf("wait for other releases: %w", err)
+	}
+	defer a.releases.Release(1)
+	slot, err := a.kernel.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer slot.leave()
+	a.bridges.Lock() // until the bridge is gone: nobody is to complete it meanwhile
+	defer a.bridges.Unlock()
+	s, found, err := a.table.dropSegment(name)
+	if err != nil || !found || s.index == 0 { // number 0: never made
+		return err
+	}
+	if err := a.dropBridge(ctx, slot, s); err != nil {
+		a.table.putSegment(s)
+		addRules(&slot.Batch, s)
+		return errors.Join(err, slot.do())
+	}
+	return nil
+}
+
+// dropBridge removes a bridge, its rules first. Once begun it does not end with
+// ctx, so that there is a bridge afterwards or none.
+func (a *Attacher) dropBridge(ctx context.Context, slot *slot, s segment) error {
+	deleteRules(&slot.Batch, s, segment{})
+	if err := errors.Join(slot.do(), failpoint.Hit(failSegmentUnruled)); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	return a.deleter.delete(ctx, s.index)
 }
 
 // bridgeOf returns the segment's bridge, made if need be.
@@ -55,21 +126,21 @@ func (a *Attacher) bridgeOf(slot *slot, name string) (segment, error) {
 	if s, found := a.table.segment(name); found {
 		return s, nil
 	}
-	return a.makeBridge(slot, name)
+	return a.makeBridge(slot, name, 0)
 }
 
 // makeBridge makes the bridge of a segment that has none. A bridge of ours by
-// mark and name that nobody finished is completed; a foreign link with the
+// mark and name that nobody finished is completed; any other link with the
 // name makes us take the next. The caller holds a.bridges or all slots.
-func (a *Attacher) makeBridge(slot *slot, name string) (segment, error) {
+func (a *Attacher) makeBridge(slot *slot, name string, table uint32) (segment, error) {
 	for try := range nameTries {
-		s := segment{name: name, bridge: bridgeName(name, try), mac: deriveMAC("bridge", digestOf(name))}
+		s := segment{name: name, bridge: bridgeName(name, try), mac: bridgeMAC(name), table: table}
 		createBridge(&slot.Batch, s.bridge, s.mac)
 		link, err := slot.make(s.bridge)
 		made := err == nil
 		if errors.Is(err, unix.EEXIST) {
 			var ours bool
-			if link, ours, err = unfinishedBridge(slot, s); err == nil && !ours {
+			if link, ours, err = a.unfinishedBridge(slot, s); err == nil && !ours {
 				continue
 			}
 		}
@@ -87,18 +158,21 @@ func (a *Attacher) makeBridge(slot *slot, name string) (segment, error) {
 		a.table.putSegment(s)
 		return s, nil
 	}
-	return segment{}, fmt.Errorf("links that are not ours have the names %s to %s: %w", bridgeName(name, 0), bridgeName(name, nameTries-1), ErrConflict)
+	return segment{}, fmt.Errorf("other links have the names %s to %s: %w", bridgeName(name, 0), bridgeName(name, nameTries-1), ErrConflict)
 }
 
 // unfinishedBridge tells whether the link that has the bridge's name is an
-// earlier try of ours.
-func unfinishedBridge(slot *slot, s segment) (rtnl.Link, bool, error) {
+// earlier try of ours, and not another segment's whose name has the same hash.
+func (a *Attacher) unfinishedBridge(slot *slot, s segment) (rtnl.Link, bool, error) {
 	link, found, err := slot.link(0, s.bridge)
 	if err != nil || !found {
 		return link, false, err
 	}
-	ours := link.Kind == kindBridge && ourGroup(link.Group) && (link.Alias == "" || link.Alias == bridgeAlias(s.name))
-	return link, ours, nil
+	if link.Kind != kindBridge || !ourGroup(link.Group) || a.table.isBridge(link.Index) {
+		return link, false, nil
+	}
+	name, _, aliasErr := parseBridgeAlias(link.Alias)
+	return link, link.Alias == "" || aliasErr == nil && digestOf(name) == digestOf(s.name), nil
 }
 
 // finishBridge configures a bridge; what it has already stays.
@@ -114,7 +188,7 @@ func (a *Attacher) finishBridge(slot *slot, s *segment) error {
 	}
 	setUp(&slot.Batch, s.index)
 	addAddress(&slot.Batch, s.index, gatewayPrefix(netip.IPv4Unspecified()), unix.RT_SCOPE_LINK)
-	addRule(&slot.Batch, unix.AF_INET, s.bridge)
+	addFamilyRules(&slot.Batch, *s, unix.AF_INET)
 	if err := slot.do(); err != nil {
 		return err
 	}
@@ -123,7 +197,7 @@ func (a *Attacher) finishBridge(slot *slot, s *segment) error {
 		return err
 	}
 	s.ipv6 = ipv6
-	setAlias(&slot.Batch, s.index, bridgeAlias(s.name))
+	setAlias(&slot.Batch, s.index, bridgeAlias(s.name, s.table))
 	if err := slot.do(); err != nil {
 		return err
 	}
@@ -139,14 +213,13 @@ func addIPv6(slot *slot, s segment) (bool, error) {
 		}
 		return false, err
 	}
-	addRule(&slot.Batch, unix.AF_INET6, s.bridge)
+	addFamilyRules(&slot.Batch, s, unix.AF_INET6)
 	return true, slot.do()
 }
 
 // removeBridge takes away a bridge and its rules, which would outlive it.
 func removeBridge(b *rtnl.Batch, s segment) {
-	deleteRule(b, unix.AF_INET, s.bridge)
-	deleteRule(b, unix.AF_INET6, s.bridge)
+	deleteRules(b, s, segment{})
 	deleteLink(b, s.index)
 }
 

@@ -13,7 +13,7 @@ import (
 type snapshot struct {
 	links      map[int]rtnl.Link
 	addrs      []rtnl.Addr
-	rules      []rtnl.Rule          // of our protocol and table
+	rules      []rtnl.Rule          // with our mark
 	routes     []rtnl.Route         // of our protocol, in the main table or ours, over a link of ours
 	neighbours []rtnl.Neigh         // permanent, on a link of ours
 	forwarding map[int][]rtnl.Neigh // static entries by port
@@ -76,19 +76,21 @@ func readRoutes(s *rtnl.Socket, b *rtnl.Batch, filter unix.RtMsg) ([]rtnl.Route,
 	return rtnl.Dump(s, b, rtnl.ParseRoute)
 }
 
+// readRules returns the rules of one family that have our mark.
+func readRules(slot *slot, family uint8) ([]rtnl.Rule, error) {
+	slot.Rule(rtnl.Request{What: "read rules", Type: unix.RTM_GETRULE, Flags: unix.NLM_F_DUMP}, unix.RtMsg{Family: family})
+	rules, err := rtnl.Dump(slot.Socket, &slot.Batch, rtnl.ParseRule)
+	return slices.DeleteFunc(rules, func(r rtnl.Rule) bool { return !ourRule(r) }), err
+}
+
 // readFamily reads rules, routes and neighbours. The kernel sorts out foreign
 // routes.
 func (have *snapshot) readFamily(slot *slot, family uint8, ours map[int]bool) error {
-	slot.Rule(rtnl.Request{What: "read rules", Type: unix.RTM_GETRULE, Flags: unix.NLM_F_DUMP}, unix.RtMsg{Family: family})
-	rules, err := rtnl.Dump(slot.Socket, &slot.Batch, rtnl.ParseRule)
+	rules, err := readRules(slot, family)
 	if err != nil {
 		return err
 	}
-	for _, rule := range rules {
-		if rule.Protocol == RouteProtocol && rule.Table == RouteTable {
-			have.rules = append(have.rules, rule)
-		}
-	}
+	have.rules = append(have.rules, rules...)
 	for _, table := range []uint8{unix.RT_TABLE_MAIN, RouteTable} {
 		routes, err := readRoutes(slot.Socket, &slot.Batch, unix.RtMsg{Family: family, Table: table, Protocol: RouteProtocol})
 		if err != nil {

@@ -32,7 +32,8 @@ type segment struct {
 	bridge string
 	index  int
 	mac    net.HardwareAddr
-	ipv6   bool // the host speaks IPv6 on it
+	table  uint32 // routing table, 0 without one
+	ipv6   bool   // the host speaks IPv6 on it
 }
 
 // table mirrors the kernel: what is attached, and who holds which address. Safe
@@ -200,6 +201,22 @@ func (t *table) putSegment(s segment) {
 			t.entries[key] = e
 		}
 	}
+}
+
+// dropSegment takes out a segment, unless something is attached to it or on
+// its way in or out.
+func (t *table) dropSegment(name string) (_ segment, found bool, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	id := digestOf(name)
+	for _, e := range t.entries {
+		if digestOf(e.Segment) == id {
+			return segment{}, true, fmt.Errorf("sandbox %s is on it: %w", e.Key, ErrInUse)
+		}
+	}
+	s, found := t.segments[id]
+	delete(t.segments, id)
+	return s, found, nil
 }
 
 // isBridge tells whether a link is one of our bridges.

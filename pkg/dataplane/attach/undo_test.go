@@ -15,7 +15,7 @@ import (
 // what it says reaches the caller.
 func TestHookFails(t *testing.T) {
 	n, p := newNode(t, "host", attach.Config{MTU: 1420}), newPod(t, "pod")
-	if _, err := n.EnsureSegment(t.Context(), "default"); err != nil {
+	if _, err := n.EnsureSegment(t.Context(), attach.SegmentSpec{Name: "default"}); err != nil {
 		t.Fatal(err)
 	}
 	broken := errors.New("cannot pin")
@@ -35,7 +35,7 @@ func TestHookFails(t *testing.T) {
 // and within.
 func TestContextEnds(t *testing.T) {
 	n, p := newNode(t, "host", attach.Config{MTU: 1420}), newPod(t, "pod")
-	if _, err := n.EnsureSegment(t.Context(), "default"); err != nil {
+	if _, err := n.EnsureSegment(t.Context(), attach.SegmentSpec{Name: "default"}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -67,7 +67,7 @@ func TestContextEnds(t *testing.T) {
 // with the attempt.
 func TestSandboxDiesUnderway(t *testing.T) {
 	n, p := newNode(t, "host", attach.Config{MTU: 1420}), newPod(t, "pod")
-	if _, err := n.EnsureSegment(t.Context(), "default"); err != nil {
+	if _, err := n.EnsureSegment(t.Context(), attach.SegmentSpec{Name: "default"}); err != nil {
 		t.Fatal(err)
 	}
 	spec := p.spec(1)
