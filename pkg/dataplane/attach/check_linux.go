@@ -53,7 +53,7 @@ func (a *Attacher) checkHost(ctx context.Context, e entry) error {
 		return err
 	}
 	defer slot.leave()
-	segments := a.table.allSegments()
+	segments := a.segmentsOf(e)
 	have, err := readHost(slot, segments, []entry{e})
 	if err != nil {
 		return err

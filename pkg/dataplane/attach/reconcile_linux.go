@@ -74,6 +74,9 @@ func (a *Attacher) remakeBridges(slot *slot) error {
 // owner, or of all and what is nobody's. For all, the caller holds all slots.
 func (a *Attacher) repair(slot *slot, owner string) error {
 	segments := a.table.allSegments()
+	if e, found := a.table.get(owner); found {
+		segments = a.segmentsOf(e)
+	}
 	have, err := readHost(slot, segments, a.table.all())
 	if err != nil {
 		return err
@@ -101,6 +104,16 @@ func (a *Attacher) repair(slot *slot, owner string) error {
 		a.log.Info("kernel differs from what is attached, mending", "op", "reconcile", "differences", len(written), "first", written[0])
 	}
 	return slot.do()
+}
+
+// segmentsOf is the segment of an attachment. Only that one is sure to be there
+// while others are released.
+func (a *Attacher) segmentsOf(e entry) []segment {
+	s, found := a.table.segment(e.Segment)
+	if !found {
+		return nil
+	}
+	return []segment{s}
 }
 
 // dropVanished takes out attachments whose link is gone. Their routes and
