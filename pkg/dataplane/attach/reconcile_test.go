@@ -79,16 +79,14 @@ func sorted(want, got string) string {
 func TestReconcileWritesDifferencesOnly(t *testing.T) {
 	n := newNode(t, "host", attach.Config{MTU: 1420, Sources: overlay})
 	giveOverlay(t, n.ns)
-	for i, p := range newPods(t, 3) {
-		n.must(t, p.spec(i+1))
+	n.ensure(t, web)
+	for i, p := range newPods(t, 4) {
+		n.must(t, p.on([]string{"default", "web"}[i%2], i+1))
 	}
 	if err := n.Reconcile(t.Context()); err != nil { // learns the sources
 		t.Fatal(err)
 	}
-	eventually(t, "carriers are up, addresses in use, and all announced", func() bool {
-		links := out(t, n.ns, "ip", "addr")
-		return !strings.Contains(links, "NO-CARRIER") && !strings.Contains(links, "tentative") && len(writes(t, n.ns, func() {})) == 0
-	})
+	settled(t, n.ns)
 	wrote := writes(t, n.ns, func() {
 		for range 3 {
 			if err := n.Reconcile(t.Context()); err != nil {
@@ -110,6 +108,15 @@ func TestReconcileWritesDifferencesOnly(t *testing.T) {
 		}
 	})
 	same(t, "announcements of one route lost and mended", []uint16{unix.RTM_DELROUTE, unix.RTM_NEWROUTE}, wrote)
+}
+
+// settled waits until the kernel has announced what attaching brings.
+func settled(t *testing.T, ns *netlab.NS) {
+	t.Helper()
+	eventually(t, "carriers are up, addresses in use, and all announced", func() bool {
+		links := out(t, ns, "ip", "addr")
+		return !strings.Contains(links, "NO-CARRIER") && !strings.Contains(links, "tentative") && len(writes(t, ns, func() {})) == 0
+	})
 }
 
 // writes returns the types of the changes that the kernel announces while do
