@@ -47,6 +47,16 @@ func (c *Client) Status(ctx context.Context) (*StatusSnapshot, error) {
 	return expect[*StatusSnapshot](c.Call(ctx, &Status{}))
 }
 
+// Guests returns the guests of the node. A daemon that has none to tell of
+// because it does not know the question answers CodeUnsupported.
+func (c *Client) Guests(ctx context.Context) ([]GuestStatus, error) {
+	resp, err := expect[*Guests](c.Call(ctx, &ListGuests{}))
+	if err != nil {
+		return nil, err
+	}
+	return resp.Guests, nil
+}
+
 // Hello returns who serves. A ZLayer daemon does not know the question and
 // closes the connection, which is ErrUnreachable here.
 func (c *Client) Hello(ctx context.Context) (*Welcome, error) {

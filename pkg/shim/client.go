@@ -73,7 +73,8 @@ func (c *Client) Close() error {
 // Call asks and waits for the answer, until ctx ends or DialOptions.CallTimeout.
 // The daemon's failures are *Error. ErrUnreachable means that the daemon is
 // away; it is tried twice, except that a request which may not be done twice
-// (AllocateIP, Shutdown) is not repeated once it may have arrived.
+// (AllocateIP without an owner, Shutdown) is not repeated once it may have
+// arrived.
 func (c *Client) Call(ctx context.Context, req Request) (Response, error) {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
@@ -95,8 +96,10 @@ func (c *Client) Call(ctx context.Context, req Request) (Response, error) {
 
 // repeatable tells whether asking twice is as good as asking once.
 func repeatable(req Request) bool {
-	switch req.(type) {
-	case *AllocateIP, *Shutdown:
+	switch req := req.(type) {
+	case *AllocateIP:
+		return req.Owner != ""
+	case *Shutdown:
 		return false
 	}
 	return true

@@ -49,6 +49,7 @@ func TestTypedCalls(t *testing.T) {
 		{"check that only compares", nil, func(ctx context.Context) (any, error) { return c.Check(ctx, handle) }, &CheckContainer{Handle: handle}, (*Attached)(nil)},
 		{"gc", nil, func(ctx context.Context) (any, error) { return nil, c.GC(ctx, "pods", []Attachment{{"c1", "eth0"}}) }, &GCContainers{Network: "pods", Valid: []Attachment{{"c1", "eth0"}}}, nil},
 		{"ready", nil, func(ctx context.Context) (any, error) { return nil, c.Ready(ctx) }, &Ready{}, nil},
+		{"guests", &Guests{Guests: []GuestStatus{{ID: "g"}}}, func(ctx context.Context) (any, error) { return c.Guests(ctx) }, &ListGuests{}, []GuestStatus{{ID: "g"}}},
 		{"status", snapshot, func(ctx context.Context) (any, error) { return c.Status(ctx) }, &Status{}, snapshot},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -282,6 +283,21 @@ func TestClientRepeatsARequestWhoseConnectionWasLost(t *testing.T) {
 	}
 	if diff := cmp.Diff(Request(&DetachContainer{Handle: &LinuxPID{PID: 7}}), repeated); diff != "" {
 		t.Errorf("repeated (-want +got):\n%s", diff)
+	}
+}
+
+func TestClientRepeatsAnAllocationThatNamesItsOwner(t *testing.T) {
+	c := dialScript(t,
+		func(c *rawConn) { c.request() },
+		func(c *rawConn) {
+			id, req := c.request()
+			if diff := cmp.Diff(Request(&AllocateIP{Service: "web", Owner: "vm-1"}), req); diff != "" {
+				t.Errorf("repeated (-want +got):\n%s", diff)
+			}
+			c.respond(id, &AllocatedIP{IP: ip("10.0.0.5")})
+		})
+	if _, err := c.Call(t.Context(), &AllocateIP{Service: "web", Owner: "vm-1"}); err != nil {
+		t.Error(err)
 	}
 }
 

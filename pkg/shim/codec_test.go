@@ -34,7 +34,7 @@ func apply[T any](texts []string, parse func(string) T) []T {
 	return result
 }
 
-var compareNetip = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})
+var compareNetip = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}, netip.AddrPort{})
 
 // requestVectors holds what the serde of ZLayer's agent writes for every
 // operation, and below it what our additions look like. Each must decode to
@@ -123,6 +123,30 @@ func requestVectors() []struct {
 		{"gc", `{"op":"gc_containers","valid":[{"container_id":"c1","ifname":"eth0"}]}`, &GCContainers{Valid: []Attachment{{"c1", "eth0"}}}},
 		{"gc of a network", `{"op":"gc_containers","network":"pods","valid":[{"container_id":"c1","ifname":"eth0"}]}`, &GCContainers{Network: "pods", Valid: []Attachment{{"c1", "eth0"}}}},
 		{"gc all", `{"op":"gc_containers","valid":[]}`, &GCContainers{Valid: []Attachment{}}},
+		{
+			"setup global, with all additions",
+			`{"op":"setup_global_overlay","deployment":"prod","instance_id":"","cluster_cidr":"10.200.0.0/16","wg_port":51820,"nat_enabled":true,` +
+				`"nat":{"enabled":true,"stun_servers":[{"address":"stun.example:3478","label":"own"}],"turn_servers":[{"address":"192.0.2.9:3478","username":"u","credential":"c","region":"eu"}],` +
+				`"hole_punch_timeout_secs":5,"stun_refresh_interval_secs":30,"max_candidate_pairs":4,"relay_server":{"listen_port":3478,"external_addr":"192.0.2.1:3478","max_sessions":7}},` +
+				`"uapi_socket_dir":"/run/wireguard"}`,
+			&SetupGlobalOverlay{
+				Deployment: "prod", ClusterCIDR: cidr("10.200.0.0/16"), WGPort: 51820, NATEnabled: true,
+				NAT: &NATConfig{
+					Enabled: true, STUNServers: []STUNServer{{"stun.example:3478", "own"}}, TURNServers: []TURNServer{{"192.0.2.9:3478", "u", "c", "eu"}},
+					HolePunchTimeoutSecs: 5, STUNRefreshIntervalSecs: 30, MaxCandidatePairs: 4,
+					RelayServer: &RelayServer{ListenPort: 3478, ExternalAddr: netip.MustParseAddrPort("192.0.2.1:3478"), MaxSessions: 7},
+				},
+				UAPISocketDir: "/run/wireguard",
+			},
+		},
+		{"allocate for an owner", `{"op":"allocate_ip","service":"web","join_global":false,"owner":"vm-1"}`, &AllocateIP{Service: "web", Owner: "vm-1"}},
+		{"release of an owner's", `{"op":"release_ip","ip":"10.200.0.5","owner":"vm-1"}`, &ReleaseIP{IP: ip("10.200.0.5"), Owner: "vm-1"}},
+		{
+			"attach with a mode",
+			`{"op":"attach_container","handle":{"platform":"linux_netns","container_id":"c1","ifname":"eth0"},"service":"web","join_global":false,"mode":"dedicated"}`,
+			&AttachContainer{Handle: &LinuxNetns{ContainerID: "c1", IfName: "eth0"}, Service: "web", Mode: ModeDedicated},
+		},
+		{"list guests", `{"op":"list_guests"}`, &ListGuests{}},
 		{"ready", `{"op":"ready"}`, &Ready{}},
 		{"subscribe", `{"op":"subscribe"}`, &Subscribe{}},
 		{"hello", `{"op":"hello","protocol_version":1,"capabilities":["events"]}`, &Hello{ProtocolVersion: 1, Capabilities: []string{"events"}}},
@@ -203,6 +227,55 @@ func responseVectors() []struct {
 				Pools:       []PoolStatus{{Prefix: cidr("fd00::/64"), Capacity: 1<<64 - 1, Used: 1, Resting: 2}},
 			},
 		},
+		{
+			"status, with services and NAT",
+			`{"result":"status","peer_count":1,"service_count":1,` +
+				`"peers":[{"public_key":"` + keyB + `","endpoint":"","allowed_ips":"","last_handshake_unix_secs":0,"health":"unhealthy","health_reason":"3 probes lost","rtt_micros":420}],` +
+				`"dedicated_services":[{"service":"web","interface":"zl-web-d","public_key":"` + keyB + `","listen_port":51821,"overlay_ip":"10.200.9.1","subnet":"10.200.9.0/28","peer_count":1,` +
+				`"subnets":["10.200.9.0/28","fd00::/120"],"table":200,"bridge":"zl-web-b","join_global":true,"attachments":3,` +
+				`"peers":[{"public_key":"` + keyA + `","endpoint":"","allowed_ips":"","last_handshake_unix_secs":0,"health":"healthy"}],"problem":"port in use"}],` +
+				`"segments":[{"name":"web","bridge":"zl-web-b","ports":3,"mode":"dedicated"}],` +
+				`"nat":{"enabled":true,"nat_type":"symmetric","candidates":[{"candidate_type":"server_reflexive","address":"[2001:db8::1]:51820","priority":50,"discovered_at":1700000000}],` +
+				`"peers":[{"public_key":"` + keyB + `","node":"n2","connection_type":"hole-punched","endpoint":"192.0.2.2:4000"}]}}`,
+			&StatusSnapshot{
+				PeerCount: 1, ServiceCount: 1, Peers: []PeerStatus{{PublicKey: keyB, Health: HealthUnhealthy, HealthReason: "3 probes lost", RTTMicros: 420}},
+				DedicatedServices: []DedicatedServiceStatus{{
+					Service: "web", Interface: "zl-web-d", PublicKey: keyB, ListenPort: 51821, OverlayIP: ip("10.200.9.1"), Subnet: cidr("10.200.9.0/28"), PeerCount: 1,
+					Subnets: cidrs("10.200.9.0/28", "fd00::/120"), Table: 200, Bridge: "zl-web-b", JoinGlobal: true, Attachments: 3,
+					Peers: []PeerStatus{{PublicKey: keyA, Health: HealthHealthy}}, Problem: "port in use",
+				}},
+				Segments: []SegmentStatus{{Name: "web", Bridge: "zl-web-b", Ports: 3, Mode: ModeDedicated}},
+				NAT: &NATStatus{
+					Enabled: true, NATType: "symmetric",
+					Candidates: []NATCandidate{{Type: CandidateServerReflexive, Address: netip.MustParseAddrPort("[2001:db8::1]:51820"), Priority: 50, DiscoveredUnixSecs: 1700000000}},
+					Peers:      []NATPeer{{PublicKey: keyB, Node: "n2", Connection: ConnectionHolePunched, Endpoint: "192.0.2.2:4000"}},
+				},
+			},
+		},
+		{
+			"service overlay, with all additions",
+			`{"result":"service_overlay","name":"zl-web-d","mode":"dedicated","overlay_ip":"10.200.9.1","subnet":"10.200.9.0/28","subnets":["10.200.9.0/28","fd00::/120"],"addresses":["10.200.9.1","fd00::1"]}`,
+			&ServiceOverlay{
+				Name: "zl-web-d", Mode: ModeDedicated, OverlayIP: ip("10.200.9.1"), Subnet: cidr("10.200.9.0/28"),
+				Subnets: cidrs("10.200.9.0/28", "fd00::/120"), Addresses: ips("10.200.9.1", "fd00::1"),
+			},
+		},
+		{
+			"guest, with all additions",
+			`{"result":"guest_config","overlay_ip":"10.200.0.7","prefix_len":32,"private_key":"` + keyB + `","public_key":"` + keyA + `","listen_port":51820,"peers":[],"addresses":["10.200.0.7/32","fd00::7/128"],"mtu":1420}`,
+			&GuestConfig{
+				OverlayIP: ip("10.200.0.7"), PrefixLen: 32, PrivateKey: keyB, PublicKey: keyA, ListenPort: 51820,
+				Addresses: cidrs("10.200.0.7/32", "fd00::7/128"), MTU: 1420,
+			},
+		},
+		{
+			"guests",
+			`{"result":"guests","guests":[{"id":"vm-1","addresses":["10.200.0.7","fd00::7"],"public_key":"` + keyA + `","endpoint":"192.0.2.3:51820","last_handshake_unix_secs":1700000000,"rx_bytes":1,"tx_bytes":2}]}`,
+			&Guests{Guests: []GuestStatus{{
+				ID: "vm-1", Addresses: ips("10.200.0.7", "fd00::7"), PublicKey: keyA, Endpoint: "192.0.2.3:51820", LastHandshakeUnixSecs: 1700000000, RxBytes: 1, TxBytes: 2,
+			}}},
+		},
+		{"no guests", `{"result":"guests","guests":[]}`, &Guests{Guests: []GuestStatus{}}},
 		{"hello", `{"result":"hello","protocol_version":1,"capabilities":["ready"],"boot_id":"b-1"}`, &Welcome{ProtocolVersion: 1, Capabilities: []string{"ready"}, BootID: "b-1"}},
 	}
 }
@@ -334,7 +407,14 @@ func TestForeignRequests(t *testing.T) {
 		{"removal without scope", `{"op":"remove_peer","pubkey":"k"}`, &RemovePeer{Pubkey: "k"}},
 		{"allowed ip without scope", `{"op":"add_allowed_ip","pubkey":"k","cidr":"10.0.0.0/24"}`, &AddAllowedIP{Pubkey: "k", CIDR: cidr("10.0.0.0/24")}},
 		{"removed allowed ip without scope", `{"op":"remove_allowed_ip","pubkey":"k","cidr":"10.0.0.0/24"}`, &RemoveAllowedIP{Pubkey: "k", CIDR: cidr("10.0.0.0/24")}},
-		{"null optionals", `{"op":"attach_container","handle":{"platform":"linux_pid","pid":1},"service":"s","join_global":false,"dns_server":null,"dns_domain":null,"pod":null,"ips":null,"mtu":null,"network":null}`, &AttachContainer{Handle: &LinuxPID{PID: 1}, Service: "s"}},
+		{"null optionals", `{"op":"attach_container","handle":{"platform":"linux_pid","pid":1},"service":"s","join_global":false,"dns_server":null,"dns_domain":null,"pod":null,"ips":null,"mtu":null,"mode":null,"network":null}`, &AttachContainer{Handle: &LinuxPID{PID: 1}, Service: "s"}},
+		{
+			"NAT with nothing said", `{"op":"setup_global_overlay","deployment":"d","instance_id":"i","cluster_cidr":"10.0.0.0/8","wg_port":1,"nat_enabled":true,"nat":{"relay_server":{"listen_port":1,"external_addr":"192.0.2.1:1"}}}`,
+			&SetupGlobalOverlay{Deployment: "d", InstanceID: "i", ClusterCIDR: cidr("10.0.0.0/8"), WGPort: 1, NATEnabled: true, NAT: &NATConfig{
+				Enabled: true, HolePunchTimeoutSecs: 15, STUNRefreshIntervalSecs: 60, MaxCandidatePairs: 10,
+				RelayServer: &RelayServer{ListenPort: 1, ExternalAddr: netip.MustParseAddrPort("192.0.2.1:1"), MaxSessions: 100},
+			}},
+		},
 		{"null slice", `{"op":"setup_global_overlay","deployment":"d","instance_id":"i","cluster_cidr":"10.0.0.0/8","slice_cidr":null,"wg_port":1,"nat_enabled":false}`, &SetupGlobalOverlay{Deployment: "d", InstanceID: "i", ClusterCIDR: cidr("10.0.0.0/8"), WGPort: 1}},
 		{"host bits in a prefix", `{"op":"add_allowed_ip","pubkey":"k","cidr":"10.0.0.5/24"}`, &AddAllowedIP{Pubkey: "k", CIDR: cidr("10.0.0.5/24")}},
 		{"blanks between prefixes", `{"op":"add_peer","public_key":"k","endpoint":"e","allowed_ips":" 10.0.0.0/24 , fd00::/64","persistent_keepalive_secs":0}`, &AddPeer{PeerSpec: PeerSpec{PublicKey: "k", Endpoint: "e", AllowedIPs: cidrs("10.0.0.0/24", "fd00::/64")}}},
@@ -369,6 +449,8 @@ func TestRefusedRequests(t *testing.T) {
 		"port beyond 16 bits":      `{"op":"setup_global_overlay","cluster_cidr":"10.0.0.0/8","wg_port":65536}`,
 		"no prefix":                `{"op":"setup_global_overlay","cluster_cidr":"10.0.0.0"}`,
 		"no address":               `{"op":"release_ip","ip":"10.0.0"}`,
+		"attach with another mode": `{"op":"attach_container","handle":{"platform":"linux_pid","pid":1},"service":"web","join_global":true,"mode":"public"}`,
+		"relay at a name":          `{"op":"setup_global_overlay","cluster_cidr":"10.0.0.0/8","wg_port":1,"nat":{"relay_server":{"external_addr":"relay.example:1"}}}`,
 		"unknown mode":             `{"op":"setup_service_overlay","service":"web","mode":"public"}`,
 		"unknown scope":            `{"op":"remove_peer","pubkey":"k","scope":{"scope":"galaxy"}}`,
 		"service scope for nobody": `{"op":"remove_peer","pubkey":"k","scope":{"scope":"service","service":""}}`,

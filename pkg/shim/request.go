@@ -25,6 +25,10 @@ type SetupGlobalOverlay struct {
 	SliceCIDR   netip.Prefix `json:"slice_cidr,omitzero"` // none until one is assigned
 	WGPort      uint16       `json:"wg_port"`
 	NATEnabled  bool         `json:"nat_enabled"`
+
+	// What follows is our addition.
+	NAT           *NATConfig `json:"nat,omitempty"`             // NATEnabled is its Enabled
+	UAPISocketDir string     `json:"uapi_socket_dir,omitempty"` // where a userspace device may serve WireGuard's control socket
 }
 
 // TeardownGlobalOverlay removes the node's WireGuard device. Answer: *OK.
@@ -43,16 +47,19 @@ type TeardownServiceOverlay struct {
 	Service string `json:"service"`
 }
 
-// AllocateIP reserves an address on a service's segment. It names no owner, so
-// asking twice reserves two. Answer: *AllocatedIP.
+// AllocateIP reserves an address on a service's segment. Asking twice with the
+// same Owner gives the same address, without one it reserves two. Answer:
+// *AllocatedIP.
 type AllocateIP struct {
 	Service    string `json:"service"`
 	JoinGlobal bool   `json:"join_global"`
+	Owner      string `json:"owner,omitempty"` // our addition: who the address is for, a name of the caller's choosing
 }
 
 // ReleaseIP gives an address of AllocateIP back. Answer: *OK.
 type ReleaseIP struct {
-	IP netip.Addr `json:"ip"`
+	IP    netip.Addr `json:"ip"`
+	Owner string     `json:"owner,omitempty"` // our addition: as in AllocateIP
 }
 
 // AttachContainer puts a sandbox on a segment. Asking again for the same handle
@@ -69,6 +76,9 @@ type AttachContainer struct {
 	IPs []netip.Addr // addresses asked for, at most one of a family; else any
 	MAC string       // address asked for; else derived
 	MTU int          // 0: that of the overlay
+
+	// Mode is how Service is carried; empty: as it was set up, else ModeAuto.
+	Mode Mode
 
 	// Network names the CNI network that the sandbox joins; empty for none. It is whose GCContainers may collect the
 	// attachment. Older daemons ignore it. An attachment that was made without one gets it when it is asked for again;
@@ -163,6 +173,10 @@ type NATTick struct{}
 // Shutdown asks the daemon to end. Answer: *OK, before it does.
 type Shutdown struct{}
 
+// ListGuests asks for the guests of the node. It is our addition. Answer:
+// *Guests.
+type ListGuests struct{}
+
 // Hello asks who serves. It is our addition, and Serve answers it by itself.
 // Answer: *Welcome.
 type Hello struct {
@@ -243,6 +257,9 @@ func (*NATTick) Op() string { return "nat_tick" }
 func (*Shutdown) Op() string { return "shutdown" }
 
 // Op implements Request.
+func (*ListGuests) Op() string { return "list_guests" }
+
+// Op implements Request.
 func (*Hello) Op() string { return "hello" }
 
 // Op implements Request.
@@ -258,7 +275,7 @@ func requests() []Request {
 		&Hello{}, &Subscribe{}, &SetLocalNodeID{}, &SetLocalWGPubkey{}, &SetupGlobalOverlay{},
 		&TeardownGlobalOverlay{}, &SetupServiceOverlay{}, &TeardownServiceOverlay{}, &AllocateIP{},
 		&ReleaseIP{}, &AddPeer{}, &RemovePeer{}, &AddAllowedIP{}, &RemoveAllowedIP{}, &RegisterDNS{},
-		&UnregisterDNS{}, &NATTick{}, &Shutdown{},
+		&UnregisterDNS{}, &NATTick{}, &Shutdown{}, &ListGuests{},
 	}
 }
 
@@ -284,6 +301,7 @@ type attachFields struct {
 	IPs        []netip.Addr `json:"ips,omitempty"`
 	MAC        string       `json:"mac,omitempty"`
 	MTU        int          `json:"mtu,omitempty"`
+	Mode       Mode         `json:"mode,omitempty"`
 	Network    string       `json:"network,omitempty"`
 }
 
@@ -291,7 +309,7 @@ type attachFields struct {
 func (r *AttachContainer) MarshalJSON() ([]byte, error) {
 	return encode(attachFields{
 		Handle: handleField{r.Handle}, Service: r.Service, JoinGlobal: r.JoinGlobal, DNSServer: r.DNSServer,
-		DNSDomain: r.DNSDomain, Pod: r.Pod, IPs: r.IPs, MAC: r.MAC, MTU: r.MTU, Network: r.Network,
+		DNSDomain: r.DNSDomain, Pod: r.Pod, IPs: r.IPs, MAC: r.MAC, MTU: r.MTU, Mode: r.Mode, Network: r.Network,
 	})
 }
 
@@ -303,7 +321,7 @@ func (r *AttachContainer) UnmarshalJSON(raw []byte) error {
 	}
 	*r = AttachContainer{
 		Handle: f.Handle.Handle, Service: f.Service, JoinGlobal: f.JoinGlobal, DNSServer: f.DNSServer,
-		DNSDomain: f.DNSDomain, Pod: f.Pod, IPs: f.IPs, MAC: f.MAC, MTU: f.MTU, Network: f.Network,
+		DNSDomain: f.DNSDomain, Pod: f.Pod, IPs: f.IPs, MAC: f.MAC, MTU: f.MTU, Mode: f.Mode, Network: f.Network,
 	}
 	return needHandle(r.Handle)
 }

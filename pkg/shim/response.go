@@ -54,6 +54,10 @@ type ServiceOverlay struct {
 	WGPort      uint16       `json:"wg_port,omitempty"`
 	OverlayIP   netip.Addr   `json:"overlay_ip,omitzero"`
 	Subnet      netip.Prefix `json:"subnet,omitzero"`
+
+	// What follows is our addition.
+	Subnets   []netip.Prefix `json:"subnets,omitempty"`   // all blocks of the service on this node; the first is Subnet
+	Addresses []netip.Addr   `json:"addresses,omitempty"` // of the device, in every family; the first is OverlayIP
 }
 
 // GuestConfig is what a guest needs to bring up its own WireGuard device. It
@@ -67,6 +71,10 @@ type GuestConfig struct {
 	Peers      []PeerSpec `json:"peers"`
 	DNSServer  netip.Addr `json:"dns_server,omitzero"`
 	DNSDomain  string     `json:"dns_domain,omitempty"`
+
+	// What follows is our addition.
+	Addresses []netip.Prefix `json:"addresses,omitempty"` // of every family; the first is OverlayIP
+	MTU       int            `json:"mtu,omitempty"`       // of the guest's device
 }
 
 // MarshalJSON writes a list of peers even if there are none: ZLayer's agent
@@ -94,6 +102,21 @@ func (PrivateKey) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "(priva
 
 // LogValue returns a placeholder.
 func (PrivateKey) LogValue() slog.Value { return slog.StringValue("(private key)") }
+
+// Secret is a password. It prints as a placeholder; convert it to string to get
+// at it.
+type Secret string
+
+// Format writes a placeholder whatever the verb.
+func (Secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "(secret)") }
+
+// LogValue returns a placeholder.
+func (Secret) LogValue() slog.Value { return slog.StringValue("(secret)") }
+
+// Guests answers ListGuests.
+type Guests struct {
+	Guests []GuestStatus `json:"guests"`
+}
 
 // Welcome answers Hello.
 type Welcome struct {
@@ -124,13 +147,16 @@ func (*GuestConfig) Result() string { return "guest_config" }
 func (*StatusSnapshot) Result() string { return "status" }
 
 // Result implements Response.
+func (*Guests) Result() string { return "guests" }
+
+// Result implements Response.
 func (*Welcome) Result() string { return "hello" }
 
 // responses returns an empty response of every kind.
 func responses() []Response {
 	return []Response{
 		&OK{}, &Error{}, &Attached{}, &StatusSnapshot{}, &AllocatedIP{}, &BridgeName{},
-		&ServiceOverlay{}, &GuestConfig{}, &Welcome{},
+		&ServiceOverlay{}, &GuestConfig{}, &Welcome{}, &Guests{},
 	}
 }
 

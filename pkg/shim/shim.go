@@ -97,3 +97,8 @@ func (*Error) Result() string { return "err" }
 
 // Error returns the message, without the code.
 func (e *Error) Error() string { return e.Message }
+
+// Is tells that CodeUnsupported is errors.ErrUnsupported.
+func (e *Error) Is(target error) bool {
+	return target == errors.ErrUnsupported && e.Code == CodeUnsupported
+}

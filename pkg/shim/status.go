@@ -28,6 +28,7 @@ type StatusSnapshot struct {
 	Segments     []SegmentStatus    `json:"segments,omitempty"`
 	Attachments  []AttachmentStatus `json:"attachments,omitempty"`
 	Pools        []PoolStatus       `json:"pools,omitempty"`
+	NAT          *NATStatus         `json:"nat,omitempty"` // nil: the daemon tells nothing of it
 }
 
 // PeerStatus is one WireGuard peer.
@@ -42,7 +43,19 @@ type PeerStatus struct {
 	RxBytes uint64 `json:"rx_bytes,omitempty"`
 	TxBytes uint64 `json:"tx_bytes,omitempty"`
 	Problem string `json:"problem,omitempty"` // why it is not, or not fully, in use
+
+	Health       string `json:"health,omitempty"` // one of the Health constants; empty: not judged
+	HealthReason string `json:"health_reason,omitempty"`
+	RTTMicros    uint64 `json:"rtt_micros,omitempty"` // of a probe through the tunnel; 0: none came back
 }
+
+// What PeerStatus.Health says of a peer.
+const (
+	HealthHealthy   = "healthy"   // it was heard of lately
+	HealthUnhealthy = "unhealthy" // it should have been heard of and was not
+	HealthIdle      = "idle"      // nothing was sent that would tell
+	HealthUnknown   = "unknown"   // it is too early to tell
+)
 
 // DedicatedServiceStatus is the WireGuard device of one service.
 type DedicatedServiceStatus struct {
@@ -53,6 +66,15 @@ type DedicatedServiceStatus struct {
 	OverlayIP  netip.Addr   `json:"overlay_ip"`
 	Subnet     netip.Prefix `json:"subnet"`
 	PeerCount  uint32       `json:"peer_count"`
+
+	// What follows is our addition.
+	Subnets     []netip.Prefix `json:"subnets,omitempty"` // all blocks on this node; the first is Subnet
+	Table       uint32         `json:"table,omitempty"`   // routing table
+	Bridge      string         `json:"bridge,omitempty"`
+	JoinGlobal  bool           `json:"join_global,omitempty"` // its sandboxes reach the rest of the overlay
+	Attachments int            `json:"attachments,omitempty"`
+	Peers       []PeerStatus   `json:"peers,omitempty"`
+	Problem     string         `json:"problem,omitempty"` // why it is not, or not fully, in use
 }
 
 // SegmentStatus is one segment of the node.
@@ -60,6 +82,18 @@ type SegmentStatus struct {
 	Name   string `json:"name"`
 	Bridge string `json:"bridge"`
 	Ports  int    `json:"ports"`
+	Mode   Mode   `json:"mode,omitempty"`
+}
+
+// GuestStatus is one guest of the node.
+type GuestStatus struct {
+	ID                    string       `json:"id"` // as GuestManaged names it
+	Addresses             []netip.Addr `json:"addresses"`
+	PublicKey             string       `json:"public_key"`               // base64
+	Endpoint              string       `json:"endpoint"`                 // empty: not heard of yet
+	LastHandshakeUnixSecs int64        `json:"last_handshake_unix_secs"` // 0: never
+	RxBytes               uint64       `json:"rx_bytes"`
+	TxBytes               uint64       `json:"tx_bytes"`
 }
 
 // AttachmentStatus is one sandbox on a segment.
