@@ -31,12 +31,13 @@ const (
 // Client asks one overlayd. It holds one connection, over which calls go side
 // by side, and makes a new one when the old was lost. Safe for concurrent use.
 type Client struct {
-	path    string
-	opt     DialOptions
-	nextID  atomic.Uint64
-	dialing chan struct{} // held by the one who dials
-	closed  chan struct{}
-	readers sync.WaitGroup
+	path     string
+	opt      DialOptions
+	nextID   atomic.Uint64
+	dialing  chan struct{} // held by the one who dials, or changes greeting
+	greeting []Request     // said first on every connection; guarded by dialing
+	closed   chan struct{}
+	readers  sync.WaitGroup
 
 	mu   sync.Mutex // guards conn, and closed while it is being closed
 	conn *clientConn
@@ -45,13 +46,18 @@ type Client struct {
 // Dial connects to the daemon's socket at path. It returns ErrUnreachable if
 // no attempt succeeds. Close the Client when done.
 func Dial(ctx context.Context, path string, opt DialOptions) (*Client, error) {
-	opt.Attempts = cmp.Or(max(opt.Attempts, 0), defaultAttempts)
-	opt.CallTimeout = cmp.Or(opt.CallTimeout, defaultCallTimeout)
-	c := &Client{path: path, opt: opt, dialing: make(chan struct{}, 1), closed: make(chan struct{})}
+	c := newClient(path, opt)
 	if _, err := c.connection(ctx); err != nil {
 		return nil, err
 	}
 	return c, nil
+}
+
+// newClient returns a Client that connects when it is first used.
+func newClient(path string, opt DialOptions) *Client {
+	opt.Attempts = cmp.Or(max(opt.Attempts, 0), defaultAttempts)
+	opt.CallTimeout = cmp.Or(opt.CallTimeout, defaultCallTimeout)
+	return &Client{path: path, opt: opt, dialing: make(chan struct{}, 1), closed: make(chan struct{})}
 }
 
 // Close ends the connection, and the calls under way with ErrClosed.
@@ -76,11 +82,8 @@ func (c *Client) Close() error {
 // (AllocateIP without an owner, Shutdown) is not repeated once it may have
 // arrived.
 func (c *Client) Call(ctx context.Context, req Request) (Response, error) {
-	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, c.opt.CallTimeout)
-		defer cancel()
-	}
+	ctx, cancel := c.bounded(ctx)
+	defer cancel()
 	resp, err := c.try(ctx, req)
 	if lost, ok := errors.AsType[*lostError](err); ok && ctx.Err() == nil && (!lost.sent || repeatable(req)) {
 		resp, err = c.try(ctx, req)
@@ -92,6 +95,14 @@ func (c *Client) Call(ctx context.Context, req Request) (Response, error) {
 		return nil, failure
 	}
 	return resp, nil
+}
+
+// bounded gives a context without a deadline that of DialOptions.CallTimeout.
+func (c *Client) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	if _, ok := ctx.Deadline(); ok {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, c.opt.CallTimeout)
 }
 
 // repeatable tells whether asking twice is as good as asking once.
@@ -119,12 +130,10 @@ func (c *Client) connection(ctx context.Context) (*clientConn, error) {
 	if conn, err := c.current(); conn != nil || err != nil {
 		return conn, err
 	}
-	select {
-	case c.dialing <- struct{}{}:
-		defer func() { <-c.dialing }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	if err := c.holdDialing(ctx); err != nil {
+		return nil, err
 	}
+	defer c.releaseDialing()
 	if conn, err := c.current(); conn != nil || err != nil {
 		return conn, err
 	}
@@ -132,6 +141,19 @@ func (c *Client) connection(ctx context.Context) (*clientConn, error) {
 	if err != nil {
 		return nil, err
 	}
+	conn, err := c.adopt(raw)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.greet(ctx, conn); err != nil {
+		conn.fail(err)
+		return nil, err
+	}
+	return conn, nil
+}
+
+// adopt makes raw the connection of this Client, which Close then ends.
+func (c *Client) adopt(raw net.Conn) (*clientConn, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.isClosed() {
@@ -143,14 +165,26 @@ func (c *Client) connection(ctx context.Context) (*clientConn, error) {
 	return c.conn, nil
 }
 
-// current returns the connection if it is alive.
+// holdDialing waits until nobody else holds dialing.
+func (c *Client) holdDialing(ctx context.Context) error {
+	select {
+	case c.dialing <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (c *Client) releaseDialing() { <-c.dialing }
+
+// current returns the connection if it is alive and greeted.
 func (c *Client) current() (*clientConn, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.isClosed() {
 		return nil, ErrClosed
 	}
-	if c.conn != nil && c.conn.alive() {
+	if c.conn != nil && c.conn.greeted.Load() && c.conn.alive() {
 		return c.conn, nil
 	}
 	return nil, nil

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -27,6 +28,7 @@ func (e *lostError) Unwrap() []error { return []error{ErrUnreachable, e.cause} }
 // the call of the same number.
 type clientConn struct {
 	conn    net.Conn
+	greeted atomic.Bool   // calls may use it
 	writing chan struct{} // held while a frame is written
 	dead    chan struct{} // closed when the connection is of no more use
 
