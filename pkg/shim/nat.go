@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 )
 
@@ -80,7 +81,7 @@ func (r *RelayServer) UnmarshalJSON(raw []byte) error {
 }
 
 // Validate returns an error that names the first field that makes no sense.
-func (c *NATConfig) Validate() error {
+func (c NATConfig) Validate() error {
 	for i, server := range c.STUNServers {
 		if err := checkHostPort(server.Address); err != nil {
 			return fmt.Errorf("stun_servers[%d].address: %w", i, err)
@@ -106,6 +107,17 @@ func (c *NATConfig) Validate() error {
 		return errors.New("relay_server.max_sessions: must not be 0")
 	}
 	return nil
+}
+
+// clone returns a copy that shares nothing.
+func (c NATConfig) clone() NATConfig {
+	c.STUNServers = slices.Clone(c.STUNServers)
+	c.TURNServers = slices.Clone(c.TURNServers)
+	if c.RelayServer != nil {
+		relay := *c.RelayServer
+		c.RelayServer = &relay
+	}
+	return c
 }
 
 // checkHostPort tells whether text is host:port, IPv6 in brackets.
