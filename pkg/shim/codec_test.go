@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/netip"
 	"reflect"
 	"strings"
@@ -673,6 +674,38 @@ func TestReadFrame(t *testing.T) {
 			t.Errorf("read %d bytes, %v", len(body), err)
 		}
 	})
+}
+
+// TestFramesShareAStream has a request, a response and an event follow each
+// other, and the end of the stream them.
+func TestFramesShareAStream(t *testing.T) {
+	request, err := encodeRequest(1, &Status{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	response, err := encodeResponse(1, &OK{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	event, err := encodeEvent(&Lost{Count: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	here, there := net.Pipe()
+	go func() {
+		for _, frame := range [][]byte{request, response, event} {
+			_, _ = here.Write(frame)
+		}
+		_ = here.Close()
+	}()
+	for _, want := range []string{frameRequest, frameResponse, frameEvent} {
+		if env, err := readFrame(there); err != nil || env.Frame != want {
+			t.Errorf("got %q, %v, want a %s", env.Frame, err, want)
+		}
+	}
+	if _, err := readFrame(there); !errors.Is(err, io.EOF) {
+		t.Errorf("at the end: %v, want io.EOF", err)
+	}
 }
 
 func TestPrivateKeyIsNotShown(t *testing.T) {

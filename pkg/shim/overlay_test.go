@@ -288,3 +288,23 @@ func TestManagerDoesNotWaitForAHungDaemon(t *testing.T) {
 		}
 	})
 }
+
+// TestAFreshDaemon goes over a real socket before anything is set up.
+func TestAFreshDaemon(t *testing.T) {
+	m, r := managed(t, func(_ context.Context, req Request) (Response, error) {
+		if _, ok := req.(*Status); ok {
+			return &StatusSnapshot{}, nil
+		}
+		return nil, nil
+	}, OverlayOptions{})
+	for range 2 {
+		snapshot, err := m.RefreshStatus(t.Context())
+		if diff := cmp.Diff(&StatusSnapshot{}, snapshot, compareNetip); err != nil || diff != "" {
+			t.Errorf("status %v (-want +got):\n%s", err, diff)
+		}
+	}
+	if err := errors.Join(m.SetLocalNodeID(t.Context(), 7), m.SetLocalWGPubkey(t.Context(), keyA)); err != nil {
+		t.Error(err)
+	}
+	r.want(t, &Status{}, &Status{}, &SetLocalNodeID{NodeID: 7}, &SetLocalWGPubkey{Pubkey: keyA})
+}

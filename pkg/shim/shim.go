@@ -10,6 +10,10 @@
 // "platform", in a scope "scope". Fields unknown to the reader are ignored,
 // optional ones are left out when empty.
 //
+// A Client asks what it is told to. An OverlayManager is what ZLayer's agent
+// drives its overlay by: it adds the configuration of one deployment, the state
+// seen last and checks of what comes in.
+//
 // Requests, responses, handles and events are pointers to the structs here;
 // a value handed over must not change until the call returns. The package
 // knows no kernel and no CNI, and keeps no state but connections.
