@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/zlayer/zlayer-cni/internal/durable"
 	"github.com/zlayer/zlayer-cni/pkg/cni"
 	"github.com/zlayer/zlayer-cni/pkg/shim"
 )
@@ -194,7 +195,7 @@ func (i *installer) installPlugin(name string) error {
 	if _, err := wanted.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
-	if err := replaceFile(path, wanted, executable); err != nil {
+	if err := putFile(path, wanted, executable); err != nil {
 		return err
 	}
 	i.log.Info("plugin installed", "op", "install", "path", path)
@@ -233,7 +234,7 @@ func (i *installer) installNetwork() error {
 	if have, err := readBounded(path, configLimit); err == nil && holdsNetwork(have, i.network) {
 		return nil
 	}
-	if err := replaceFile(path, bytes.NewReader(i.network), 0o644); err != nil {
+	if err := putFile(path, bytes.NewReader(i.network), 0o644); err != nil {
 		return err
 	}
 	i.log.Info("network installed", "op", "install", "path", path)
@@ -281,40 +282,12 @@ func (i *installer) warnOfOthers() error {
 	return nil
 }
 
-// pendingName is where a file is written before it takes its place. Runtimes
-// ignore the ending.
-func pendingName(path string) string {
-	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
-}
-
-// replaceFile puts content at path so that whoever looks finds the whole file,
-// old or new, whatever dies meanwhile.
-func replaceFile(path string, content io.Reader, mode fs.FileMode) (err error) {
+// putFile makes content the file at path, and its folder if need be.
+func putFile(path string, content io.Reader, mode fs.FileMode) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	pending := pendingName(path)
-	// A rest of an earlier try may have another mode.
-	if err := os.Remove(pending); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	file, err := os.OpenFile(pending, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(file, content)
-	// The umask does not decide whether the runtime may start it.
-	if err := errors.Join(err, file.Chmod(mode), file.Sync(), file.Close()); err != nil {
-		return errors.Join(err, os.Remove(pending))
-	}
-	if err := os.Rename(pending, path); err != nil {
-		return errors.Join(err, os.Remove(pending))
-	}
-	folder, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(folder.Sync(), folder.Close())
+	return durable.Replace(path, content, mode)
 }
 
 // uninstallNetwork removes the network, and uninstallPlugins the plugins that
@@ -333,7 +306,7 @@ func removeInstalled(folder string, names []string) (removed []string, err error
 	}
 	for _, name := range names {
 		path := filepath.Join(folder, name)
-		for _, file := range []string{path, pendingName(path)} {
+		for _, file := range []string{path, durable.Pending(path)} {
 			switch err := os.Remove(file); {
 			case err == nil:
 				removed = append(removed, file)

@@ -15,6 +15,7 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/zlayer/zlayer-cni/internal/durable"
 	"github.com/zlayer/zlayer-cni/pkg/shim"
 )
 
@@ -155,7 +156,7 @@ func TestInstallWritesOnlyWhatDiffers(t *testing.T) {
 			put(t, path, `{"cniVersion":"1.0.0","cniVersions":["0.4.0","1.0.0","1.1.0"],"name":"zlayer","plugins":[{"type":"tuning"}]}`)
 		}, true},
 		{"network of an earlier version", h.network(), func(path string) { put(t, path, strings.Replace(ours, "1.1.0", "1.0.0", 1)) }, true},
-		{"rest of a try that died", plugin, func(path string) { put(t, pendingName(path), "prog"); remove(t, path) }, true},
+		{"rest of a try that died", plugin, func(path string) { put(t, durable.Pending(path), "prog"); remove(t, path) }, true},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -169,7 +170,7 @@ func TestInstallWritesOnlyWhatDiffers(t *testing.T) {
 			if written := before == nil || !os.SameFile(before, after); written != tt.written {
 				t.Errorf("written: %v, want %v", written, tt.written)
 			}
-			if _, err := os.Stat(pendingName(tt.path)); err == nil {
+			if _, err := os.Stat(durable.Pending(tt.path)); err == nil {
 				t.Error("the pending file is left behind")
 			}
 			if tt.written {

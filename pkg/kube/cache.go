@@ -8,11 +8,11 @@ import (
 	"io"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/zlayer/zlayer-cni/internal/durable"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane"
 )
 
@@ -106,27 +106,9 @@ func (k *Kube) save(set savedSet) error {
 	if bytes.Equal(data, k.set.saved) {
 		return nil
 	}
-	if err := replaceFile(StateFile(k.cfg.StateDir), data); err != nil {
+	if err := durable.Replace(StateFile(k.cfg.StateDir), bytes.NewReader(data), 0o600); err != nil {
 		return fmt.Errorf("keep node set: %w", err)
 	}
 	k.set.saved = data
-	return nil
-}
-
-// replaceFile writes beside path, and renames only what has reached the disk:
-// the file appears whole or stays as it was. Its mode is 0600.
-func replaceFile(path string, data []byte) error {
-	file, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
-	if err != nil {
-		return err
-	}
-	_, err = file.Write(data)
-	err = errors.Join(err, file.Sync(), file.Close())
-	if err == nil {
-		err = os.Rename(file.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(file.Name()))
-	}
 	return nil
 }
