@@ -185,7 +185,7 @@ func (d *Dataplane) reconcile(ctx context.Context, parts *parts) error {
 	mtuErr := d.followMTU(ctx, parts)
 	d.setNodes.Unlock()
 	err := errors.Join(
-		mtuErr, forwarding.Enable(d.cfg.Sysctls),
+		mtuErr, forwarding.Enable(d.cfg.Sysctls, d.cfg.StateDir),
 		parts.attacher.Reconcile(ctx),
 		d.applyFirewall(ctx, parts, nil),
 	)

@@ -151,7 +151,7 @@ func (d *Dataplane) bringUp(ctx context.Context, own []netip.Prefix, peers []wir
 	if made.addresses, err = newAddresses(own); err != nil {
 		return err
 	}
-	if err := forwarding.Enable(d.cfg.Sysctls); err != nil {
+	if err := forwarding.Enable(d.cfg.Sysctls, d.cfg.StateDir); err != nil {
 		return err
 	}
 	var known []netip.Addr

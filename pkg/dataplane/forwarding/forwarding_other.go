@@ -5,4 +5,7 @@ package forwarding
 import "errors"
 
 // Enable is supported on Linux only.
-func Enable(string) error { return errors.ErrUnsupported }
+func Enable(string, string) error { return errors.ErrUnsupported }
+
+// Restore is supported on Linux only.
+func Restore(string, string) ([]string, error) { return nil, errors.ErrUnsupported }
