@@ -135,6 +135,9 @@ func (k *Kube) write(kind string, own ownNode, f func() error) error {
 	return nil
 }
 
+// published are the annotations of facts.
+func published() []string { return []string{PublicKey, Endpoint, MTU} }
+
 // facts are the annotations that this node publishes of itself.
 func (k *Kube) facts(own ownNode, mtu int) map[string]string {
 	facts := map[string]string{PublicKey: k.cfg.PublicKey, MTU: strconv.Itoa(mtu)}
@@ -152,7 +155,7 @@ func (k *Kube) facts(own ownNode, mtu int) map[string]string {
 func (k *Kube) publish(ctx context.Context, own ownNode, mtu int) error {
 	facts := k.facts(own, mtu)
 	shown := maps.Clone(own.annotations)
-	maps.DeleteFunc(shown, func(key, _ string) bool { return key != PublicKey && key != Endpoint && key != MTU })
+	maps.DeleteFunc(shown, func(key, _ string) bool { return !slices.Contains(published(), key) })
 	if maps.Equal(facts, shown) {
 		return nil
 	}

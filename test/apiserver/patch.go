@@ -23,6 +23,8 @@ func (s *store) patch(key, mediaType, manager string, body []byte) (Object, bool
 			return s.apply(key, manager, o, body)
 		case "application/json-patch+json":
 			return jsonPatch(o, body)
+		case "application/merge-patch+json":
+			return mergePatch(o, body)
 		case "application/strategic-merge-patch+json":
 			return mergeConditions(o, body)
 		default:
@@ -40,8 +42,8 @@ func (s *store) apply(key, manager string, o Object, body []byte) error {
 		return err
 	}
 	meta, wanted := Metadata(o), Metadata(given)
-	if uid := textOf(wanted, "uid"); uid != "" && uid != textOf(meta, "uid") {
-		return fmt.Errorf("%w: the UID is %s", errConflict, textOf(meta, "uid"))
+	if err := checkUID(meta, wanted); err != nil {
+		return err
 	}
 	annotations, _ := meta["annotations"].(Object)
 	if annotations == nil {
@@ -61,6 +63,42 @@ func (s *store) apply(key, manager string, o Object, body []byte) error {
 		s.managed[owner] = append(s.managed[owner], name)
 	}
 	return nil
+}
+
+// checkUID refuses what was meant for another object of the same name.
+func checkUID(meta, wanted Object) error {
+	if uid := textOf(wanted, "uid"); uid != "" && uid != textOf(meta, "uid") {
+		return fmt.Errorf("%w: the UID is %s", errConflict, textOf(meta, "uid"))
+	}
+	return nil
+}
+
+// mergePatch is that of RFC 7386: null removes.
+func mergePatch(o Object, body []byte) error {
+	var given Object
+	if err := json.Unmarshal(body, &given); err != nil {
+		return err
+	}
+	if err := checkUID(Metadata(o), Metadata(given)); err != nil {
+		return err
+	}
+	merge(o, given)
+	return nil
+}
+
+func merge(into, given Object) {
+	for key, value := range given {
+		inner, isObject := value.(Object)
+		there, _ := into[key].(Object)
+		switch {
+		case value == nil:
+			delete(into, key)
+		case isObject && there != nil:
+			merge(there, inner)
+		default:
+			into[key] = value
+		}
+	}
 }
 
 // jsonPatch knows test and remove.
