@@ -26,6 +26,12 @@ const dumpAttempts = 20
 // 416 KiB: 5,000 prefixes and 1,000 pods).
 const transactionSize = 2 << 20
 
+// answersSize holds the acknowledgements of a transaction, some 1 KiB for each of
+// its messages, which all come at once. Both tables from nothing are about 200
+// messages; the 208 KiB of a socket's default would lose some, after the kernel
+// has committed.
+const answersSize = 1 << 20
+
 // A connection is one netlink socket, opened when first needed and again after
 // an error: answers to what failed may still be in it, and requests that were
 // queued for the same transaction. Not safe for concurrent use.
@@ -50,6 +56,9 @@ func (c *connection) open(ctx context.Context) error {
 		c.nft = nft
 		if err := c.raw.SetWriteBuffer(transactionSize); err != nil {
 			return fmt.Errorf("enlarge netlink buffer: %w", err)
+		}
+		if err := c.raw.SetReadBuffer(answersSize); err != nil {
+			return fmt.Errorf("enlarge netlink buffer for answers: %w", err)
 		}
 	}
 	deadline, ok := ctx.Deadline()
