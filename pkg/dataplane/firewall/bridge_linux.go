@@ -48,8 +48,13 @@ func bridgeTable(name string, r Rules, p pinned) table {
 
 // unaddressedSet lists the messages that IPv6 sends before it has an address.
 func unaddressedSet() set {
-	s := set{name: setUnaddressed, key: nftables.TypeICMP6Type}
-	for _, t := range []byte{listenerReport, listenerDone, routerSolicit, neighbourSolicit, listenerReportVersion2} {
+	return messageSet(setUnaddressed, listenerReport, listenerDone, routerSolicit, neighbourSolicit, listenerReportVersion2)
+}
+
+// messageSet lists types of ICMPv6 messages.
+func messageSet(name string, types ...byte) set {
+	s := set{name: name, key: nftables.TypeICMP6Type}
+	for _, t := range types {
 		s.elements = append(s.elements, element{key: string([]byte{t})})
 	}
 	return s

@@ -89,6 +89,8 @@ func expressionOf(name string) expr.Any {
 		return &expr.Bitwise{}
 	case "cmp":
 		return &expr.Cmp{}
+	case "ct":
+		return &expr.Ct{}
 	case "immediate":
 		return &expr.Immediate{}
 	case "lookup":

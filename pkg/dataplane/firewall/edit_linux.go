@@ -190,9 +190,9 @@ func (e *editor) change(s set, remove, add []element) error {
 	return nil
 }
 
-// elementsPerMessage keeps the list of elements, of up to 44 bytes each, below
+// elementsPerMessage keeps the list of elements, of up to 84 bytes each, below
 // the 64 KiB of a netlink attribute.
-const elementsPerMessage = 1000
+const elementsPerMessage = 700
 
 // convergeRules writes the rules of a chain again if one of them differs: a
 // chain has few, and the transaction swaps them at once.
@@ -221,7 +221,7 @@ func (e *editor) convergeRules(c chain, rewrite bool) error {
 
 // handle is how the library wants to hear of a set.
 func (s set) handle(t *nftables.Table) *nftables.Set {
-	handle := &nftables.Set{Table: t, Name: s.name, KeyType: s.key, Interval: s.interval}
+	handle := &nftables.Set{Table: t, Name: s.name, KeyType: s.key, Interval: s.interval || s.ranges, Concatenation: s.ranges}
 	if s.key == nftables.TypeIFIndex || s.key == nftables.TypeIFName {
 		handle.KeyByteOrder = binaryutil.NativeEndian // for nft, which prints nonsense otherwise
 	}
@@ -230,8 +230,14 @@ func (s set) handle(t *nftables.Table) *nftables.Set {
 
 func (s set) shape() setShape {
 	shape := setShape{keyType: s.key.GetNFTMagic(), keyLen: s.key.Bytes}
-	if s.interval {
+	switch {
+	case s.interval:
 		shape.flags = unix.NFT_SET_INTERVAL
+	case s.ranges:
+		shape.flags = unix.NFT_SET_INTERVAL | nftables.NFT_SET_CONCAT
+		for _, field := range nftables.ConcatSetTypeElements(s.key) {
+			shape.fields += fieldShape(field.Bytes)
+		}
 	}
 	return shape
 }
@@ -239,6 +245,10 @@ func (s set) shape() setShape {
 func (s set) markers(elements []element) []nftables.SetElement {
 	out := make([]nftables.SetElement, 0, len(elements))
 	for _, e := range elements {
+		if s.ranges {
+			out = append(out, nftables.SetElement{Key: []byte(e.key), KeyEnd: []byte(e.end)})
+			continue
+		}
 		if e.key != "" {
 			out = append(out, nftables.SetElement{Key: []byte(e.key)})
 		}

@@ -5,11 +5,13 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // An element is one entry of a set, by the bytes of its key. In a set of
 // intervals it reaches from key to end, exclusive; an end of "" means that it
-// reaches to the last address. Elsewhere end is "".
+// reaches to the last address. In a set of ranges, whose keys are concatenated, it
+// reaches from key to end, inclusive, in each field. Elsewhere end is "".
 type element struct{ key, end string }
 
 // intervals returns the prefixes of one family as the fewest intervals that
@@ -51,7 +53,37 @@ func endKey(p netip.Prefix) string {
 	return addrKey(next)
 }
 
+// ranges returns the prefixes of one family as ranges of a link's name and an
+// address: as few as intervals.
+func ranges(link string, prefixes []netip.Prefix, v4 bool) []element {
+	name := linkNames([]string{link})[0].key
+	var out []element
+	for _, e := range intervals(prefixes, v4) {
+		out = append(out, element{key: name + e.key, end: name + lastKey(e)})
+	}
+	return out
+}
+
+// lastKey returns the last address of an interval.
+func lastKey(e element) string {
+	if behind, ok := netip.AddrFromSlice([]byte(e.end)); ok {
+		return addrKey(behind.Prev())
+	}
+	return strings.Repeat("\xff", len(e.key))
+}
+
 func addrKey(a netip.Addr) string { return string(a.AsSlice()) }
+
+// addresses returns the addresses of one family as keys.
+func addresses(all []netip.Addr, v4 bool) []element {
+	var out []element
+	for _, a := range all {
+		if a.Is4() == v4 {
+			out = append(out, element{key: addrKey(a)})
+		}
+	}
+	return out
+}
 
 // linkNames returns interface names as keys: zero-padded, as the kernel keeps
 // them.

@@ -123,3 +123,36 @@ func keys(elements []element) []string {
 	}
 	return out
 }
+
+// FuzzRanges checks that ranges hold exactly the addresses of their prefixes, all
+// of one link.
+func FuzzRanges(f *testing.F) {
+	f.Add("zl-a", []byte{10, 0, 0, 0, 8, 10, 1, 0, 0, 16}, []byte{10, 255, 255, 255})
+	f.Add("wg-b", []byte{224, 0, 0, 0, 3, 192, 0, 0, 0, 3}, []byte{255, 255, 255, 255})
+	f.Add("", []byte{0, 0, 0, 0, 0}, []byte{0, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, link string, raw, probe []byte) {
+		var in []netip.Prefix
+		for ; len(raw) >= 5; raw = raw[5:] {
+			in = append(in, netip.PrefixFrom(netip.AddrFrom4([4]byte(raw[:4])), int(raw[4]%33)))
+		}
+		if len(probe) < 4 {
+			return
+		}
+		address := netip.AddrFrom4([4]byte(probe[:4]))
+		var want, got bool
+		for _, p := range in {
+			want = want || p.Contains(address)
+		}
+		name := linkNames([]string{link})[0].key
+		for _, e := range ranges(link, in, true) {
+			if len(e.key) != len(name)+4 || len(e.end) != len(e.key) || e.key[:len(name)] != name || e.end[:len(name)] != name || e.key > e.end {
+				t.Errorf("range %x to %x of %q", e.key, e.end, link)
+			}
+			key := name + addrKey(address)
+			got = got || (e.key <= key && key <= e.end)
+		}
+		if got != want {
+			t.Errorf("%v inside: %v, want %v: %v", address, got, want, in)
+		}
+	})
+}

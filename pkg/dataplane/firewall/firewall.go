@@ -1,13 +1,17 @@
 // Package firewall owns two nftables tables, "inet zlayer" and "bridge
 // zlayer", and nothing else in the kernel.
 //
-// The inet table does three things:
+// The inet table does four things:
 //   - It masquerades what pods send out of the cluster.
 //   - It fails closed: a packet for a pod of another node leaves by a tunnel, one
 //     for a pod of this node by a bridge of ours or a pod's port, and whatever
 //     leaves otherwise is counted and dropped, wherever the routes point.
 //   - It refuses the cluster's addresses as sources where they cannot come
 //     from, and keeps ICMP redirects away from pods.
+//   - It keeps dedicated services to their own links: what a service's pods say
+//     to each other between two nodes takes its device and no other way, and the
+//     device carries nothing else. Isolated services have no other traffic; only
+//     the node's own processes may ask their pods, and are answered.
 //
 // The bridge table pins each pod's port to the pod's own MAC and addresses. A
 // port of ours that is not pinned may send nothing.
@@ -23,17 +27,29 @@
 //	inet    postrouting  srcnat (100)   masquerade, NAT only
 //	bridge  prerouting   filter (-200)  before br_netfilter (0) shows bridged packets to the inet tables
 //
+// and, while there are services:
+//
+//	inet    prerouting   raw + 1        sources of services, as they were on the wire
+//	inet    forward      filter (0)     after every DNAT, where both links of a packet are known
+//	inet    input        filter (0)     what isolated pods send to the node itself, by whatever address
+//	inet    postrouting  filter + 1     what the node itself sends, which passes no forward hook
+//
 // Fail closed sits in postrouting rather than in forward and output, because
 // postrouting sees both, and because in the output hook a packet that
 // kube-proxy's DNAT has just rerouted still shows the interface of its old
-// route: a ClusterIP reached from the host would be dropped for nothing.
+// route: a ClusterIP reached from the host would be dropped for nothing. Whether
+// a packet may enter a service is for the forward hook to say: it depends on the
+// link that it came by, which postrouting doesn't show before Linux 5.7, and what
+// the node itself sends to a pod has none. Services need Linux 5.6, which brought
+// ranges of concatenated keys; Apply fails with them before.
 //
 // # Promises
 //
 // Every change is one netlink transaction: the kernel takes all of it or none,
 // and no packet sees half of it. The rules never name an address, a prefix or
 // an interface: these are elements of sets, so in daily work only elements
-// change. What the kernel has is compared with what is wanted, and only the
+// change; the first service brings its chains, and the last one takes them
+// along. What the kernel has is compared with what is wanted, and only the
 // difference is written.
 //
 // A Firewall is safe for concurrent use.
@@ -81,6 +97,25 @@ type Pin struct {
 	Addrs []netip.Addr
 }
 
+// A Service is a dedicated service on this node. Its pods speak to each other by
+// its bridge on one node, and by its WireGuard device and nothing else between
+// two nodes; the device carries nothing else.
+type Service struct {
+	// Bridge and Device are the names of the service's links, which no other
+	// service has. Rules.Bridges may name the bridge, too; Rules.Tunnels may not
+	// name the device. They need not exist yet.
+	Bridge, Device string
+	// Own holds the service's blocks of this node's slices, Remote those of
+	// other nodes' slices. An address counts as the service's from the Apply on
+	// that names its block, so that comes before a pod has it. What two services
+	// claim is reached by the links of either.
+	Own, Remote []netip.Prefix
+	// Isolated cuts the service's pods off from all that is not the service:
+	// they reach nothing else, and nothing else reaches them but what the node's
+	// own processes begin.
+	Isolated bool
+}
+
 // Rules is everything the firewall enforces: the whole wanted state.
 type Rules struct {
 	// Cluster holds the prefixes that every pod of the cluster is in.
@@ -93,9 +128,14 @@ type Rules struct {
 	// NoMasquerade lists destinations outside the cluster that see the pods' own
 	// addresses.
 	NoMasquerade []netip.Prefix
-	// Bridges are the names of our bridges, Tunnels those of our WireGuard
-	// devices. They need not exist yet.
+	// Bridges are the names of our bridges, Tunnels those of the cluster's
+	// WireGuard devices. They need not exist yet. Services add theirs.
 	Bridges, Tunnels []string
+	// Services are the dedicated services that this node hosts.
+	Services []Service
+	// Guests are addresses out of Own that are not on this node but behind one of
+	// Tunnels: those of machines that are peers of this node alone.
+	Guests []netip.Addr
 	// PortGroup is the link group of every port of ours, pinned or not, and of no
 	// foreign link. Only its upper half counts, and that isn't zero.
 	PortGroup uint32
@@ -120,6 +160,9 @@ const (
 	// CounterRefused counts frames of pods that are neither IPv4, IPv6 nor ARP,
 	// VLAN-tagged ones among them.
 	CounterRefused = "refused"
+	// CounterIsolated counts packets that would have entered or left a service,
+	// or gone from one of its nodes to another, by a way that isn't the service's.
+	CounterIsolated = "isolated"
 	// CounterRedirects counts ICMP redirects kept away from pods.
 	CounterRedirects = "redirects"
 )
@@ -134,15 +177,21 @@ type Counters map[string]Counter
 // else.
 func (r Rules) validate() error {
 	for name, prefixes := range map[string][]netip.Prefix{"cluster": r.Cluster, "own": r.Own, "no-masquerade": r.NoMasquerade} {
-		for _, p := range prefixes {
-			if !p.IsValid() || p.Addr().Is4In6() {
-				return fmt.Errorf("%s prefix %v: not an IPv4 or IPv6 prefix", name, p)
-			}
+		if err := validatePrefixes(name, prefixes); err != nil {
+			return err
 		}
 	}
-	for _, link := range slices.Concat(r.Bridges, r.Tunnels) {
+	for _, link := range slices.Concat(r.bridges(), r.tunnels()) {
 		if link == "" || len(link) > maxLinkName {
 			return fmt.Errorf("interface name %q: want 1 to %d bytes", link, maxLinkName)
+		}
+	}
+	if err := r.validateServices(); err != nil {
+		return err
+	}
+	for _, a := range r.Guests {
+		if !a.IsValid() || a.Is4In6() || a.IsUnspecified() || a.IsMulticast() || a.Zone() != "" {
+			return fmt.Errorf("guest %v: not an address of a guest", a)
 		}
 	}
 	ports := make(map[int]struct{}, len(r.Pins))
@@ -159,6 +208,61 @@ func (r Rules) validate() error {
 		return fmt.Errorf("port group %#x: its upper half is zero, as that of foreign links", r.PortGroup)
 	}
 	return nil
+}
+
+func validatePrefixes(name string, prefixes []netip.Prefix) error {
+	for _, p := range prefixes {
+		if !p.IsValid() || p.Addr().Is4In6() {
+			return fmt.Errorf("%s prefix %v: not an IPv4 or IPv6 prefix", name, p)
+		}
+	}
+	return nil
+}
+
+// validateServices wants links that are one service's alone: what two had would
+// join them.
+func (r Rules) validateServices() error {
+	taken := map[string]struct{}{}
+	for _, link := range r.Tunnels {
+		taken[link] = struct{}{}
+	}
+	for _, s := range r.Services {
+		for _, link := range []string{s.Bridge, s.Device} {
+			if _, ok := taken[link]; ok {
+				return fmt.Errorf("service at %s: interface %s is also another service's or a tunnel", s.Bridge, link)
+			}
+			taken[link] = struct{}{}
+		}
+		if slices.Contains(r.Bridges, s.Device) {
+			return fmt.Errorf("service at %s: device %s is also a bridge", s.Bridge, s.Device)
+		}
+		for name, prefixes := range map[string][]netip.Prefix{"own": s.Own, "remote": s.Remote} {
+			if err := validatePrefixes(name, prefixes); err != nil {
+				return fmt.Errorf("service at %s: %w", s.Bridge, err)
+			}
+		}
+	}
+	return nil
+}
+
+// bridges returns the names of all our bridges, once each.
+func (r Rules) bridges() []string {
+	all := slices.Clone(r.Bridges)
+	for _, s := range r.Services {
+		all = append(all, s.Bridge)
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// tunnels returns the names of all our WireGuard devices, once each.
+func (r Rules) tunnels() []string {
+	all := slices.Clone(r.Tunnels)
+	for _, s := range r.Services {
+		all = append(all, s.Device)
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // maxLinkName is the kernel's IFNAMSIZ less the terminating zero.
@@ -191,7 +295,11 @@ func (p Pin) clone() Pin {
 
 func (r Rules) clone() Rules {
 	r.Cluster, r.Own, r.NoMasquerade = slices.Clone(r.Cluster), slices.Clone(r.Own), slices.Clone(r.NoMasquerade)
-	r.Bridges, r.Tunnels = slices.Clone(r.Bridges), slices.Clone(r.Tunnels)
+	r.Bridges, r.Tunnels, r.Guests = slices.Clone(r.Bridges), slices.Clone(r.Tunnels), slices.Clone(r.Guests)
+	r.Services = slices.Clone(r.Services)
+	for i, s := range r.Services {
+		r.Services[i].Own, r.Services[i].Remote = slices.Clone(s.Own), slices.Clone(s.Remote)
+	}
 	r.Pins = nil // kept apart, by port
 	return r
 }

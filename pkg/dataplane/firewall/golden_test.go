@@ -12,9 +12,9 @@ import (
 	"github.com/zlayer/zlayer-cni/test/netlab"
 )
 
-// blocks splits nft's listing into the tables' parts and sorts them: nft lists
-// them in the order of their making, which a repair changes. Blank space is evened
-// out, since versions of nft break lines differently.
+// blocks splits nft's listing into the tables' parts and sorts them and the elements
+// of sets: nft lists them in the order of their making, which a repair changes.
+// Blank space is evened out, since versions of nft break lines differently.
 func blocks(listing string) []string {
 	// The target of a neighbour advertisement has had a name since nft 1.0.8.
 	listing = strings.ReplaceAll(listing, "icmpv6 taddr", "@th,64,128")
@@ -22,7 +22,14 @@ func blocks(listing string) []string {
 	for _, table := range strings.Split("\n"+strings.TrimSpace(listing), "\ntable ")[1:] {
 		head, body, _ := strings.Cut(strings.TrimSuffix(strings.TrimSpace(table), "}"), "\n")
 		for _, block := range strings.Split(body, "\n\n") {
-			out = append(out, head+" "+strings.Join(strings.Fields(block), " "))
+			block = strings.Join(strings.Fields(block), " ")
+			if before, rest, ok := strings.Cut(block, "elements = { "); ok {
+				list, after, _ := strings.Cut(rest, " }")
+				elements := strings.Split(list, ", ")
+				slices.Sort(elements)
+				block = before + "elements = { " + strings.Join(elements, ", ") + " }" + after
+			}
+			out = append(out, head+" "+block)
 		}
 	}
 	slices.Sort(out)
@@ -31,6 +38,7 @@ func blocks(listing string) []string {
 
 func TestListing(t *testing.T) {
 	whole := testRules()
+	served := Rules{Own: whole.Own, PortGroup: testGroup, Services: testServices(), Guests: addrs("10.200.5.200", "fd00:200:0:5::200")}
 	bare := Rules{Own: prefixes("10.200.5.0/24"), PortGroup: testGroup}
 	for _, c := range []struct {
 		name  string
@@ -39,6 +47,7 @@ func TestListing(t *testing.T) {
 		want  string
 	}{
 		{"all there is", whole, 2, listingOfSets + listingOfMasquerade + listingOfChains},
+		{"services and guests", served, 0, listingOfServices + listingOfChains},
 		{"no masquerade, no IPv6, no links, no pods", bare, 0, listingOfBareSets + listingOfChains},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -70,6 +79,14 @@ table inet zlayer {
 	set ports {
 		type iface_index
 		elements = { "port1", "port2" }
+	}
+
+	set guests4 {
+		type ipv4_addr
+	}
+
+	set guests6 {
+		type ipv6_addr
 	}
 
 	set own4 {
@@ -158,6 +175,14 @@ table inet zlayer {
 		type iface_index
 	}
 
+	set guests4 {
+		type ipv4_addr
+	}
+
+	set guests6 {
+		type ipv6_addr
+	}
+
 	set own4 {
 		type ipv4_addr
 		flags interval
@@ -194,10 +219,14 @@ table bridge zlayer {
 	}
 }`
 
-// listingOfChains is the same whatever the rules say: they fill sets.
+// listingOfChains is the same whatever the rules say: they fill sets. Services bring
+// chains of their own.
 const listingOfChains = `
 table inet zlayer {
 	counter fail_closed {
+	}
+
+	counter isolated {
 	}
 
 	counter redirects {
@@ -229,8 +258,8 @@ table inet zlayer {
 	}
 
 	chain from_tunnel {
-		ip saddr @own4 counter name "spoofed" drop
-		ip6 saddr @own6 counter name "spoofed" drop
+		ip saddr @own4 ip saddr != @guests4 counter name "spoofed" drop
+		ip6 saddr @own6 ip6 saddr != @guests6 counter name "spoofed" drop
 	}
 
 	chain postrouting {
@@ -253,8 +282,8 @@ table inet zlayer {
 	}
 
 	chain to_tunnel {
-		ip daddr @own4 counter name "fail_closed" drop
-		ip6 daddr @own6 counter name "fail_closed" drop
+		ip daddr @own4 ip daddr != @guests4 counter name "fail_closed" drop
+		ip6 daddr @own6 ip6 daddr != @guests6 counter name "fail_closed" drop
 	}
 }
 table bridge zlayer {

@@ -14,6 +14,8 @@ const (
 	setCluster4, setCluster6 = "cluster4", "cluster6"
 	// Destinations that are not masqueraded.
 	setDirect4, setDirect6 = "direct4", "direct6"
+	// Addresses of guests, single ones out of our own slices.
+	setGuests4, setGuests6 = "guests4", "guests6"
 	// Ports of pods, by index. In both tables.
 	setPorts = "ports"
 )
@@ -38,11 +40,13 @@ func inetTable(name string, r Rules, p pinned) table {
 	t := table{
 		family:   nftables.TableFamilyINet,
 		name:     name,
-		counters: []string{CounterFailClosed, CounterRedirects, CounterSpoofed, CounterUnpinned},
+		counters: []string{CounterFailClosed, CounterIsolated, CounterRedirects, CounterSpoofed, CounterUnpinned},
 		sets: []set{
-			{name: setBridges, key: nftables.TypeIFName, elements: linkNames(r.Bridges)},
-			{name: setTunnels, key: nftables.TypeIFName, elements: linkNames(r.Tunnels)},
+			{name: setBridges, key: nftables.TypeIFName, elements: linkNames(r.bridges())},
+			{name: setTunnels, key: nftables.TypeIFName, elements: linkNames(r.tunnels())},
 			portSet(p),
+			{name: setGuests4, key: nftables.TypeIPAddr, elements: addresses(r.Guests, true)},
+			{name: setGuests6, key: nftables.TypeIP6Addr, elements: addresses(r.Guests, false)},
 		},
 		chains: []chain{prerouting(r.PortGroup), fromBridge(), fromTunnel(), postrouting(), toBridge(), toTunnel()},
 	}
@@ -52,6 +56,10 @@ func inetTable(name string, r Rules, p pinned) table {
 	if r.Masquerade {
 		t.sets = append(t.sets, prefixSets(setDirect4, setDirect6, r.NoMasquerade)...)
 		t.chains = append(t.chains, sourceNAT())
+	}
+	if len(r.Services) > 0 {
+		t.sets = append(t.sets, serviceSets(r.Services)...)
+		t.chains = append(t.chains, serviceChains()...)
 	}
 	return t
 }
@@ -99,11 +107,11 @@ func fromBridge() chain {
 func linkLocalPrefix() []byte { return append([]byte{0xfe, 0x80}, make([]byte, 14)...) }
 func linkLocalMask() []byte   { return append([]byte{0xff, 0xc0}, make([]byte, 14)...) }
 
-// fromTunnel refuses our own addresses: no other node sends from them.
+// fromTunnel refuses our own addresses: only our guests send from them.
 func fromTunnel() chain {
 	return chain{name: chainFromTunnel, rules: []rule{
-		when(ip4(), source4(), in(setOwn4), drop(CounterSpoofed)),
-		when(ip6(), source6(), in(setOwn6), drop(CounterSpoofed)),
+		when(ip4(), source4(), in(setOwn4), source4(), notIn(setGuests4), drop(CounterSpoofed)),
+		when(ip6(), source6(), in(setOwn6), source6(), notIn(setGuests6), drop(CounterSpoofed)),
 	}}
 }
 
@@ -139,11 +147,12 @@ func toBridge() chain {
 	}}
 }
 
-// toTunnel keeps packets for our own pods from leaving the node.
+// toTunnel keeps packets for our own pods from leaving the node. Guests are behind
+// the tunnel.
 func toTunnel() chain {
 	return chain{name: chainToTunnel, rules: []rule{
-		when(ip4(), destination4(), in(setOwn4), drop(CounterFailClosed)),
-		when(ip6(), destination6(), in(setOwn6), drop(CounterFailClosed)),
+		when(ip4(), destination4(), in(setOwn4), destination4(), notIn(setGuests4), drop(CounterFailClosed)),
+		when(ip6(), destination6(), in(setOwn6), destination6(), notIn(setGuests6), drop(CounterFailClosed)),
 	}}
 }
 

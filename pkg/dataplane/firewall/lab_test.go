@@ -59,6 +59,27 @@ func testRules() Rules {
 	}
 }
 
+// testServices are a service that its pods may leave, and two that are isolated.
+func testServices() []Service {
+	return []Service{
+		{
+			Bridge: "zl-a", Device: "wg-a",
+			Own:    prefixes("10.200.5.32/28", "fd00:200:0:5::20/124"),
+			Remote: prefixes("10.200.9.32/28", "fd00:200:0:9::20/124"),
+		},
+		{
+			Bridge: "zl-b", Device: "wg-b", Isolated: true,
+			Own:    prefixes("10.200.5.64/28", "fd00:200:0:5::40/124"),
+			Remote: prefixes("10.200.9.64/28", "10.200.8.64/28", "fd00:200:0:9::40/124", "fd00:200:0:8::40/124"),
+		},
+		{
+			Bridge: "zl-c", Device: "wg-c", Isolated: true,
+			Own:    prefixes("10.200.5.96/28", "fd00:200:0:5::60/124"),
+			Remote: prefixes("10.200.9.96/28", "fd00:200:0:9::60/124"),
+		},
+	}
+}
+
 // testFirewall returns a firewall that works in ns.
 func testFirewall(t testing.TB, ns *netlab.NS, table string) *Firewall {
 	t.Helper()

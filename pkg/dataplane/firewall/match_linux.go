@@ -107,6 +107,15 @@ func portWith(mac, addr parts) parts {
 	return slices.Concat(fromIndex(), parts{place(mac, macRegister), place(addr, addrRegister)})
 }
 
+// linkWith loads a link's name and an address side by side as the key of a lookup:
+// see ranges.
+func linkWith(name, addr parts) parts {
+	const addrRegister = unix.NFT_REG_2 // the name fills the first
+	load := *addr[0].(*expr.Payload)
+	load.DestRegister = addrRegister
+	return slices.Concat(name, parts{&load})
+}
+
 // Conditions.
 
 func ip4() parts { return slices.Concat(meta(expr.MetaKeyNFPROTO), is(unix.NFPROTO_IPV4)) }
@@ -136,6 +145,12 @@ func frameIs(protocol uint16) parts {
 // ourPort is true of all our ports, pinned or not.
 func ourPort(group uint32) parts {
 	return slices.Concat(linkGroup(), is(binary.NativeEndian.AppendUint32(nil, group&groupMask)...))
+}
+
+// reply is true of answers to what the other side began, and of errors about it.
+func reply() parts {
+	const replyDirection = 1 // IP_CT_DIR_REPLY
+	return slices.Concat(parts{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: register}}, is(replyDirection))
 }
 
 func link(name string) parts { return is([]byte(linkNames([]string{name})[0].key)...) }

@@ -4,8 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
@@ -47,7 +45,13 @@ type actualSet struct {
 }
 
 // setShape is what cannot be changed once a set exists.
-type setShape struct{ flags, keyType, keyLen uint32 }
+type setShape struct {
+	flags, keyType, keyLen uint32
+	fields                 string // of a set of ranges: the length of each field
+}
+
+// fieldShape is one field in setShape.fields.
+func fieldShape(length uint32) string { return fmt.Sprintf(" %d", length) }
 
 // anonymous says that the set belongs to a rule and goes with it.
 func (s setShape) anonymous() bool { return s.flags&unix.NFT_SET_ANONYMOUS != 0 }
@@ -188,6 +192,8 @@ func (a *actual) readSets(c *connection, family nftables.TableFamily, table stri
 				s.shape.keyType = ad.Uint32()
 			case unix.NFTA_SET_KEY_LEN:
 				s.shape.keyLen = ad.Uint32()
+			case unix.NFTA_SET_DESC:
+				ad.Nested(s.shape.decodeDescription)
 			}
 		}); err != nil {
 			return fmt.Errorf("read sets: %w", err)
@@ -202,89 +208,26 @@ func (a *actual) readSets(c *connection, family nftables.TableFamily, table stri
 	return nil
 }
 
-func (s *actualSet) readElements(c *connection, family nftables.TableFamily, table, name string) error {
-	replies, err := c.request(unix.NFT_MSG_GETSETELEM, family, netlink.Dump,
-		text(unix.NFTA_SET_ELEM_LIST_TABLE, table), text(unix.NFTA_SET_ELEM_LIST_SET, name))
-	if err != nil {
-		return err
-	}
-	var markers []marker
-	for _, m := range replies {
-		if err := attributes(m, func(ad *netlink.AttributeDecoder) {
-			if ad.Type() == unix.NFTA_SET_ELEM_LIST_ELEMENTS {
-				ad.Nested(func(list *netlink.AttributeDecoder) error {
-					for list.Next() {
-						var m marker
-						list.Nested(m.decode)
-						markers = append(markers, m)
+// decodeDescription reads the lengths of the fields of a concatenated key: a list
+// within the description holds one entry for each.
+func (s *setShape) decodeDescription(description *netlink.AttributeDecoder) error {
+	for description.Next() {
+		if description.Type() != nftables.NFTA_SET_DESC_CONCAT {
+			continue
+		}
+		description.Nested(func(list *netlink.AttributeDecoder) error {
+			for list.Next() {
+				list.Nested(func(field *netlink.AttributeDecoder) error {
+					for field.Next() {
+						s.fields += fieldShape(field.Uint32())
 					}
 					return nil
 				})
 			}
-		}); err != nil {
-			return err
-		}
-	}
-	s.elements = join(markers, s.shape.flags&unix.NFT_SET_INTERVAL != 0)
-	return nil
-}
-
-// A marker is how the kernel holds an element: an interval is two of them, its
-// first address and, marked as the end, the address behind its last.
-type marker struct {
-	key string
-	end bool
-}
-
-func (m *marker) decode(ad *netlink.AttributeDecoder) error {
-	for ad.Next() {
-		switch ad.Type() {
-		case unix.NFTA_SET_ELEM_KEY:
-			ad.Nested(func(key *netlink.AttributeDecoder) error {
-				for key.Next() {
-					m.key = string(key.Bytes())
-				}
-				return nil
-			})
-		case unix.NFTA_SET_ELEM_FLAGS:
-			m.end = ad.Uint32()&unix.NFT_SET_ELEM_INTERVAL_END != 0
-		}
+			return nil
+		})
 	}
 	return nil
-}
-
-// join makes elements of markers. In a set of intervals an end without a
-// beginning, as nft puts before the first interval, becomes an element without
-// key, which is never wanted.
-func join(markers []marker, interval bool) map[element]struct{} {
-	elements := make(map[element]struct{}, len(markers))
-	if !interval {
-		for _, m := range markers {
-			elements[element{key: m.key}] = struct{}{}
-		}
-		return elements
-	}
-	slices.SortFunc(markers, func(a, b marker) int {
-		if c := strings.Compare(a.key, b.key); c != 0 || a.end == b.end {
-			return c
-		}
-		if a.end { // one interval ends where the next begins
-			return -1
-		}
-		return 1
-	})
-	for i := 0; i < len(markers); i++ {
-		e := element{key: markers[i].key}
-		switch {
-		case markers[i].end:
-			e = element{end: markers[i].key}
-		case i+1 < len(markers) && markers[i+1].end:
-			i++
-			e.end = markers[i].key
-		}
-		elements[e] = struct{}{}
-	}
-	return elements
 }
 
 func (a *actual) readObjects(c *connection, family nftables.TableFamily, table string) error {

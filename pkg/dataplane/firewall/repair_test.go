@@ -106,6 +106,7 @@ func TestEveryDeletionIsRepaired(t *testing.T) {
 	ns := netlab.TestNS(t, "deletions")
 	f := testFirewall(t, ns, "")
 	rules := testRules()
+	rules.Services, rules.Guests = testServices(), addrs("10.200.5.200", "fd00:200:0:5::c8")
 	rules.Pins = addPorts(t, ns, 2)
 	mustApply(t, f, rules, true)
 	want, listing := snapshot(t, f), blocks(nftList(t, ns))
@@ -115,7 +116,7 @@ func TestEveryDeletionIsRepaired(t *testing.T) {
 	}
 	defer func() { _ = stranger.CloseLasting() }()
 	count := len(deletions(t, stranger))
-	const atLeast = 120 // rules, chains, sets, elements, counters
+	const atLeast = 250 // rules, chains, sets, elements, counters
 	if count < atLeast {
 		t.Fatalf("only %d deletions", count)
 	}
@@ -255,6 +256,7 @@ func TestEveryAdditionIsRepaired(t *testing.T) {
 	var warnings bytes.Buffer
 	f.log = slog.New(slog.NewTextHandler(&warnings, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	rules := testRules()
+	rules.Services, rules.Guests = testServices(), addrs("10.200.5.200", "fd00:200:0:5::c8")
 	rules.Pins = addPorts(t, ns, 2)
 	mustApply(t, f, rules, true)
 	want := blocks(nftList(t, ns))
@@ -291,6 +293,16 @@ func TestEveryAdditionIsRepaired(t *testing.T) {
 		{"prefix next to ours", "nft add element inet zlayer own4 '{ 10.200.6.0/24 }'"},
 		{"prefix to the end", "nft add element inet zlayer direct6 '{ ff00::/8 }'"},
 		{"part of a prefix only", "nft delete element inet zlayer own4 '{ 10.200.5.0/24 }'; nft add element inet zlayer own4 '{ 10.200.5.0/25 }'"},
+		{"block of a service", "nft add element inet zlayer near4 '{ \"zl-b\" . 10.200.7.0/24 }'"},
+		{"range that is no prefix", "nft add element inet zlayer far6 '{ \"zl-b\" . fd00::1-fd00::7 }'"},
+		{"one address of a service", "nft add element inet zlayer near4 '{ \"zl-b\" . 10.200.7.7 }'"},
+		{"range of names", "nft delete element inet zlayer near4 '{ \"zl-b\" . 10.200.5.64/28 }'; nft add element inet zlayer near4 '{ \"zl-*\" . 10.200.5.64/28 }'"},
+		{"part of a block only", "nft delete element inet zlayer near4 '{ \"zl-b\" . 10.200.5.64/28 }'; nft add element inet zlayer near4 '{ \"zl-b\" . 10.200.5.64/29 }'"},
+		{"another service's block", "nft add element inet zlayer near4 '{ \"zl-b\" . 10.200.5.32/28 }'"},
+		{"ranges without concatenation", "nft flush table inet zlayer; nft delete set inet zlayer near4; nft add set inet zlayer near4 '{ type ifname . ipv4_addr; }'"},
+		{"ranges of other fields", "nft flush table inet zlayer; nft delete set inet zlayer far4; nft add set inet zlayer far4 '{ type ipv4_addr . ifname; flags interval; }'"},
+		{"guest", "nft add element inet zlayer guests4 '{ 10.200.5.7 }'"},
+		{"rule of a service", "nft insert rule inet zlayer to_node ct direction original accept"},
 		{"message type", "nft add element bridge zlayer unaddressed '{ nd-router-advert }'"},
 		{"counter", "nft add counter inet zlayer mine"},
 		{"counter in use", "nft add counter inet zlayer mine; nft add rule inet zlayer prerouting counter name mine"},
@@ -378,21 +390,24 @@ func TestJoin(t *testing.T) {
 		}
 		return m
 	}
+	const interval = unix.NFT_SET_INTERVAL
 	for _, c := range []struct {
-		name     string
-		markers  []marker
-		interval bool
-		want     map[element]struct{}
+		name    string
+		markers []marker
+		flags   uint32
+		want    map[element]struct{}
 	}{
-		{"no intervals", []marker{{"b", false}, {"a", false}}, false, set(element{"a", ""}, element{"b", ""})},
-		{"one", []marker{{"c", true}, {"a", false}}, true, set(element{"a", "c"})},
-		{"touching", []marker{{"a", false}, {"b", false}, {"b", true}, {"c", true}}, true, set(element{"a", "b"}, element{"b", "c"})},
-		{"to the end", []marker{{"a", false}, {"b", true}, {"c", false}}, true, set(element{"a", "b"}, element{"c", ""})},
-		{"an end that nft puts first", []marker{{"0", true}, {"a", false}, {"b", true}}, true, set(element{"", "0"}, element{"a", "b"})},
-		{"two beginnings", []marker{{"a", false}, {"b", false}, {"c", true}}, true, set(element{"a", ""}, element{"b", "c"})},
+		{"no intervals", []marker{{key: "b"}, {key: "a"}}, 0, set(element{"a", ""}, element{"b", ""})},
+		{"one", []marker{{key: "c", end: true}, {key: "a"}}, interval, set(element{"a", "c"})},
+		{"touching", []marker{{key: "a"}, {key: "b"}, {key: "b", end: true}, {key: "c", end: true}}, interval, set(element{"a", "b"}, element{"b", "c"})},
+		{"to the end", []marker{{key: "a"}, {key: "b", end: true}, {key: "c"}}, interval, set(element{"a", "b"}, element{"c", ""})},
+		{"an end that nft puts first", []marker{{key: "0", end: true}, {key: "a"}, {key: "b", end: true}}, interval, set(element{"", "0"}, element{"a", "b"})},
+		{"ranges", []marker{{key: "c", last: "d"}, {key: "a", last: "b"}}, rangeFlags, set(element{"a", "b"}, element{"c", "d"})},
+		{"a range without end", []marker{{key: "a"}}, rangeFlags, set(element{"a", ""})},
+		{"two beginnings", []marker{{key: "a"}, {key: "b"}, {key: "c", end: true}}, interval, set(element{"a", ""}, element{"b", "c"})},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if diff := cmp.Diff(c.want, join(c.markers, c.interval), cmp.AllowUnexported(element{})); diff != "" {
+			if diff := cmp.Diff(c.want, join(c.markers, c.flags), cmp.AllowUnexported(element{})); diff != "" {
 				t.Errorf("elements (-want +got):\n%s", diff)
 			}
 		})
@@ -450,6 +465,18 @@ func TestApplyRefuses(t *testing.T) {
 		{"no MAC", Rules{Pins: []Pin{{PortIndex: 7}}}, "MAC"},
 		{"address of nobody", Rules{Pins: []Pin{{PortIndex: 7, MAC: pin.MAC, Addrs: addrs("0.0.0.0")}}}, "0.0.0.0"},
 		{"multicast", Rules{Pins: []Pin{{PortIndex: 7, MAC: pin.MAC, Addrs: addrs("ff02::1")}}}, "ff02::1"},
+		{"service without a bridge", Rules{Services: []Service{{Device: "wg-a"}}}, `interface name ""`},
+		{"service without a device", Rules{Services: []Service{{Bridge: "zl-a"}}}, `interface name ""`},
+		{"services on one bridge", Rules{Services: []Service{{Bridge: "zl-a", Device: "wg-a"}, {Bridge: "zl-a", Device: "wg-b"}}}, "interface zl-a"},
+		{"services on one device", Rules{Services: []Service{{Bridge: "zl-a", Device: "wg-a"}, {Bridge: "zl-b", Device: "wg-a"}}}, "interface wg-a"},
+		{"one link for a service", Rules{Services: []Service{{Bridge: "zl-a", Device: "zl-a"}}}, "interface zl-a"},
+		{"the cluster's device", Rules{Tunnels: []string{"zl-wg"}, Services: []Service{{Bridge: "zl-a", Device: "zl-wg"}}}, "interface zl-wg"},
+		{"another bridge as device", Rules{Bridges: []string{"zl-default"}, Services: []Service{{Bridge: "zl-a", Device: "zl-default"}}}, "device zl-default"},
+		{"own block without value", Rules{Services: []Service{{Bridge: "zl-a", Device: "wg-a", Own: make([]netip.Prefix, 1)}}}, "service at zl-a: own prefix"},
+		{"remote block without value", Rules{Services: []Service{{Bridge: "zl-a", Device: "wg-a", Remote: make([]netip.Prefix, 1)}}}, "service at zl-a: remote prefix"},
+		{"guest without value", Rules{Guests: make([]netip.Addr, 1)}, "guest"},
+		{"guest of IPv4 in IPv6", Rules{Guests: addrs("::ffff:10.200.5.7")}, "guest ::ffff:10.200.5.7"},
+		{"guest of the link", Rules{Guests: addrs("fe80::1%eth0")}, "guest fe80::1%eth0"},
 		{"no port group", Rules{Own: prefixes("10.200.5.0/24")}, "port group 0x0"},
 		{"port group of everyone", Rules{PortGroup: 0xffff}, "port group 0xffff"},
 	} {

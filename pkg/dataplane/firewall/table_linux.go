@@ -18,6 +18,9 @@ type set struct {
 	name     string
 	key      nftables.SetDatatype
 	interval bool
+	// ranges says that the intervals are of concatenated keys. The kernel holds
+	// each as one element, and each field by its own.
+	ranges   bool
 	elements []element
 }
 
