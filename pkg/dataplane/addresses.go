@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/ipam"
 )
@@ -32,9 +33,10 @@ func newAddresses(slices []netip.Prefix) (*addresses, error) {
 func nodeAddress(slice netip.Prefix) netip.Addr { return slice.Masked().Addr().Next() }
 
 // allocate gives owner an address of every pool: the requested one where there
-// is one. The same owner gets the same addresses again. Nothing is held after
-// an error that was not held before.
-func (a *addresses) allocate(owner string, requested []netip.Addr) (_ []netip.Addr, undo func(), err error) {
+// is one. With blocks they come out of these, and else out of none. The same
+// owner gets the same addresses again. Nothing is held after an error that was
+// not held before.
+func (a *addresses) allocate(owner string, requested []netip.Addr, blocks []netip.Prefix) (_ []netip.Addr, undo func(), err error) {
 	taken := map[*ipam.Pool]netip.Addr{}
 	giveBack := func() {
 		for pool, addr := range taken {
@@ -60,9 +62,9 @@ func (a *addresses) allocate(owner string, requested []netip.Addr) (_ []netip.Ad
 		case before:
 			addr = held
 		case want:
-			err = pool.Claim(addr, owner)
+			err = claim(pool, addr, owner, blocks)
 		default:
-			addr, err = pool.Allocate(owner)
+			addr, err = pick(pool, owner, blocks)
 		}
 		if err != nil {
 			return nil, nil, err
@@ -73,6 +75,37 @@ func (a *addresses) allocate(owner string, requested []netip.Addr) (_ []netip.Ad
 		addrs = append(addrs, addr)
 	}
 	return addrs, giveBack, nil
+}
+
+// pick takes any free address of the pool, or of those blocks that are in it.
+func pick(pool *ipam.Pool, owner string, blocks []netip.Prefix) (netip.Addr, error) {
+	if blocks == nil {
+		return pool.Allocate(owner)
+	}
+	err := fmt.Errorf("no block of %s: %w", pool.Stats().Prefix, ipam.ErrExhausted)
+	for _, block := range blocks {
+		if !pool.Stats().Prefix.Overlaps(block) {
+			continue
+		}
+		var addr netip.Addr
+		if addr, err = pool.AllocateIn(block, owner); !errors.Is(err, ipam.ErrExhausted) {
+			return addr, err
+		}
+	}
+	return netip.Addr{}, err
+}
+
+// claim takes one address of the pool, which with blocks is in one of them.
+func claim(pool *ipam.Pool, addr netip.Addr, owner string, blocks []netip.Prefix) error {
+	if blocks == nil {
+		return pool.Claim(addr, owner)
+	}
+	for _, block := range blocks {
+		if block.Contains(addr) {
+			return pool.ClaimIn(block, addr, owner)
+		}
+	}
+	return fmt.Errorf("address %s is in none of the service's blocks %v: %w", addr, blocks, ipam.ErrOutside)
 }
 
 // match finds the pool of each requested address.
@@ -100,10 +133,10 @@ func (a *addresses) poolOf(addr netip.Addr) *ipam.Pool {
 	return nil
 }
 
-// adopt claims the addresses that an attachment has in the kernel. Addresses
-// outside the slices (the node had others before) are reported and left alone:
-// no pool can hand them out.
-func (a *addresses) adopt(owner string, addrs []netip.Addr) error {
+// adopt claims the addresses that somebody has in the kernel or on disk, in
+// blocks if there are any. Addresses outside the slices (the node had others
+// before) are reported and left alone: no pool can hand them out.
+func (a *addresses) adopt(owner string, addrs []netip.Addr, blocks []netip.Prefix) error {
 	var errs []error
 	for _, addr := range addrs {
 		pool := a.poolOf(addr)
@@ -111,7 +144,7 @@ func (a *addresses) adopt(owner string, addrs []netip.Addr) error {
 			errs = append(errs, fmt.Errorf("adopt address %s of %s: %w", addr, owner, ipam.ErrOutside))
 			continue
 		}
-		if err := pool.Claim(addr, owner); err != nil {
+		if err := claim(pool, addr, owner, blocks); err != nil {
 			errs = append(errs, fmt.Errorf("adopt address of %s: %w", owner, err))
 		}
 	}
@@ -127,10 +160,91 @@ func (a *addresses) release(owner string) {
 	}
 }
 
+// held are the addresses of owner, in the order of the slices.
+func (a *addresses) held(owner string) []netip.Addr {
+	var addrs []netip.Addr
+	for _, pool := range a.pools {
+		if addr, held := pool.Held(owner); held {
+			addrs = append(addrs, addr)
+		}
+	}
+	return addrs
+}
+
 func (a *addresses) stats() []ipam.Stats {
 	var stats []ipam.Stats
 	for _, pool := range a.pools {
 		stats = append(stats, pool.Stats())
 	}
 	return stats
+}
+
+// Prefix lengths of a service's blocks: 16 addresses of IPv4, 256 of IPv6. A
+// small slice has smaller blocks, so that several services find room in it.
+const (
+	blockBits4, blockBits6 = 28, 120
+	leastBlocks            = 2 // bits
+)
+
+// blockBits is the length of the blocks in a slice.
+func blockBits(slice netip.Prefix) int {
+	bits := blockBits6
+	if slice.Addr().Is4() {
+		bits = blockBits4
+	}
+	return min(max(bits, slice.Bits()+leastBlocks), slice.Addr().BitLen())
+}
+
+// allocateBlocks sets a block of every slice aside in which no block of have
+// has a free address: of every slice if there are none. Nothing is set aside
+// after an error.
+func (a *addresses) allocateBlocks(have []netip.Prefix) (blocks []netip.Prefix, err error) {
+	for _, pool := range a.pools {
+		slice := pool.Stats().Prefix
+		if slices.ContainsFunc(have, func(block netip.Prefix) bool {
+			stats := pool.BlockStats(block)
+			return uint64(stats.Used) < stats.Capacity
+		}) {
+			continue
+		}
+		block, err := pool.AllocateBlock(blockBits(slice))
+		if err != nil {
+			return nil, errors.Join(err, a.releaseBlocks(blocks))
+		}
+		blocks = append(blocks, block)
+	}
+	return blocks, nil
+}
+
+// claimBlocks sets blocks aside that a service had before a restart.
+func (a *addresses) claimBlocks(blocks []netip.Prefix) error {
+	var errs []error
+	for _, block := range blocks {
+		pool := a.poolOf(block.Addr())
+		if pool == nil {
+			errs = append(errs, fmt.Errorf("claim block %s: %w", block, ipam.ErrOutside))
+			continue
+		}
+		errs = append(errs, pool.ClaimBlock(block))
+	}
+	return errors.Join(errs...)
+}
+
+// releaseBlocks returns blocks in which nobody has an address.
+func (a *addresses) releaseBlocks(blocks []netip.Prefix) error {
+	var errs []error
+	for _, block := range blocks {
+		if pool := a.poolOf(block.Addr()); pool != nil {
+			errs = append(errs, pool.ReleaseBlock(block))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// usedBlocks are those in which somebody has an address.
+func (a *addresses) usedBlocks(blocks []netip.Prefix) []netip.Prefix {
+	return slices.DeleteFunc(slices.Clone(blocks), func(block netip.Prefix) bool {
+		pool := a.poolOf(block.Addr())
+		return pool == nil || pool.BlockStats(block).Used == 0
+	})
 }

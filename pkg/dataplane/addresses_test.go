@@ -41,32 +41,32 @@ func used(a *addresses) []int {
 
 func TestAllocateGivesBothFamiliesOrNone(t *testing.T) {
 	a := dualStack(t)
-	got, _, err := a.allocate("one", nil)
+	got, _, err := a.allocate("one", nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(addrs("10.1.0.2", "fd00::2"), got, compareAddrs); diff != "" {
 		t.Errorf("addresses (-want +got):\n%s", diff)
 	}
-	if _, _, err := a.allocate("two", nil); !errors.Is(err, ipam.ErrExhausted) {
+	if _, _, err := a.allocate("two", nil, nil); !errors.Is(err, ipam.ErrExhausted) {
 		t.Errorf("second sandbox in a pool of one: %v", err)
 	}
 	if diff := cmp.Diff([]int{1, 1}, used(a)); diff != "" {
 		t.Errorf("used after a refusal (-want +got):\n%s", diff)
 	}
 	a.release("one")
-	if _, _, err := a.allocate("two", nil); err != nil {
+	if _, _, err := a.allocate("two", nil, nil); err != nil {
 		t.Errorf("after the release: %v", err)
 	}
 }
 
 func TestAllocateAgainGivesTheSameAndUndoesNothing(t *testing.T) {
 	a := dualStack(t)
-	first, _, err := a.allocate("one", nil)
+	first, _, err := a.allocate("one", nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, undo, err := a.allocate("one", first)
+	again, undo, err := a.allocate("one", first, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +95,7 @@ func TestAllocateRequested(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			a := dualStack(t)
-			got, _, err := a.allocate("one", tc.requested)
+			got, _, err := a.allocate("one", tc.requested, nil)
 			if !errors.Is(err, tc.err) {
 				t.Fatalf("error %v, want %v", err, tc.err)
 			}
@@ -111,10 +111,10 @@ func TestAllocateRequested(t *testing.T) {
 
 func TestAllocateRefusesOtherAddressesThanHeld(t *testing.T) {
 	a := dualStack(t)
-	if _, _, err := a.allocate("one", addrs("fd00::77")); err != nil {
+	if _, _, err := a.allocate("one", addrs("fd00::77"), nil); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := a.allocate("one", addrs("fd00::78")); !errors.Is(err, ipam.ErrTaken) {
+	if _, _, err := a.allocate("one", addrs("fd00::78"), nil); !errors.Is(err, ipam.ErrTaken) {
 		t.Errorf("other address for the same sandbox: %v", err)
 	}
 	if diff := cmp.Diff([]int{1, 1}, used(a)); diff != "" {
@@ -124,7 +124,7 @@ func TestAllocateRefusesOtherAddressesThanHeld(t *testing.T) {
 
 func TestAdoptLeavesForeignAddressesAlone(t *testing.T) {
 	a := dualStack(t)
-	err := a.adopt("one", addrs("10.9.0.2", "fd00::5"))
+	err := a.adopt("one", addrs("10.9.0.2", "fd00::5"), nil)
 	if !errors.Is(err, ipam.ErrOutside) {
 		t.Errorf("adopting an address of no slice: %v", err)
 	}

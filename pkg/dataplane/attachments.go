@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,12 +17,14 @@ import (
 // undoTimeout bounds the work after an attach failed or a port vanished.
 const undoTimeout = 10 * time.Second
 
-// AttachRequest asks for a sandbox to be put on DefaultSegment.
+// AttachRequest asks for a sandbox to be put on the segment of its service.
 type AttachRequest struct {
 	// Key names the sandbox.
 	Key attach.Key
 	// Netns is its network namespace; the caller keeps and closes it.
 	Netns *os.File
+	// Service is the one that the sandbox joins; without a name it is put on DefaultSegment.
+	Service ServiceRequest
 	// IPs are wanted addresses, at most one of each slice; the rest is chosen.
 	IPs []netip.Addr
 	// MAC is the sandbox's hardware address; nil derives one.
@@ -44,8 +47,9 @@ type Attachment struct {
 // Attach puts a sandbox on its segment. The same request again gives the same
 // answer and repairs what is missing. On an error nothing is left of it.
 //
-// Errors: ErrNotReady, ErrInvalid, ipam.ErrExhausted, ipam.ErrTaken,
-// ipam.ErrOutside, and those of attach.Attacher.Attach.
+// Errors: ErrNotReady, ErrInvalid, ErrConflict and ErrLimit because of the
+// service, ipam.ErrExhausted, ipam.ErrTaken, ipam.ErrOutside, and those of
+// attach.Attacher.Attach.
 func (d *Dataplane) Attach(ctx context.Context, req AttachRequest) (Attachment, error) {
 	parts := d.current()
 	if parts == nil {
@@ -71,8 +75,39 @@ func (d *Dataplane) Attach(ctx context.Context, req AttachRequest) (Attachment, 
 	return describe(attached), failpoint.Hit("dataplane/attached")
 }
 
+// attach joins the sandbox's service before anything else, and leaves it after
+// everything else.
 func (d *Dataplane) attach(ctx context.Context, parts *parts, req AttachRequest) (attach.Attachment, error) {
-	addrs, undo, err := parts.addresses.allocate(req.Key.ID(), req.IPs)
+	segment := cmp.Or(req.Service.Name, DefaultSegment)
+	if segment == DefaultSegment {
+		return d.attachTo(ctx, parts, req, segment)
+	}
+	if before, found := parts.attacher.Lookup(req.Key); found && !before.OfSegment(segment) {
+		return attach.Attachment{}, fmt.Errorf("it is on segment %s: %w", shorten(before.Segment), attach.ErrConflict)
+	}
+	if err := d.join(ctx, req.Service, req.Key.ID()); err != nil {
+		return attach.Attachment{}, err
+	}
+	attached, err := d.attachTo(ctx, parts, req, segment)
+	if err != nil {
+		err = errors.Join(err, d.leaveIfGone(ctx, parts, req.Key, segment))
+	}
+	return attached, err
+}
+
+// leaveIfGone leaves the segment's service unless the sandbox is attached. Its
+// own time has begun.
+func (d *Dataplane) leaveIfGone(ctx context.Context, parts *parts, key attach.Key, segment string) error {
+	if kept, _ := parts.attacher.Lookup(key); kept.PortIndex != 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	return d.leave(ctx, segment, key.ID())
+}
+
+func (d *Dataplane) attachTo(ctx context.Context, parts *parts, req AttachRequest, segment string) (attach.Attachment, error) {
+	addrs, undo, err := d.allocateFor(ctx, parts, req)
 	if err != nil {
 		return attach.Attachment{}, fmt.Errorf("allocate addresses: %w", err)
 	}
@@ -81,7 +116,7 @@ func (d *Dataplane) attach(ctx context.Context, parts *parts, req AttachRequest)
 		return attach.Attachment{}, err
 	}
 	spec := attach.Spec{
-		Key: req.Key, Netns: req.Netns, Segment: DefaultSegment, Addrs: addrs, MAC: req.MAC, MTU: req.MTU, Network: req.Network,
+		Key: req.Key, Netns: req.Netns, Segment: segment, Addrs: addrs, MAC: req.MAC, MTU: req.MTU, Network: req.Network,
 	}
 	before, _ := parts.attacher.Lookup(req.Key)
 	pinned := 0
@@ -164,7 +199,13 @@ func (d *Dataplane) detach(ctx context.Context, key attach.Key, since Moment) er
 	}
 	parts.addresses.release(key.ID())
 	d.answered.forget(key.ID())
-	return failpoint.Hit("dataplane/released")
+	if err := failpoint.Hit("dataplane/released"); err != nil {
+		return err
+	}
+	if err := d.leave(ctx, attached.Segment, key.ID()); err != nil {
+		return fmt.Errorf("detach sandbox %s: %w", key, err)
+	}
+	return nil
 }
 
 // Check compares an attachment with how it was made and returns it as Attach
@@ -209,5 +250,8 @@ func (d *Dataplane) forget(ctx context.Context, parts *parts, gone attach.Attach
 	}
 	parts.addresses.release(gone.Key.ID())
 	d.answered.forget(gone.Key.ID())
+	if err := d.leave(ctx, gone.Segment, gone.Key.ID()); err != nil {
+		d.log.Warn("service of a vanished port not left, the next to leave it will", "op", "forget", "service", shorten(gone.Segment), "err", err)
+	}
 	d.log.Info("port vanished, addresses freed", "op", "forget", "sandbox", gone.Key.String(), "iface", gone.Port)
 }

@@ -71,6 +71,8 @@ type Config struct {
 	Masquerade bool
 	// NoMasquerade holds destinations outside the cluster that see pod addresses.
 	NoMasquerade []netip.Prefix
+	// OnServices is called when LocalServices may return something else. It must not block; nil is fine.
+	OnServices func()
 	// Sysctls is where the host's /proc/sys/net is writable; empty is /proc/sys/net itself.
 	Sysctls string
 	// Log receives what an operator should know.
@@ -86,6 +88,10 @@ type Dataplane struct {
 
 	sandboxes keylock.Lock // serializes work on one sandbox; taken before mu
 	answered  history      // which sandboxes Attach answered, and when
+	added     *addedPeers
+	names     *names
+
+	applying sync.Mutex // held while the firewall is told what is wanted: the latest comes last
 
 	upOnce sync.Once
 	up     chan struct{} // closed when parts is set
@@ -94,8 +100,9 @@ type Dataplane struct {
 
 	mu       sync.Mutex          // guards the fields below
 	parts    *parts              // nil until this node has slices
+	nodes    []Node              // the wanted set; never written to
 	cluster  []netip.Prefix      // of the wanted set; never written to
-	peers    []wireguard.Peer    // the wanted set
+	peers    []wireguard.Peer    // of the cluster's device, without guests; never written to
 	problems []wireguard.Problem // what SetNodes refused
 	waiting  string              // why parts is nil, or what is wrong with this node's own entry
 	moved    bool                // the set gives this node other slices than parts has
@@ -105,17 +112,23 @@ type Dataplane struct {
 // parts exist once the node knows its slices.
 type parts struct {
 	slices    []netip.Prefix
+	port      int            // WireGuard's UDP port
 	cluster   []netip.Prefix // as change last gave it to the firewall; guarded by Dataplane.setNodes
 	addresses *addresses
 	device    *wireguard.Device
 	attacher  *attach.Attacher
+
+	services     *services
+	guests       *guests
+	reservations *reservations
+	background   background // what services run
 }
 
 // New returns a Dataplane that touches nothing yet, apart from the node's key,
 // which is made on first use.
 func New(cfg Config) (*Dataplane, error) {
 	cfg.Sysctls = cmp.Or(cfg.Sysctls, "/proc/sys/net")
-	key, err := wireguard.LoadKey(filepath.Join(cfg.StateDir, "key"))
+	key, err := wireguard.LoadKey(filepath.Join(cfg.StateDir, keyFile))
 	if err != nil {
 		return nil, fmt.Errorf("load node key: %w", err)
 	}
@@ -123,8 +136,16 @@ func New(cfg Config) (*Dataplane, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open firewall: %w", err)
 	}
+	added, err := loadAdded(cfg.StateDir)
+	if err != nil {
+		cfg.Log.Warn("added peers not read", "op", "start", "err", err)
+	}
+	names, err := loadNames(cfg.StateDir)
+	if err != nil {
+		cfg.Log.Warn("registered names not read", "op", "start", "err", err)
+	}
 	return &Dataplane{
-		cfg: cfg, log: cfg.Log, firewall: fw, key: key,
+		cfg: cfg, log: cfg.Log, firewall: fw, key: key, added: added, names: names,
 		up:      make(chan struct{}),
 		waiting: "the node set has not been read yet",
 	}, nil
@@ -146,8 +167,8 @@ func (d *Dataplane) Run(ctx context.Context) error {
 	}
 	parts := d.current()
 	defer func() {
-		if err := parts.device.Close(); err != nil {
-			d.log.Warn("close WireGuard device", "op", "run", "err", err)
+		if err := errors.Join(parts.services.lower(), parts.device.Close()); err != nil {
+			d.log.Warn("close WireGuard devices", "op", "run", "err", err)
 		}
 	}()
 	group, ctx := errgroup.WithContext(ctx)
@@ -156,6 +177,7 @@ func (d *Dataplane) Run(ctx context.Context) error {
 		return parts.attacher.Run(ctx, func(gone attach.Attachment) { d.forget(ctx, parts, gone) })
 	})
 	group.Go(func() error { d.resync(ctx, parts); return nil })
+	group.Go(func() error { parts.background.run(ctx); return nil })
 	if err := group.Wait(); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("run data plane: %w", err)
 	}
@@ -188,6 +210,7 @@ func (d *Dataplane) reconcile(ctx context.Context, parts *parts) error {
 		mtuErr, forwarding.Enable(d.cfg.Sysctls, d.cfg.StateDir),
 		parts.attacher.Reconcile(ctx),
 		d.applyFirewall(ctx, parts, nil),
+		d.mendServices(ctx, parts),
 	)
 	if ctx.Err() == nil {
 		d.mu.Lock()
@@ -200,17 +223,19 @@ func (d *Dataplane) reconcile(ctx context.Context, parts *parts) error {
 // applyFirewall holds the firewall to its rules. Nil pins are those that came
 // and went since they were last given.
 func (d *Dataplane) applyFirewall(ctx context.Context, parts *parts, pins []firewall.Pin) error {
-	d.mu.Lock()
-	cluster := d.cluster
-	d.mu.Unlock()
+	d.applying.Lock()
+	defer d.applying.Unlock()
 	rules := firewall.Rules{
-		Cluster: cluster, Own: parts.slices,
+		Cluster: d.clusterPrefixes(), Own: parts.slices,
 		Masquerade: d.cfg.Masquerade, NoMasquerade: d.cfg.NoMasquerade,
-		Tunnels: []string{deviceName()}, PortGroup: attach.LinkGroup, Pins: pins,
+		Tunnels: []string{deviceName()}, Guests: parts.guests.addrs(), PortGroup: attach.LinkGroup, Pins: pins,
 	}
+	bridges := map[string]string{}
 	for _, segment := range parts.attacher.Segments() {
 		rules.Bridges = append(rules.Bridges, segment.Bridge)
+		bridges[segment.Name] = segment.Bridge
 	}
+	rules.Services = parts.services.rules(bridges)
 	changed, err := d.firewall.Apply(ctx, rules)
 	if err != nil {
 		return fmt.Errorf("apply firewall: %w", err)

@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 
@@ -36,5 +37,15 @@ func (d *Dataplane) followMTU(ctx context.Context, running *parts) error {
 		return fmt.Errorf("set MTU %d: %w", mtu, err)
 	}
 	d.log.Info("MTU changed", "op", "mtu", "iface", running.device.Name(), "mtu", mtu)
-	return running.attacher.SetMTU(ctx, mtu)
+	return errors.Join(running.attacher.SetMTU(ctx, mtu), d.setServicesMTU(ctx, running, mtu))
+}
+
+// setServicesMTU gives the services' devices the cluster's MTU.
+func (d *Dataplane) setServicesMTU(ctx context.Context, running *parts, mtu int) error {
+	return d.eachService(ctx, running.services, func(s *service) error {
+		if s.device == nil {
+			return nil
+		}
+		return s.device.SetMTU(ctx, mtu)
+	})
 }

@@ -1,14 +1,13 @@
 package dataplane
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 
-	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach"
-	"github.com/zlayer/zlayer-cni/pkg/dataplane/firewall"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/forwarding"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
 )
@@ -21,6 +20,9 @@ type NodeSet struct {
 	// Nodes are ordered by age, this node among them: of two that claim the same
 	// key or overlapping slices, the one that comes first keeps them.
 	Nodes []Node
+	// ListenPort is WireGuard's UDP port, where the source tells it; else Config's.
+	// As the slices, it is taken from the first set.
+	ListenPort int
 }
 
 // SetNodes replaces the whole node set, this node included. The first set that
@@ -39,21 +41,17 @@ func (d *Dataplane) SetNodes(ctx context.Context, set NodeSet) error {
 	d.setNodes.Lock()
 	defer d.setNodes.Unlock()
 	own, waiting := d.ownSlices(set.Nodes)
-	peers, problems := wireguard.Plan(wireguard.PlanInput{
-		Self: d.cfg.Node, OwnKey: d.key.PublicKey(), Nodes: set.Nodes, Cluster: set.Cluster,
-	})
 	d.mu.Lock()
-	before := d.problems
-	d.peers, d.problems, d.waiting, d.cluster = peers, problems, waiting, slices.Clone(set.Cluster)
+	d.nodes, d.waiting, d.cluster = slices.Clone(set.Nodes), waiting, slices.Clone(set.Cluster)
 	running := d.parts
 	d.moved = running != nil && hasOtherSlices(set.Nodes, d.cfg.Node, running.slices)
 	d.mu.Unlock()
-	d.logNew(problems, before)
+	peers := d.replan()
 	if len(own) == 0 {
 		return fmt.Errorf("node %s: %s: %w", d.cfg.Node, waiting, ErrNotReady)
 	}
 	if running == nil {
-		err := d.bringUp(ctx, own, peers)
+		err := d.bringUp(ctx, own, cmp.Or(set.ListenPort, d.cfg.ListenPort), peers)
 		if err != nil {
 			d.mu.Lock()
 			d.waiting = err.Error()
@@ -62,6 +60,54 @@ func (d *Dataplane) SetNodes(ctx context.Context, set NodeSet) error {
 		return err
 	}
 	return d.change(ctx, running, peers, slices.Clone(set.Cluster))
+}
+
+// replan makes peers of the node set and what AddPeer added. The caller holds
+// d.setNodes.
+func (d *Dataplane) replan() []wireguard.Peer {
+	peers, problems := wireguard.Plan(d.clusterPlan(nil))
+	d.mu.Lock()
+	before := d.problems
+	d.peers, d.problems = peers, problems
+	d.mu.Unlock()
+	d.logNew(problems, before)
+	return peers
+}
+
+// clusterPlan is what the peers of the cluster's device follow from, as if added
+// were among what AddPeer added.
+func (d *Dataplane) clusterPlan(added *AddedPeer) wireguard.PlanInput {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return wireguard.PlanInput{
+		Self: d.cfg.Node, OwnKey: d.key.PublicKey(), Nodes: d.added.behind(d.nodes, "", added), Cluster: d.cluster,
+	}
+}
+
+// setPeers gives the cluster's device its peers and the guests.
+func (d *Dataplane) setPeers(ctx context.Context, running *parts, peers []wireguard.Peer) error {
+	if err := running.device.SetPeers(ctx, slices.Concat(peers, running.guests.peers())); err != nil {
+		return fmt.Errorf("set peers: %w", err)
+	}
+	return nil
+}
+
+// clusterPrefixes are those of the node set.
+func (d *Dataplane) clusterPrefixes() []netip.Prefix {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.cluster
+}
+
+// ownEndpoint is where the node set says that this node is reached.
+func (d *Dataplane) ownEndpoint() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	at := slices.IndexFunc(d.nodes, func(n Node) bool { return n.Name == d.cfg.Node })
+	if at < 0 {
+		return ""
+	}
+	return d.nodes[at].Endpoint
 }
 
 // hasOtherSlices tells whether nodes gives the node of that name slices, and not
@@ -113,9 +159,10 @@ func (d *Dataplane) change(ctx context.Context, running *parts, peers []wireguar
 		}
 		running.cluster = cluster
 	}
-	if err := running.device.SetPeers(ctx, peers); err != nil {
-		return fmt.Errorf("set peers: %w", err)
+	if err := d.setPeers(ctx, running, peers); err != nil {
+		return err
 	}
+	d.followServices(ctx, running)
 	return d.followMTU(ctx, running)
 }
 
@@ -146,8 +193,10 @@ func (d *Dataplane) ownSlices(nodes []Node) (own []netip.Prefix, waiting string)
 
 // bringUp makes or adopts everything on this node. What was made before an
 // error stays for the next try, which adopts it.
-func (d *Dataplane) bringUp(ctx context.Context, own []netip.Prefix, peers []wireguard.Peer) (err error) {
-	made := &parts{slices: own}
+func (d *Dataplane) bringUp(ctx context.Context, own []netip.Prefix, port int, peers []wireguard.Peer) (err error) {
+	made := &parts{
+		slices: own, port: port, services: newServices(d.cfg.StateDir), guests: newGuests(d.cfg.StateDir), reservations: newReservations(d.cfg.StateDir),
+	}
 	if made.addresses, err = newAddresses(own); err != nil {
 		return err
 	}
@@ -173,6 +222,9 @@ func (d *Dataplane) bringUp(ctx context.Context, own []netip.Prefix, peers []wir
 	d.mu.Lock()
 	d.parts = made
 	d.mu.Unlock()
+	if err := d.raiseServices(ctx, made); err != nil {
+		d.log.Warn("not all services are up, will try again", "op", "bring up", "err", err)
+	}
 	d.upOnce.Do(func() { close(d.up) })
 	d.log.Info("data plane is up", "op", "bring up", "iface", made.device.Name(), "backend", made.device.Backend(), "mtu", mtu, "slices", own)
 	return nil
@@ -180,7 +232,7 @@ func (d *Dataplane) bringUp(ctx context.Context, own []netip.Prefix, peers []wir
 
 // close gives back the files of what was made. What it put into the kernel stays.
 func (p *parts) close() error {
-	var errs []error
+	errs := []error{p.services.lower()}
 	if p.attacher != nil {
 		errs = append(errs, p.attacher.Close())
 	}
@@ -196,7 +248,7 @@ func (d *Dataplane) openDevice(ctx context.Context, made *parts, mtu int) (*wire
 		nodeAddrs = append(nodeAddrs, nodeAddress(slice))
 	}
 	device, err := wireguard.Open(ctx, wireguard.Config{
-		Name: deviceName(), Backend: d.cfg.Backend, PrivateKey: d.key, ListenPort: d.cfg.ListenPort,
+		Name: deviceName(), Backend: d.cfg.Backend, PrivateKey: d.key, ListenPort: made.port,
 		MTU: mtu, Addresses: nodeAddrs, Refuse: made.slices, Log: d.log,
 		OnRebuilt: func() { d.afterRebuild(made) },
 	})
@@ -214,41 +266,4 @@ func (d *Dataplane) afterRebuild(parts *parts) {
 	if err := parts.attacher.Reconcile(ctx); err != nil {
 		d.log.Error("repair pod routes after the WireGuard device was rebuilt", "op", "rebuild", "err", err)
 	}
-}
-
-// adopt takes over the attachments of an earlier run and writes the firewall
-// for them before anything new is attached.
-func (d *Dataplane) adopt(ctx context.Context, made *parts) (err error) {
-	var sources []netip.Addr
-	for _, slice := range made.slices {
-		sources = append(sources, nodeAddress(slice))
-	}
-	if made.attacher, err = attach.New(attach.Config{Sources: sources, MTU: made.device.MTU(), Sysctls: d.cfg.Sysctls, Log: d.log}); err != nil {
-		return fmt.Errorf("open attacher: %w", err)
-	}
-	attached, err := made.attacher.Recover(ctx)
-	if err != nil {
-		return fmt.Errorf("adopt attachments: %w", err)
-	}
-	pins := []firewall.Pin{}
-	for _, a := range attached {
-		pins = append(pins, pinOf(a))
-		if err := made.addresses.adopt(a.Key.ID(), a.Addrs); err != nil {
-			d.log.Warn("attachment keeps addresses that no pool of this node covers", "op", "adopt", "sandbox", a.Key.String(), "err", err)
-		}
-	}
-	if _, err := made.attacher.EnsureSegment(ctx, attach.SegmentSpec{Name: DefaultSegment}); err != nil {
-		return fmt.Errorf("make segment %s: %w", DefaultSegment, err)
-	}
-	if err := d.applyFirewall(ctx, made, pins); err != nil {
-		return err
-	}
-	d.mu.Lock()
-	peers := d.peers
-	d.mu.Unlock()
-	if err := made.device.SetPeers(ctx, peers); err != nil {
-		return fmt.Errorf("set peers: %w", err)
-	}
-	d.log.Info("adopted what the kernel holds", "op", "adopt", "attachments", len(attached))
-	return nil
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/firewall"
@@ -29,6 +31,10 @@ type Status struct {
 	Segments []attach.Segment
 	// Attachments are sorted by key.
 	Attachments []attach.Attachment
+	// Services are those of this node, in the order of their names.
+	Services []ServiceStatus
+	// Guests are those of this node, in the order of their names.
+	Guests []Guest
 	// Pools are those of the node's slices.
 	Pools []ipam.Stats
 	// Problems are the nodes that were refused as peers.
@@ -43,16 +49,21 @@ func (d *Dataplane) Status(ctx context.Context) (Status, error) {
 	status := Status{Node: d.cfg.Node, PublicKey: d.PublicKey(), Waiting: d.Waiting()}
 	parts := d.current()
 	d.mu.Lock()
-	status.Problems, status.Cluster = d.problems, d.cluster
+	status.Problems, status.Cluster = slices.Clone(d.problems), d.cluster
 	d.mu.Unlock()
 	if parts == nil {
 		return status, nil
 	}
 	status.Segments, status.Attachments, status.Pools = parts.attacher.Segments(), parts.attacher.List(), parts.addresses.stats()
-	var deviceErr, firewallErr error
+	var deviceErr, servicesErr, firewallErr error
 	status.Device, deviceErr = parts.device.Status(ctx)
+	status.Guests = parts.guests.seen(status.Device.Peers)
+	status.Services, servicesErr = d.serviceStatuses(ctx, parts)
+	for _, service := range status.Services {
+		status.Problems = append(status.Problems, service.Problems...)
+	}
 	status.Firewall, firewallErr = d.firewall.Counters(ctx)
-	if err := errors.Join(deviceErr, firewallErr); err != nil {
+	if err := errors.Join(deviceErr, servicesErr, firewallErr); err != nil {
 		return status, fmt.Errorf("read data plane status: %w", err)
 	}
 	return status, nil
@@ -104,4 +115,46 @@ func (d *Dataplane) whyWaiting() string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.waiting
+}
+
+// ListenPort is WireGuard's UDP port, 0 while there is no device.
+func (d *Dataplane) ListenPort() int {
+	if parts := d.current(); parts != nil {
+		return parts.port
+	}
+	return 0
+}
+
+// ServiceMode is the mode of a service of this node, empty for one that is not
+// here.
+func (d *Dataplane) ServiceMode(name string) Mode {
+	if parts := d.current(); parts != nil {
+		return parts.services.mode(name)
+	}
+	return ""
+}
+
+// Users says in words what a teardown would take away, empty for nothing.
+func (d *Dataplane) Users() string {
+	parts := d.current()
+	if parts == nil {
+		return ""
+	}
+	var users []string
+	for _, kind := range []struct {
+		name string
+		n    int
+	}{
+		{"sandboxes", len(parts.attacher.List())}, {"services", len(parts.services.names())}, {"guests", len(parts.guests.list())},
+	} {
+		if kind.n > 0 {
+			users = append(users, fmt.Sprintf("%d %s", kind.n, kind.name))
+		}
+	}
+	return strings.Join(users, ", ")
+}
+
+// StateFiles are the names of what the data plane keeps in Config.StateDir.
+func StateFiles() []string {
+	return []string{keyFile, servicesDir, guestsDir, peersDir, reservationsDir, namesDir}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/firewall"
@@ -12,7 +13,7 @@ import (
 )
 
 // Teardown removes everything of ours from the kernel: attachments, segments,
-// the WireGuard device with its routes, and last the firewall, so that nothing
+// the WireGuard devices with their routes, and last the firewall, so that nothing
 // leaves in clear meanwhile. No Dataplane may run. It goes on after an error,
 // but keeps the firewall then: attachments may be left. It reports all errors;
 // what is gone already is no error. Keys and settings on disk stay.
@@ -25,9 +26,7 @@ func Teardown(ctx context.Context, log *slog.Logger) error {
 	if err != nil {
 		errs = append(errs, fmt.Errorf("remove attachments: %w", err))
 	}
-	if err := wireguard.Remove(ctx, wireguard.Link{Name: deviceName()}); err != nil {
-		errs = append(errs, fmt.Errorf("remove WireGuard device: %w", err))
-	}
+	errs = append(errs, removeDevices(ctx)...)
 	if len(errs) > 0 {
 		return errors.Join(errs...)
 	}
@@ -39,4 +38,15 @@ func Teardown(ctx context.Context, log *slog.Logger) error {
 		return fmt.Errorf("remove firewall: %w", err)
 	}
 	return nil
+}
+
+// removeDevices removes the cluster's device, which may have left only routes,
+// and those of services.
+func removeDevices(ctx context.Context) []error {
+	found, err := wireguard.List(ctx)
+	errs := []error{err}
+	for _, link := range append(found, wireguard.Link{Name: deviceName()}) {
+		errs = append(errs, wireguard.Remove(ctx, link))
+	}
+	return slices.DeleteFunc(errs, func(err error) bool { return err == nil })
 }

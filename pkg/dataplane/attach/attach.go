@@ -113,6 +113,10 @@ func (a Attachment) OfNetwork(network string) bool {
 	return a.Network == network || a.Network != "" && network != "" && digestOf(a.Network) == digestOf(network)
 }
 
+// OfSegment tells whether the attachment is on that segment, of which the alias
+// may have kept only the digest.
+func (a Attachment) OfSegment(name string) bool { return digestOf(a.Segment) == digestOf(name) }
+
 // shorten cuts what was chosen elsewhere and may be of any length.
 func shorten(s string) string {
 	const longest = 64
@@ -187,6 +191,10 @@ type Segment struct {
 	// Ports is the number of attachments.
 	Ports int
 }
+
+// Named tells whether the segment has that name, of which the alias may have kept
+// only the digest.
+func (s Segment) Named(name string) bool { return digestOf(s.Name) == digestOf(name) }
 
 // Config configures an Attacher.
 type Config struct {

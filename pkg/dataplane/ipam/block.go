@@ -137,6 +137,24 @@ func (p *Pool) ClaimIn(prefix netip.Prefix, addr netip.Addr, owner string) error
 	return nil
 }
 
+// BlockStats returns a block's counts at this moment, the zero value for one
+// that is none of the pool's. Resting and Blocked are not counted.
+func (p *Pool) BlockStats(prefix netip.Prefix) Stats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	b := p.blockLocked(prefix)
+	if b == nil {
+		return Stats{}
+	}
+	stats := Stats{Prefix: prefix, Capacity: b.capacity}
+	for addr := range p.owners {
+		if prefix.Contains(addr) {
+			stats.Used++
+		}
+	}
+	return stats
+}
+
 // highestLocked returns the highest block that is usable, overlaps none, and is
 // not busy. What it skips is in the way one by one, so its steps follow the
 // addresses and blocks in use.

@@ -42,6 +42,15 @@ func (k PrivateKey) PublicKey() wgtypes.Key {
 	return k.reveal().PublicKey()
 }
 
+// Reveal returns the key in base64, for the one whose it is, and nobody else.
+// It is empty if k holds no key.
+func (k PrivateKey) Reveal() string {
+	if k.IsZero() {
+		return ""
+	}
+	return k.reveal().String()
+}
+
 // String returns "redacted".
 func (k PrivateKey) String() string { return redacted }
 

@@ -28,6 +28,31 @@ type Node struct {
 	// Keepalive is how often a silent peer is sent a packet, so that a NAT
 	// between the two keeps its mapping. Zero means never.
 	Keepalive time.Duration
+	// Services are the dedicated services that the node hosts.
+	Services []NodeService
+}
+
+// NodeService is what is told about a dedicated service of a node.
+type NodeService struct {
+	// Name tells services of the cluster apart.
+	Name string
+	// PublicKey is that of the service's device on the node, in base64.
+	PublicKey string
+	// Port is the device's UDP port, at the host of the node's endpoint.
+	Port int
+	// Blocks are the addresses of the service's pods on the node, parts of its slices.
+	Blocks []netip.Prefix
+}
+
+// Equal tells whether both say the same.
+func (n Node) Equal(o Node) bool {
+	return n.Name == o.Name && n.PublicKey == o.PublicKey && n.Endpoint == o.Endpoint && n.Keepalive == o.Keepalive &&
+		slices.Equal(n.Slices, o.Slices) && slices.EqualFunc(n.Services, o.Services, NodeService.Equal)
+}
+
+// Equal tells whether both say the same.
+func (s NodeService) Equal(o NodeService) bool {
+	return s.Name == o.Name && s.PublicKey == o.PublicKey && s.Port == o.Port && slices.Equal(s.Blocks, o.Blocks)
 }
 
 // Peer is a node as a WireGuard device knows it.

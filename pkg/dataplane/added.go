@@ -1,0 +1,221 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
+)
+
+var (
+	// ErrUnknownPeer means that AddPeer added no peer of that key.
+	ErrUnknownPeer = errors.New("no such peer was added")
+	// ErrUnknownService means that the service has no device on this node.
+	ErrUnknownService = errors.New("no such dedicated service")
+)
+
+// AddedPeer is a peer that is none of the node set's. It stays, over restarts,
+// until RemovePeer.
+type AddedPeer struct {
+	// Service is the dedicated service whose device it is a peer of; empty for the
+	// cluster's.
+	Service string `json:"service,omitempty"`
+	// PublicKey tells peers of one device apart, base64.
+	PublicKey string `json:"publicKey"`
+	// Endpoint is HOST:PORT, empty if the peer has to begin.
+	Endpoint string `json:"endpoint,omitempty"`
+	// AllowedIPs are what it may send from and is sent, parts of the cluster.
+	AllowedIPs []netip.Prefix `json:"allowedIPs"`
+	// Keepalive is in nanoseconds, zero for none.
+	Keepalive time.Duration `json:"keepalive,omitempty"`
+}
+
+func (p AddedPeer) recordName() string { return p.PublicKey + " " + p.Service }
+
+// node is the peer as the planner takes it, behind all nodes.
+func (p AddedPeer) node() Node {
+	return Node{Name: addedName(p.PublicKey), PublicKey: p.PublicKey, Endpoint: p.Endpoint, Slices: p.AllowedIPs, Keepalive: p.Keepalive}
+}
+
+// addedName names a peer that no node set names. No node's name has a space.
+func addedName(publicKey string) string { return "peer " + publicKey }
+
+// addedPeers are those of AddPeer. Safe for concurrent use.
+type addedPeers struct {
+	store records[AddedPeer]
+
+	mu  sync.Mutex // guards all
+	all []AddedPeer
+}
+
+// loadAdded returns what an earlier run left, with the error of what could not
+// be read.
+func loadAdded(stateDir string) (*addedPeers, error) {
+	a := &addedPeers{store: records[AddedPeer]{filepath.Join(stateDir, peersDir)}}
+	var err error
+	a.all, err = a.store.load()
+	return a, err
+}
+
+// of are the peers of a service's device, or the cluster's.
+func (a *addedPeers) of(service string) []Node {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var nodes []Node
+	for _, peer := range a.all {
+		if peer.Service == service {
+			nodes = append(nodes, peer.node())
+		}
+	}
+	return nodes
+}
+
+func (a *addedPeers) get(service, publicKey string) (AddedPeer, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, peer := range a.all {
+		if peer.Service == service && peer.PublicKey == publicKey {
+			return peer, true
+		}
+	}
+	return AddedPeer{}, false
+}
+
+// set puts a peer in the place of the one that has its key, or takes that out.
+func (a *addedPeers) set(peer AddedPeer, keep bool) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	write := func() error { return a.store.put(peer) }
+	if !keep {
+		write = func() error { return a.store.remove(peer.recordName()) }
+	}
+	if err := write(); err != nil {
+		return err
+	}
+	a.all = slices.DeleteFunc(a.all, func(p AddedPeer) bool { return p.recordName() == peer.recordName() })
+	if keep {
+		a.all = append(a.all, peer)
+	}
+	return nil
+}
+
+// AddPeer adds a peer, or replaces the one with its key. A peer that the device
+// cannot have beside the nodes' is refused, and nothing changes.
+//
+// Errors: ErrNotReady, ErrInvalid, ErrConflict for a key or addresses that a
+// node or another peer has, ErrUnknownService.
+func (d *Dataplane) AddPeer(ctx context.Context, peer AddedPeer) error {
+	before, known := d.added.get(peer.Service, peer.PublicKey)
+	if known && before.Endpoint == peer.Endpoint && before.Keepalive == peer.Keepalive && slices.Equal(before.AllowedIPs, peer.AllowedIPs) {
+		return nil
+	}
+	if err := d.changeAdded(ctx, peer, true); err != nil {
+		return fmt.Errorf("add peer %s: %w", peer.PublicKey, err)
+	}
+	return nil
+}
+
+// RemovePeer removes a peer of AddPeer. An unknown one is none to remove; one
+// that the node set names stays, with ErrConflict.
+func (d *Dataplane) RemovePeer(ctx context.Context, service, publicKey string) error {
+	peer, known := d.added.get(service, publicKey)
+	if !known {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if service == "" && slices.ContainsFunc(d.peers, func(p wireguard.Peer) bool { return p.PublicKey.String() == publicKey }) {
+			return fmt.Errorf("remove peer %s: it is a node's, and goes with that: %w", publicKey, ErrConflict)
+		}
+		return nil
+	}
+	if err := d.changeAdded(ctx, peer, false); err != nil {
+		return fmt.Errorf("remove peer %s: %w", publicKey, err)
+	}
+	return nil
+}
+
+// SetAllowedIP adds a prefix to a peer of AddPeer, or takes it away. What is so
+// already is fine.
+//
+// Errors: those of AddPeer, and ErrUnknownPeer.
+func (d *Dataplane) SetAllowedIP(ctx context.Context, service, publicKey string, prefix netip.Prefix, allowed bool) error {
+	peer, known := d.added.get(service, publicKey)
+	if !known && !allowed {
+		return nil
+	}
+	if !known {
+		return fmt.Errorf("add allowed IP %s to peer %s: %w", prefix, publicKey, ErrUnknownPeer)
+	}
+	rest := slices.DeleteFunc(slices.Clone(peer.AllowedIPs), func(p netip.Prefix) bool { return p == prefix })
+	if allowed {
+		rest = append(rest, prefix)
+	}
+	peer.AllowedIPs = rest
+	return d.AddPeer(ctx, peer)
+}
+
+// changeAdded tries a change on the plan, keeps it, and applies it.
+func (d *Dataplane) changeAdded(ctx context.Context, peer AddedPeer, keep bool) error {
+	if peer.Service == "" {
+		return d.changeClusterPeer(ctx, peer, keep)
+	}
+	return d.withService(ctx, peer.Service, func(parts *parts) error {
+		s := parts.services.get(peer.Service)
+		if s == nil || s.device == nil {
+			return fmt.Errorf("service %s has no device on this node: %w", shorten(peer.Service), ErrUnknownService)
+		}
+		plan, _ := d.servicePlan(s, &peer)
+		if err := d.keepAdded(plan, peer, keep); err != nil {
+			return err
+		}
+		return d.setServicePeers(ctx, parts, s)
+	})
+}
+
+func (d *Dataplane) changeClusterPeer(ctx context.Context, peer AddedPeer, keep bool) error {
+	d.setNodes.Lock()
+	defer d.setNodes.Unlock()
+	running := d.current()
+	if running == nil {
+		return fmt.Errorf("%s: %w", d.whyWaiting(), ErrNotReady)
+	}
+	if err := d.keepAdded(d.clusterPlan(&peer), peer, keep); err != nil {
+		return err
+	}
+	return d.setPeers(ctx, running, d.replan())
+}
+
+// keepAdded keeps a peer that the plan takes, or forgets it.
+func (d *Dataplane) keepAdded(plan wireguard.PlanInput, peer AddedPeer, keep bool) error {
+	if !keep {
+		return d.added.set(peer, false)
+	}
+	_, problems := wireguard.Plan(plan)
+	for _, problem := range problems {
+		if problem.Node != addedName(peer.PublicKey) {
+			continue
+		}
+		reason := ErrInvalid
+		if errors.Is(problem.Err, wireguard.ErrDuplicateKey) || errors.Is(problem.Err, wireguard.ErrOverlappingSlice) {
+			reason = ErrConflict
+		}
+		return fmt.Errorf("%w: %w", problem.Err, reason)
+	}
+	return d.added.set(peer, true)
+}
+
+// behind are the nodes of a device and what AddPeer added to it, as if peer were
+// among that already.
+func (a *addedPeers) behind(nodes []Node, service string, peer *AddedPeer) []Node {
+	all := slices.Concat(nodes, a.of(service))
+	if peer == nil {
+		return all
+	}
+	all = slices.DeleteFunc(all, func(n Node) bool { return n.Name == addedName(peer.PublicKey) })
+	return append(all, peer.node())
+}

@@ -1,0 +1,77 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
+)
+
+// ServiceStatus is a service of this node at one moment.
+type ServiceStatus struct {
+	// Name is the service's.
+	Name string
+	// Mode is Shared or Dedicated.
+	Mode Mode
+	// Held says that SetupService asked for it: it stays without sandboxes.
+	Held bool
+	// Bridge is the link of its segment.
+	Bridge string
+	// Sandboxes is the number of those attached or under way.
+	Sandboxes int
+
+	// What follows is a dedicated one's.
+
+	// Isolated says that it is cut off from everything else.
+	Isolated bool
+	// Device is its WireGuard device with its peers; only the name is there while it is not up.
+	Device wireguard.Status
+	// Table is its routing table.
+	Table uint32
+	// Addresses are its own, on the device, one of each slice.
+	Addresses []netip.Addr
+	// Blocks are what its sandboxes' addresses come from, parts of the slices.
+	Blocks []netip.Prefix
+	// Problems are what was refused as its peers.
+	Problems []wireguard.Problem
+	// Fault says why it is not, or not wholly, up.
+	Fault error
+}
+
+// serviceStatuses reads all services.
+func (d *Dataplane) serviceStatuses(ctx context.Context, parts *parts) ([]ServiceStatus, error) {
+	var all []ServiceStatus
+	err := d.eachService(ctx, parts.services, func(s *service) error {
+		status, err := d.serviceStatus(ctx, parts, s)
+		all = append(all, status)
+		return err
+	})
+	return all, err
+}
+
+// serviceStatus reads a service whose turn the caller has.
+func (d *Dataplane) serviceStatus(ctx context.Context, parts *parts, s *service) (ServiceStatus, error) {
+	record := s.record
+	status := ServiceStatus{Name: record.Name, Mode: record.Mode, Held: record.Held, Sandboxes: len(s.used)}
+	for _, segment := range parts.attacher.Segments() {
+		if segment.Named(record.Name) {
+			status.Bridge = segment.Bridge
+		}
+	}
+	if record.Mode != Dedicated {
+		return status, nil
+	}
+	status.Isolated, status.Table, status.Blocks = record.Isolated, record.table(), slices.Clone(record.Blocks)
+	status.Addresses = parts.addresses.held(serviceOwner(record.Name))
+	status.Problems, status.Fault = slices.Clone(s.problems), s.fault
+	status.Device.Device = serviceDevice(record.Name)
+	if s.device == nil {
+		return status, nil
+	}
+	var err error
+	status.Device, err = s.device.Status(ctx)
+	status.Fault = errors.Join(status.Fault, s.device.Ready(), status.Device.Fault)
+	return status, err
+}
