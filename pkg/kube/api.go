@@ -138,6 +138,23 @@ func (a *api) podMetadata(node string) source {
 	}
 }
 
+// namespaceMetadata follows all Namespaces.
+func (a *api) namespaceMetadata() source {
+	namespaces := a.meta.Resource(corev1.SchemeGroupVersion.WithResource("namespaces"))
+	return source{
+		example: &metav1.PartialObjectMetadata{},
+		list: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			return namespaces.List(ctx, o)
+		},
+		watch: namespaces.Watch,
+	}
+}
+
+// getNamespace reads a Namespace's metadata; the caller bounds the time.
+func (a *api) getNamespace(ctx context.Context, name string) (*metav1.PartialObjectMetadata, error) {
+	return a.meta.Resource(corev1.SchemeGroupVersion.WithResource("namespaces")).Get(ctx, name, metav1.GetOptions{})
+}
+
 // node follows one Node as a whole.
 func (a *api) node(name string) source {
 	listWatch := cache.NewListWatchFromClient(a.core, "nodes", "", fields.OneTermEqualSelector("metadata.name", name))

@@ -14,6 +14,7 @@ import (
 
 	"github.com/zlayer/zlayer-cni/internal/durable"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
 )
 
 const (
@@ -40,13 +41,14 @@ type savedNode struct {
 	Endpoint  string         `json:"endpoint,omitempty"`
 	Slices    []netip.Prefix `json:"slices"`
 	// Keepalive is in nanoseconds.
-	Keepalive time.Duration `json:"keepalive,omitempty"`
+	Keepalive time.Duration           `json:"keepalive,omitempty"`
+	Services  []wireguard.NodeService `json:"services,omitempty"`
 }
 
 func (s savedSet) nodes() []dataplane.Node {
 	nodes := make([]dataplane.Node, len(s.Nodes))
 	for i, n := range s.Nodes {
-		nodes[i] = dataplane.Node{Name: n.Name, PublicKey: n.PublicKey, Endpoint: n.Endpoint, Slices: n.Slices, Keepalive: n.Keepalive}
+		nodes[i] = dataplane.Node{Name: n.Name, PublicKey: n.PublicKey, Endpoint: n.Endpoint, Slices: n.Slices, Keepalive: n.Keepalive, Services: n.Services}
 	}
 	return nodes
 }

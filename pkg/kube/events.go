@@ -22,10 +22,11 @@ const (
 	reasonBadAnnotation      = "BadAnnotation"
 	reasonAnnotationTooLarge = "AnnotationTooLarge"
 	reasonNoSlice            = "NoSlice"
+	reasonBadService         = "BadService"
 )
 
 func reasons() []string {
-	return []string{reasonDuplicateKey, reasonOverlappingSlice, reasonBadAnnotation, reasonAnnotationTooLarge, reasonNoSlice}
+	return []string{reasonDuplicateKey, reasonOverlappingSlice, reasonBadAnnotation, reasonAnnotationTooLarge, reasonNoSlice, reasonBadService}
 }
 
 // problem is something about a node that an operator must know.
@@ -67,7 +68,11 @@ func (p problem) event(reporter string) *corev1.Event {
 	_, _ = fmt.Fprintf(hash, "%s\n%s\n%s", p.uid, p.reason, p.text)          // never fails
 	name := strings.TrimRight(p.node[:min(len(p.node), maxEventNode)], ".-") // as names may not end
 	now := metav1.Now()
-	text := fmt.Sprintf("node %s is left out of the overlay: %s", p.node, p.text)
+	of := "the overlay"
+	if p.reason == reasonBadService {
+		of = "a service"
+	}
+	text := fmt.Sprintf("node %s is left out of %s: %s", p.node, of, p.text)
 	return &corev1.Event{
 		ObjectMeta:     metav1.ObjectMeta{Namespace: eventNamespace, Name: fmt.Sprintf("%s.%016x", name, hash.Sum64())},
 		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: p.node, UID: p.uid},

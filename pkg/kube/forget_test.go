@@ -97,7 +97,9 @@ func TestForgetTellsWhatIsRefused(t *testing.T) {
 	}{
 		{name: "everything", refuse: func(*http.Request) bool { return true }, failure: "read node self: "},
 		{
-			name: "annotations", refuse: func(r *http.Request) bool { return r.Method == http.MethodPatch && !strings.HasSuffix(r.URL.Path, "/status") },
+			name: "annotations", refuse: func(r *http.Request) bool {
+				return r.Method == http.MethodPatch && !strings.HasSuffix(r.URL.Path, "/status")
+			},
 			failure: "remove annotations of node self: ", removed: 1,
 		},
 		{

@@ -23,6 +23,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -54,6 +55,9 @@ type Config struct {
 	// Apply takes a node set over. It is called by one goroutine, again after an
 	// error, and not again for a set that it took.
 	Apply func(context.Context, dataplane.NodeSet) (Applied, error)
+	// Services are the dedicated services of this node, and the nodes that are no
+	// peers of one. ServicesChanged tells that they changed; nil is none.
+	Services func() ([]wireguard.NodeService, []wireguard.Problem)
 	// Log gets what an operator should know.
 	Log *slog.Logger
 }
@@ -72,9 +76,10 @@ type Kube struct {
 	log *slog.Logger
 	api *api
 
-	nodes *mirror[member]
-	own   *mirror[ownNode]
-	pods  *mirror[pod]
+	nodes      *mirror[member]
+	own        *mirror[ownNode]
+	pods       *mirror[pod]
+	namespaces *mirror[namespace]
 
 	setChanged  chan struct{} // wakes the goroutine that owns the fields of set
 	selfChanged chan struct{} // wakes the one that writes
@@ -83,14 +88,15 @@ type Kube struct {
 	told    map[problem]bool      // Events that were raised; of the goroutine that writes
 	writers map[string]writeState // what was written last, by kind; likewise
 
-	mu       sync.Mutex // guards the fields below
-	applied  bool       // Apply took a set
-	mtu      int        // what it said of the overlay
-	problems []problem  // of the last set
-	current  bool       // the set in force is what the API server shows
-	setErr   error      // of the last pass over the nodes
-	selfErr  error      // of the last pass over the own Node
-	fault    string     // what was logged last
+	mu         sync.Mutex // guards the fields below
+	applied    bool       // Apply took a set
+	mtu        int        // what it said of the overlay
+	problems   []problem  // of the last set
+	ofServices []problem  // nodes that are no peers of a service
+	current    bool       // the set in force is what the API server shows
+	setErr     error      // of the last pass over the nodes
+	selfErr    error      // of the last pass over the own Node
+	fault      string     // what was logged last
 }
 
 // setState is what the goroutine that makes node sets remembers.
@@ -119,6 +125,10 @@ func New(cfg Config) (*Kube, error) {
 	k.nodes = newMirror("nodes", client.nodeMetadata(), memberOf, func() { wake(k.setChanged) })
 	k.own = newMirror("this node", client.node(cfg.Node), ownNodeOf, func() { wake(k.setChanged); wake(k.selfChanged) })
 	k.pods = newMirror("this node's pods", client.podMetadata(cfg.Node), podOf, func() {})
+	k.namespaces = newMirror("namespaces", client.namespaceMetadata(), namespaceOf, func() {})
+	if k.cfg.Services == nil {
+		k.cfg.Services = func() ([]wireguard.NodeService, []wireguard.Problem) { return nil, nil }
+	}
 	return k, nil
 }
 
@@ -136,6 +146,7 @@ func (k *Kube) Run(ctx context.Context) error {
 	group.Go(func() error { k.nodes.Run(ctx); return nil })
 	group.Go(func() error { k.own.Run(ctx); return nil })
 	group.Go(func() error { k.pods.Run(ctx); return nil })
+	group.Go(func() error { k.namespaces.Run(ctx); return nil })
 	group.Go(func() error {
 		k.restore(ctx)
 		k.loop(ctx, k.setChanged, k.setPass)
@@ -217,7 +228,7 @@ func (k *Kube) Fault() error {
 
 // unreachable tells why what is watched may be out of date.
 func (k *Kube) unreachable() error {
-	for _, m := range []interface{ Fault() error }{k.own, k.nodes, k.pods} {
+	for _, m := range []interface{ Fault() error }{k.own, k.nodes, k.pods, k.namespaces} {
 		if err := m.Fault(); err != nil {
 			return fmt.Errorf("API server %s: %w", k.api.host, err)
 		}
@@ -261,7 +272,7 @@ func (k *Kube) Stats() Stats {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for _, p := range k.problems {
+	for _, p := range slices.Concat(k.problems, k.ofServices) {
 		stats.Problems[p.reason]++
 	}
 	return stats

@@ -38,7 +38,7 @@ func TestNodesBecomeTheSet(t *testing.T) {
 	want := dataplane.NodeSet{
 		Cluster: prefixes("10.244.0.0/16", "fd00:10:244::/48"),
 		Nodes: []dataplane.Node{
-			{Name: "self", PublicKey: keyFor("self"), Slices: prefixes("10.244.0.0/24", "fd00:10:244::/64")},
+			{Name: "self", PublicKey: keyFor("self"), Endpoint: "192.0.2.1:51820", Slices: prefixes("10.244.0.0/24", "fd00:10:244::/64")},
 			{
 				Name: "b", PublicKey: keyFor("b"), Endpoint: "gate.example:4000", Keepalive: 25 * time.Second,
 				Slices: prefixes("10.244.1.0/24", "fd00:10:244:1::/64"),

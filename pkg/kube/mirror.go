@@ -232,8 +232,8 @@ func strip(object metav1.Object) {
 	for key, value := range annotations {
 		if !kept(key) {
 			delete(annotations, key)
-		} else if len(value) > maxAnnotation {
-			annotations[key] = strings.Clone(value[:maxAnnotation+1])
+		} else if limit := limitOf(key); len(value) > limit {
+			annotations[key] = strings.Clone(value[:limit+1])
 		}
 	}
 }

@@ -11,13 +11,15 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
 )
 
 // prefix starts the name of every annotation and label of ours.
 const prefix = "overlay.zlayer.dev/"
 
-// The annotations of a Node. The node's own daemon writes the first three, the
-// others are an administrator's.
+// The annotations of a Node. The node's own daemon writes the first three and
+// Services, the others are an administrator's.
 const (
 	// PublicKey is the node's WireGuard key in base64.
 	PublicKey = prefix + "public-key"
@@ -35,6 +37,14 @@ const (
 // maxAnnotation bounds what is read of an annotation, in bytes: host names have
 // 253.
 const maxAnnotation = 1024
+
+// limitOf bounds what is read of an annotation, in bytes.
+func limitOf(key string) int {
+	if key == Services {
+		return maxServices
+	}
+	return maxAnnotation
+}
 
 // maxKeepalive is what WireGuard's 16 bits of seconds hold.
 const maxKeepalive = 65535 * time.Second
@@ -61,6 +71,9 @@ type member struct {
 	endpoint  string
 	keepalive time.Duration
 	fault     error // what is wrong with its annotations
+	services  []wireguard.NodeService
+	// servicesFault is what is wrong with the annotation of services, which costs these alone.
+	servicesFault error
 }
 
 // memberOf reads a Node's metadata. It keeps at most maxAnnotation bytes of any
@@ -77,6 +90,7 @@ func memberOf(object metav1.Object) member {
 			return m
 		}
 	}
+	m.services, m.servicesFault = parseServices(annotations[Services])
 	m.publicKey = annotations[PublicKey]
 	m.endpoint = cmp.Or(annotations[ForceEndpoint], annotations[Endpoint])
 	m.keepalive, m.fault = parseKeepalive(annotations[Keepalive])

@@ -1,7 +1,9 @@
 package kube
 
 import (
+	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -9,6 +11,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
 )
 
 func TestParseKeepalive(t *testing.T) {
@@ -98,8 +102,28 @@ func FuzzMemberOf(f *testing.F) {
 		if got.fault == nil && (got.keepalive < 0 || got.keepalive > maxKeepalive || got.keepalive%time.Second != 0) {
 			t.Errorf("keepalive %v", got.keepalive)
 		}
-		if whole := memberOf(object); whole != got && got.fault == nil {
-			t.Errorf("read again: %+v, before %+v", whole, got)
+		if before, now := fmt.Sprintf("%+v", got), fmt.Sprintf("%+v", memberOf(object)); before != now && got.fault == nil {
+			t.Errorf("read again: %s, before %s", now, before)
+		}
+	})
+}
+
+func FuzzParseServices(f *testing.F) {
+	f.Add(formatServices([]wireguard.NodeService{{Name: "ns/web", PublicKey: keyFor("a"), Port: 51821, Blocks: []netip.Prefix{netip.MustParsePrefix("10.244.0.240/28")}}}))
+	f.Add(`{"ns/web":{"port":-1,"blocks":["0.0.0.0/0"]},"":null}`)
+	f.Add(`[]`)
+	f.Add(strings.Repeat("[", maxServices+1))
+	f.Fuzz(func(t *testing.T, text string) {
+		services, err := parseServices(text)
+		if err != nil {
+			if services != nil {
+				t.Errorf("%v with the error %v", services, err)
+			}
+			return
+		}
+		again, err := parseServices(formatServices(services))
+		if err != nil || !slices.EqualFunc(services, again, wireguard.NodeService.Equal) {
+			t.Errorf("%v written and read is %v, %v", services, again, err)
 		}
 	})
 }

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
 )
 
 // NotReadyTaint keeps pods off a node until its overlay is up, if the node was
@@ -71,9 +74,12 @@ func (k *Kube) selfPass(ctx context.Context) error {
 	k.mu.Lock()
 	applied, mtu, problems := k.applied, k.mtu, slices.Clone(k.problems)
 	k.mu.Unlock()
+	services, refused := k.cfg.Services()
+	ofServices := k.serviceProblems(refused)
+	problems = append(problems, ofServices...)
 	var errs []error
 	if applied {
-		errs = append(errs, k.publish(ctx, own, mtu), k.clearTaint(ctx, own), k.setAvailable(ctx, own))
+		errs = append(errs, k.publish(ctx, own, k.facts(own, mtu, services)), k.clearTaint(ctx, own), k.setAvailable(ctx, own))
 	}
 	if k.lacksSlice(own) {
 		problems = append(problems, problem{node: k.cfg.Node, uid: own.uid, reason: reasonNoSlice, text: "it has no podCIDR, so its pods get no address"})
@@ -81,6 +87,7 @@ func (k *Kube) selfPass(ctx context.Context) error {
 	errs = append(errs, k.tell(ctx, problems))
 	err := errors.Join(errs...)
 	k.mu.Lock()
+	k.ofServices = ofServices
 	k.selfErr = err
 	k.mu.Unlock()
 	return err
@@ -136,24 +143,35 @@ func (k *Kube) write(kind string, own ownNode, f func() error) error {
 }
 
 // published are the annotations of facts.
-func published() []string { return []string{PublicKey, Endpoint, MTU} }
+func published() []string { return []string{PublicKey, Endpoint, MTU, Services} }
 
 // facts are the annotations that this node publishes of itself.
-func (k *Kube) facts(own ownNode, mtu int) map[string]string {
+func (k *Kube) facts(own ownNode, mtu int, services []wireguard.NodeService) map[string]string {
 	facts := map[string]string{PublicKey: k.cfg.PublicKey, MTU: strconv.Itoa(mtu)}
-	switch {
-	case k.cfg.Endpoint != "":
-		facts[Endpoint] = k.cfg.Endpoint
-	case own.address.IsValid():
-		facts[Endpoint] = netip.AddrPortFrom(own.address, uint16(k.cfg.ListenPort)).String()
+	for key, text := range map[string]string{Endpoint: k.endpoint(own), Services: formatServices(services)} {
+		if text != "" {
+			facts[key] = text
+		}
 	}
 	return facts
 }
 
+// endpoint is where this node says that it is reached.
+func (k *Kube) endpoint(own ownNode) string {
+	if k.cfg.Endpoint == "" && own.address.IsValid() {
+		return netip.AddrPortFrom(own.address, uint16(k.cfg.ListenPort)).String()
+	}
+	return k.cfg.Endpoint
+}
+
+// ownEndpoint is where the others reach this node.
+func (k *Kube) ownEndpoint(own ownNode) string {
+	return cmp.Or(own.annotations[ForceEndpoint], k.endpoint(own))
+}
+
 // publish writes this node's facts unless its Node shows them. Server-side apply
 // owns these annotations and no other: one that is no longer published goes.
-func (k *Kube) publish(ctx context.Context, own ownNode, mtu int) error {
-	facts := k.facts(own, mtu)
+func (k *Kube) publish(ctx context.Context, own ownNode, facts map[string]string) error {
 	shown := maps.Clone(own.annotations)
 	maps.DeleteFunc(shown, func(key, _ string) bool { return !slices.Contains(published(), key) })
 	if maps.Equal(facts, shown) {
@@ -168,7 +186,7 @@ func (k *Kube) publish(ctx context.Context, own ownNode, mtu int) error {
 		if err := k.api.patchNode(ctx, k.cfg.Node, types.ApplyPatchType, patch); err != nil {
 			return fmt.Errorf("publish annotations of node %s: %w", k.cfg.Node, err)
 		}
-		k.log.Info("published", "op", "kube", "node", k.cfg.Node, "endpoint", facts[Endpoint], "mtu", mtu)
+		k.log.Info("published", "op", "kube", "node", k.cfg.Node, "endpoint", facts[Endpoint], "mtu", facts[MTU])
 		return nil
 	})
 }

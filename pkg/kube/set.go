@@ -54,12 +54,15 @@ func (k *Kube) makeSet(ctx context.Context) (savedSet, []problem, error) {
 	for _, m := range members {
 		node := savedNode{
 			Name: m.name, UID: m.uid, PublicKey: m.publicKey, Endpoint: m.endpoint,
-			Keepalive: m.keepalive, Slices: k.set.book[m.uid].slices,
+			Keepalive: m.keepalive, Slices: k.set.book[m.uid].slices, Services: m.services,
+		}
+		if m.servicesFault != nil && m.name != k.cfg.Node {
+			problems = append(problems, problem{node: m.name, uid: m.uid, reason: reasonBadService, text: m.servicesFault.Error()})
 		}
 		switch {
 		case m.name == k.cfg.Node:
 			// What the data plane needs of this node, whatever its Node says as yet.
-			node = savedNode{Name: m.name, UID: m.uid, PublicKey: k.cfg.PublicKey, Slices: own.slices}
+			node = savedNode{Name: m.name, UID: m.uid, PublicKey: k.cfg.PublicKey, Endpoint: k.ownEndpoint(own), Slices: own.slices}
 		case m.fault != nil:
 			problems = append(problems, problemOf(m.name, m.uid, m.fault))
 			continue
@@ -116,10 +119,7 @@ func (k *Kube) noteApplied(saved savedSet, applied Applied) {
 
 // equalSets compares what Apply would do with two sets.
 func equalSets(a, b dataplane.NodeSet) bool {
-	return slices.Equal(a.Cluster, b.Cluster) && slices.EqualFunc(a.Nodes, b.Nodes, func(a, b dataplane.Node) bool {
-		return a.Name == b.Name && a.PublicKey == b.PublicKey && a.Endpoint == b.Endpoint &&
-			a.Keepalive == b.Keepalive && slices.Equal(a.Slices, b.Slices)
-	})
+	return slices.Equal(a.Cluster, b.Cluster) && slices.EqualFunc(a.Nodes, b.Nodes, dataplane.Node.Equal)
 }
 
 // firstAnswer is how long a start waits for the API server before it takes the

@@ -255,7 +255,7 @@ func (s *Server) list(w http.ResponseWriter, r *http.Request, resource string) {
 	if limit > 0 && len(items) > limit && query.Get("resourceVersion") != "0" {
 		items, meta["continue"] = items[:limit], strconv.Itoa(start+limit)
 	}
-	kind := map[string]string{"nodes": "NodeList", "pods": "PodList", "configmaps": "ConfigMapList", "events": "EventList"}[resource]
+	kind := map[string]string{"nodes": "NodeList", "pods": "PodList", "namespaces": "NamespaceList", "configmaps": "ConfigMapList", "events": "EventList"}[resource]
 	list := Object{"kind": kind, "apiVersion": "v1", "metadata": meta, "items": items}
 	if metadataOnly(r) {
 		list["kind"], list["apiVersion"] = "PartialObjectMetadataList", "meta.k8s.io/v1"
