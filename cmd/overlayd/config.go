@@ -30,11 +30,13 @@ type Config struct {
 	NodesFile string
 	// Kubernetes finds the nodes as Node objects instead of in a file.
 	Kubernetes bool
+	// Agent has the overlay set up over the socket, as ZLayer's agent does.
+	Agent bool
 	// Kubeconfig is the absolute path of the credentials for the API server; empty
 	// takes those of the pod.
 	Kubeconfig string
 	// Endpoint is where the other nodes reach this one, HOST:PORT; empty takes the
-	// Node's InternalIP and ListenPort. Only with Kubernetes.
+	// Node's InternalIP and ListenPort with Kubernetes, and none with Agent.
 	Endpoint string
 	// Socket is the absolute path that plugins dial.
 	Socket string
@@ -186,14 +188,22 @@ func (c *Config) validateSource() error {
 	switch {
 	case c.NodesFile != "" && c.Kubernetes:
 		return errors.New("nodesFile: the nodes come from kubernetes already")
+	case c.Agent && c.Kubernetes:
+		return errors.New("agent: the nodes come from kubernetes already")
+	case c.Agent && c.NodesFile != "":
+		return errors.New("agent: the nodes come from nodesFile already")
+	case c.Agent && c.Endpoint != "":
+		return c.validateEndpoint()
+	case c.Agent:
+		return nil
 	case c.Kubernetes:
 		return c.validateEndpoint()
 	case c.NodesFile == "":
-		return errors.New("nodesFile: not set (or else kubernetes: true)")
+		return errors.New("nodesFile: not set (or else kubernetes: true, or agent: true)")
 	case c.Kubeconfig != "":
 		return errors.New("kubeconfig: of no use without kubernetes: true")
 	case c.Endpoint != "":
-		return errors.New("endpoint: of no use without kubernetes: true; the nodes file names endpoints")
+		return errors.New("endpoint: of no use with nodesFile, which names endpoints")
 	}
 	return nil
 }
@@ -215,8 +225,11 @@ func (c *Config) validateEndpoint() error {
 }
 
 func (c *Config) validateCluster() error {
-	if len(c.ClusterCIDRs) == 0 && !c.Kubernetes {
+	if len(c.ClusterCIDRs) == 0 && !c.Kubernetes && !c.Agent {
 		return errors.New("clusterCIDRs: not set")
+	}
+	if len(c.ClusterCIDRs) > 0 && c.Agent {
+		return errors.New("clusterCIDRs: of no use with agent: true, whose agent tells it")
 	}
 	for i, cluster := range c.ClusterCIDRs {
 		for _, earlier := range c.ClusterCIDRs[:i] {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/zlayer/zlayer-cni/pkg/dataplane"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
 	"github.com/zlayer/zlayer-cni/pkg/kube"
 	"github.com/zlayer/zlayer-cni/pkg/shim"
 )
@@ -18,6 +19,9 @@ func (d *daemon) followCluster() error {
 		Node: d.config.NodeName, Kubeconfig: d.config.Kubeconfig, Cluster: d.config.ClusterCIDRs,
 		PublicKey: d.plane.PublicKey(), ListenPort: d.config.ListenPort, Endpoint: d.config.Endpoint,
 		StateDir: d.config.StateDir, Log: d.log,
+		Services: func() ([]dataplane.LocalService, []wireguard.Problem) {
+			return d.plane.LocalServices(), d.plane.ServiceProblems()
+		},
 		Apply: func(ctx context.Context, set dataplane.NodeSet) (kube.Applied, error) {
 			err := d.setNodes(ctx, set)
 			return kube.Applied{MTU: d.plane.MTU(), Problems: d.plane.Problems()}, err
@@ -52,15 +56,19 @@ func (d *daemon) watchSlices(ctx context.Context) error {
 	}
 }
 
-// checkPod refuses a sandbox whose pod the API server does not show. Without
-// Kubernetes, and for a runtime that names no pod, there is nothing to check.
-func (d *daemon) checkPod(ctx context.Context, pod *shim.Pod) error {
-	if d.cluster == nil || pod == nil {
-		return nil
+// serviceOfPod asks the pod which service its sandbox joins. A pod that the API
+// server does not show is refused: it may do so later.
+func (d *daemon) serviceOfPod(ctx context.Context, pod *shim.Pod) (dataplane.ServiceRequest, error) {
+	request, err := d.cluster.Service(ctx, kube.PodID{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID})
+	if err != nil && !errors.Is(err, dataplane.ErrInvalid) {
+		err = fmt.Errorf("%w: %w", err, dataplane.ErrNotReady)
 	}
-	_, err := d.cluster.Pod(ctx, kube.PodID{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID})
-	if err != nil {
-		return fmt.Errorf("%w: %w", err, dataplane.ErrNotReady)
+	return request, err
+}
+
+// servicesChanged has the cluster told of this node's services.
+func (d *daemon) servicesChanged() {
+	if d.cluster != nil {
+		d.cluster.ServicesChanged()
 	}
-	return nil
 }

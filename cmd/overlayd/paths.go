@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/zlayer/zlayer-cni/pkg/cni"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane"
 	"github.com/zlayer/zlayer-cni/pkg/kube"
 )
 
@@ -33,7 +34,9 @@ func (f *pathFlags) load(cmd *cobra.Command) (Config, error) {
 
 // stateFiles are what `overlayd teardown --purge` removes.
 func stateFiles(config Config) []string {
-	return []string{
-		filepath.Join(config.StateDir, "key"), kube.StateFile(config.StateDir), cni.TombstoneDir(config.StateDir), config.Socket + ".lock",
+	files := []string{kube.StateFile(config.StateDir), agentFile(config), cni.TombstoneDir(config.StateDir), config.Socket + ".lock"}
+	for _, name := range dataplane.StateFiles() {
+		files = append(files, filepath.Join(config.StateDir, name))
 	}
+	return files
 }

@@ -35,7 +35,13 @@ func runCommand() *cobra.Command {
 				return err
 			}
 			for {
-				if err := run(cmd.Context(), config, cmd.ErrOrStderr()); !errors.Is(err, errMoved) {
+				err := run(cmd.Context(), config, cmd.ErrOrStderr())
+				if errors.Is(err, errTornDown) {
+					err = dataplane.Teardown(cmd.Context(), slog.New(slog.DiscardHandler))
+				} else if !errors.Is(err, errMoved) {
+					return err
+				}
+				if err != nil && !errors.Is(err, errMoved) {
 					return err
 				}
 			}
@@ -72,7 +78,14 @@ func run(ctx context.Context, config Config, logOut io.Writer) error {
 		defer func() { _ = sole.Close() }() // the last to go, which tells the next that all else is free
 	}
 	d := &daemon{config: config, log: log, requests: newRequestMetrics(), tried: make(chan struct{})}
-	if !config.Kubernetes {
+	switch {
+	case config.Agent:
+		agent, err := newAgentNodes(config, d.setNodes)
+		if err != nil {
+			return err
+		}
+		d.nodes = agent
+	case !config.Kubernetes:
 		file, err := newNodesFile(config, log, d.setNodes)
 		if err != nil {
 			return err
@@ -101,6 +114,7 @@ func run(ctx context.Context, config Config, logOut io.Writer) error {
 	if d.plane, err = dataplane.New(dataplane.Config{
 		Node: config.NodeName, StateDir: config.StateDir,
 		Backend: config.Backend, ListenPort: config.ListenPort, MTU: config.MTU,
+		OnServices: d.servicesChanged,
 		Masquerade: config.Masquerade, NoMasquerade: config.MasqueradeExclusions,
 		Sysctls: config.SysctlDir, Log: log,
 	}); err != nil {
@@ -148,6 +162,9 @@ func (d *daemon) run(ctx context.Context, socket, metrics net.Listener) error {
 	unlink := context.AfterFunc(background, d.end)
 	defer unlink()
 	err := group.Wait()
+	if again := d.again.Load(); err == nil && again != nil {
+		return *again
+	}
 	if err == nil {
 		d.log.Info("ended, the data plane stays up", "op", "run")
 	}

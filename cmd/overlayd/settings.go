@@ -42,7 +42,7 @@ type setting struct {
 
 // settings lists every key once; file, flags, defaults and help follow it.
 func settings() []setting {
-	return slices.Concat(nodeSettings(), kubernetesSettings(), networkSettings(), serviceSettings())
+	return slices.Concat(nodeSettings(), kubernetesSettings(), networkSettings(), daemonSettings())
 }
 
 func nodeSettings() []setting {
@@ -75,6 +75,9 @@ func kubernetesSettings() []setting {
 			key: "kubeconfig", flag: "kubeconfig", usage: "credentials for the API server (default: the pod's own)",
 			set: func(c *Config, v []string) error { c.Kubeconfig = v[0]; return nil },
 		}, {
+			key: "agent", flag: "agent", kind: boolean, fallback: "false", usage: "have the overlay set up over the socket, as ZLayer's agent does",
+			set: func(c *Config, v []string) (err error) { c.Agent, err = parseBool(v[0]); return err },
+		}, {
 			key: "endpoint", flag: "endpoint", usage: "HOST:PORT where other nodes reach this one (default: the Node's InternalIP)",
 			set: func(c *Config, v []string) error { c.Endpoint = v[0]; return nil },
 		},
@@ -106,7 +109,7 @@ func networkSettings() []setting {
 	}
 }
 
-func serviceSettings() []setting {
+func daemonSettings() []setting {
 	return []setting{
 		{
 			key: "socket", flag: "socket", fallback: shim.DefaultSocket, usage: "socket that the plugin dials",

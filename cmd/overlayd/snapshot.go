@@ -50,9 +50,17 @@ func snapshotOf(status dataplane.Status) *shim.StatusSnapshot {
 		})
 	}
 	snapshot.SliceCIDR = first(snapshot.SliceCIDRs)
+	modes := map[string]shim.Mode{}
+	for _, service := range status.Services {
+		modes[service.Bridge] = shim.Mode(service.Mode)
+		if service.Mode == dataplane.Dedicated {
+			snapshot.DedicatedServices = append(snapshot.DedicatedServices, dedicatedOf(service))
+		}
+	}
+	snapshot.ServiceCount = uint32(len(status.Services))
 	for _, segment := range status.Segments {
 		snapshot.Segments = append(snapshot.Segments, shim.SegmentStatus{
-			Name: segment.Name, Bridge: segment.Bridge, Ports: segment.Ports,
+			Name: segment.Name, Bridge: segment.Bridge, Ports: segment.Ports, Mode: modes[segment.Bridge],
 		})
 	}
 	for _, attached := range status.Attachments {
@@ -61,21 +69,25 @@ func snapshotOf(status dataplane.Status) *shim.StatusSnapshot {
 	return snapshot
 }
 
+func dedicatedOf(service dataplane.ServiceStatus) shim.DedicatedServiceStatus {
+	device := service.Device
+	status := shim.DedicatedServiceStatus{
+		Service: service.Name, Interface: device.Device, PublicKey: device.PublicKey.String(), ListenPort: uint16(device.ListenPort),
+		OverlayIP: first(service.Addresses), Subnet: first(service.Blocks), PeerCount: uint32(len(device.Peers)),
+		Subnets: service.Blocks, Table: service.Table, Bridge: service.Bridge, JoinGlobal: !service.Isolated,
+		Attachments: service.Sandboxes, Peers: peersOf(device.Peers, service.Problems),
+	}
+	if service.Fault != nil {
+		status.Problem = oneLine(service.Fault.Error())
+	}
+	return status
+}
+
 // peersOf lists the device's peers, then the nodes that were refused.
 func peersOf(peers []wireguard.PeerStatus, problems []wireguard.Problem) []shim.PeerStatus {
 	all := make([]shim.PeerStatus, 0, len(peers)+len(problems))
 	for _, peer := range peers {
-		status := shim.PeerStatus{
-			Node: peer.Node, PublicKey: peer.PublicKey.String(), AllowedIPs: peer.AllowedIPs,
-			RxBytes: peer.RxBytes, TxBytes: peer.TxBytes,
-		}
-		if peer.Endpoint.IsValid() {
-			status.Endpoint = peer.Endpoint.String()
-		}
-		if !peer.LastHandshake.IsZero() {
-			status.LastHandshakeUnixSecs = peer.LastHandshake.Unix()
-		}
-		all = append(all, status)
+		all = append(all, peerStatusOf(peer))
 	}
 	for _, problem := range problems {
 		all = append(all, shim.PeerStatus{Node: problem.Node, Problem: problem.Err.Error()})

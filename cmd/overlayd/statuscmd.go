@@ -51,12 +51,17 @@ func statusCommand() *cobra.Command {
 	return cmd
 }
 
-// askStatus asks the daemon once: a person can repeat the command.
-func askStatus(ctx context.Context, socket string) (*shim.StatusSnapshot, error) {
+// dialDaemon tries once: a person can repeat the command.
+func dialDaemon(ctx context.Context, socket string) (*shim.Client, error) {
 	client, err := shim.Dial(ctx, socket, shim.DialOptions{Attempts: 1})
 	if errors.Is(err, os.ErrPermission) {
 		return nil, fmt.Errorf("%w (only root may ask)", err)
 	}
+	return client, err
+}
+
+func askStatus(ctx context.Context, socket string) (*shim.StatusSnapshot, error) {
+	client, err := dialDaemon(ctx, socket)
 	if err != nil {
 		return nil, err
 	}

@@ -21,6 +21,8 @@ func printStatus(out io.Writer, s *shim.StatusSnapshot, now time.Time) error {
 	page.head(s)
 	page.peers(s.Peers, now)
 	page.refused(s.Peers)
+	page.services(s.DedicatedServices)
+	page.servicePeers(s.DedicatedServices, now)
 	page.segments(s.Segments)
 	page.attachments(s.Attachments)
 	page.pools(s.Pools)
@@ -119,6 +121,39 @@ func (p *page) refused(peers []shim.PeerStatus) {
 	}
 	if len(rows) > 0 {
 		p.table("NOT PEERS", []string{"NODE", "BECAUSE"}, rows)
+	}
+}
+
+// services is there only if there are any.
+func (p *page) services(services []shim.DedicatedServiceStatus) {
+	var rows [][]string
+	for _, s := range services {
+		reach := "all"
+		if !s.JoinGlobal {
+			reach = "itself"
+		}
+		rows = append(rows, []string{
+			s.Service, s.Interface, strconv.Itoa(int(s.ListenPort)), joinAll(s.Subnets), reach, strconv.Itoa(s.Attachments), orDash(s.Problem),
+		})
+	}
+	if len(rows) > 0 {
+		p.table("DEDICATED SERVICES", []string{"SERVICE", "DEVICE", "UDP PORT", "BLOCKS", "REACHES", "PORTS", "PROBLEM"}, rows)
+	}
+}
+
+// servicePeers is there only if there are any.
+func (p *page) servicePeers(services []shim.DedicatedServiceStatus, now time.Time) {
+	var rows [][]string
+	for _, s := range services {
+		for _, peer := range s.Peers {
+			rows = append(rows, []string{
+				s.Service, orDash(peer.Node), orDash(peer.Endpoint), orDash(joinAll(peer.AllowedIPs)), age(peer.LastHandshakeUnixSecs, now),
+				traffic(peer.RxBytes), traffic(peer.TxBytes), orDash(peer.Problem),
+			})
+		}
+	}
+	if len(rows) > 0 {
+		p.table("PEERS OF SERVICES", []string{"SERVICE", "NODE", "ENDPOINT", "BLOCKS", "HANDSHAKE", "RECEIVED", "SENT", "PROBLEM"}, rows)
 	}
 }
 

@@ -1,0 +1,257 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/zlayer/zlayer-cni/internal/durable"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/ipam"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
+	"github.com/zlayer/zlayer-cni/pkg/shim"
+)
+
+// errTornDown ends a run whose overlay an agent took down; another begins, which
+// waits for the next set-up.
+var errTornDown = errors.New("the overlay was taken down by the agent")
+
+// agentSetup is what an agent said of the overlay. It lies in the state
+// directory, so that a start does not have to wait for the agent.
+type agentSetup struct {
+	Cluster netip.Prefix `json:"cluster"`
+	Slice   netip.Prefix `json:"slice"`
+	Port    int          `json:"port"`
+}
+
+// agentNodes is the source of nodes where an agent sets the overlay up over the
+// socket, as ZLayer's does: the set is this node, and the agent adds its peers.
+// Safe for concurrent use.
+type agentNodes struct {
+	config Config
+	// apply brings the data plane up.
+	apply func(context.Context, dataplane.NodeSet) error
+
+	turn    sync.Mutex // serializes set-ups
+	mu      sync.Mutex // guards all below
+	setup   *agentSetup
+	applied bool
+	fault   error
+}
+
+// newAgentNodes reads what an earlier run was told.
+func newAgentNodes(config Config, apply func(context.Context, dataplane.NodeSet) error) (*agentNodes, error) {
+	a := &agentNodes{config: config, apply: apply, fault: errors.New("no agent has set the overlay up yet")}
+	data, err := readBounded(agentFile(config), configLimit)
+	if errors.Is(err, os.ErrNotExist) {
+		return a, nil
+	}
+	if err == nil {
+		a.setup = &agentSetup{}
+		err = json.Unmarshal(data, a.setup)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read what the agent set up (%s): %w", agentFile(config), err)
+	}
+	return a, nil
+}
+
+// agentFile holds an agentSetup.
+func agentFile(config Config) string { return filepath.Join(config.StateDir, "overlay.json") }
+
+// Run applies what an earlier run was told, until that worked.
+func (a *agentNodes) Run(ctx context.Context) error {
+	ticker := time.NewTicker(retry)
+	defer ticker.Stop()
+	for {
+		a.mu.Lock()
+		setup, applied := a.setup, a.applied
+		a.mu.Unlock()
+		if setup != nil && !applied {
+			_ = a.bringUp(ctx, *setup) // Fault tells, and it is tried again
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+	}
+}
+
+// InForce implements nodeSource.
+func (a *agentNodes) InForce() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.applied
+}
+
+// Fault implements nodeSource.
+func (a *agentNodes) Fault() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.fault
+}
+
+// setUp takes an agent's word for the overlay. The same again is fine.
+func (a *agentNodes) setUp(ctx context.Context, setup agentSetup) error {
+	a.turn.Lock()
+	defer a.turn.Unlock()
+	a.mu.Lock()
+	known := a.setup
+	a.mu.Unlock()
+	if known != nil && *known != setup {
+		return fmt.Errorf("the overlay is set up with cluster %s, slice %s and UDP port %d: tear it down first: %w", known.Cluster, known.Slice, known.Port, dataplane.ErrConflict)
+	}
+	if known == nil {
+		if err := a.keep(setup); err != nil {
+			return err
+		}
+		a.mu.Lock()
+		a.setup = &setup
+		a.mu.Unlock()
+	}
+	return a.bringUp(ctx, setup)
+}
+
+func (a *agentNodes) keep(setup agentSetup) error {
+	data, err := json.Marshal(setup)
+	if err != nil {
+		return err
+	}
+	if err := durable.Replace(agentFile(a.config), bytes.NewReader(data), 0o600); err != nil {
+		return fmt.Errorf("keep what the agent set up: %w", err)
+	}
+	return nil
+}
+
+// bringUp applies a set-up unless the data plane has it.
+func (a *agentNodes) bringUp(ctx context.Context, setup agentSetup) error {
+	if a.InForce() {
+		return nil
+	}
+	err := a.apply(ctx, dataplane.NodeSet{
+		Cluster: []netip.Prefix{setup.Cluster}, ListenPort: setup.Port,
+		Nodes: []wireguard.Node{{Name: a.config.NodeName, Endpoint: a.config.Endpoint, Slices: []netip.Prefix{setup.Slice}}},
+	})
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.fault, a.applied = err, err == nil
+	return err
+}
+
+// forget forgets the set-up, for this run and the next.
+func (a *agentNodes) forget() error {
+	a.turn.Lock()
+	defer a.turn.Unlock()
+	if err := os.Remove(agentFile(a.config)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("forget what the agent set up: %w", err)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.setup = nil
+	return nil
+}
+
+// setupGlobal sets the overlay up as an agent says, or compares what it says with
+// what file or cluster say.
+func (d *daemon) setupGlobal(ctx context.Context, r *shim.SetupGlobalOverlay) (shim.Response, error) {
+	setup, err := d.setupOf(r)
+	if err != nil {
+		return nil, err
+	}
+	agent, ok := d.nodes.(*agentNodes)
+	if ok {
+		err = agent.setUp(ctx, setup)
+	} else if err = d.mayServe(ctx); err == nil {
+		err = d.compareSetup(ctx, setup, r.SliceCIDR.IsValid())
+	}
+	if err != nil {
+		return nil, err
+	}
+	status, err := d.plane.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &shim.BridgeName{Name: status.Device.Device}, nil
+}
+
+// setupOf checks what an agent says. A node without a slice gets the one that its
+// name is carved.
+func (d *daemon) setupOf(r *shim.SetupGlobalOverlay) (agentSetup, error) {
+	setup := agentSetup{Cluster: r.ClusterCIDR, Slice: r.SliceCIDR, Port: int(r.WGPort)}
+	if setup.Cluster != setup.Cluster.Masked() || !setup.Cluster.IsValid() {
+		return setup, fmt.Errorf("cluster_cidr: %s has host bits: %w", setup.Cluster, dataplane.ErrInvalid)
+	}
+	if err := checkUnicast(setup.Cluster); err != nil {
+		return setup, fmt.Errorf("cluster_cidr: %w: %w", err, dataplane.ErrInvalid)
+	}
+	if setup.Port == 0 {
+		setup.Port = d.config.ListenPort
+	}
+	if setup.Slice.IsValid() {
+		if setup.Slice != setup.Slice.Masked() {
+			return setup, fmt.Errorf("slice_cidr: %s has host bits: %w", setup.Slice, dataplane.ErrInvalid)
+		}
+		if err := checkSlice(setup.Slice, []netip.Prefix{setup.Cluster}); err != nil {
+			return setup, fmt.Errorf("slice_cidr: %w: %w", err, dataplane.ErrInvalid)
+		}
+		return setup, nil
+	}
+	length := d.config.SliceBits.IPv4
+	if setup.Cluster.Addr().Is6() {
+		length = d.config.SliceBits.IPv6
+	}
+	carved, err := ipam.Carve(setup.Cluster, max(length, setup.Cluster.Bits()), nil, []string{d.config.NodeName})
+	if err != nil {
+		return setup, fmt.Errorf("carve a slice out of %s: %w: %w", setup.Cluster, err, dataplane.ErrInvalid)
+	}
+	setup.Slice = carved[d.config.NodeName]
+	return setup, nil
+}
+
+// compareSetup refuses what contradicts the overlay that file or cluster set up.
+func (d *daemon) compareSetup(ctx context.Context, setup agentSetup, named bool) error {
+	status, err := d.plane.Status(ctx)
+	if err != nil {
+		return err
+	}
+	var own []netip.Prefix
+	for _, pool := range status.Pools {
+		own = append(own, pool.Prefix)
+	}
+	switch {
+	case !slices.Contains(status.Cluster, setup.Cluster):
+		return fmt.Errorf("cluster_cidr: %s, but this node's overlay is %v: %w", setup.Cluster, status.Cluster, dataplane.ErrConflict)
+	case named && !slices.Contains(own, setup.Slice):
+		return fmt.Errorf("slice_cidr: %s, but this node has %v: %w", setup.Slice, own, dataplane.ErrConflict)
+	case setup.Port != status.Device.ListenPort:
+		return fmt.Errorf("wg_port: %d, but this node's is %d: %w", setup.Port, status.Device.ListenPort, dataplane.ErrConflict)
+	}
+	return nil
+}
+
+// teardownGlobal takes down the overlay that an agent set up. The answer is sent
+// before it goes.
+func (d *daemon) teardownGlobal() error {
+	agent, ok := d.nodes.(*agentNodes)
+	if !ok {
+		return fmt.Errorf("the overlay follows file or cluster: `overlayd teardown` removes it: %w", dataplane.ErrConflict)
+	}
+	if users := d.plane.Users(); len(users) > 0 {
+		return fmt.Errorf("the overlay is in use by %s: detach and tear them down first: %w", users, dataplane.ErrConflict)
+	}
+	if err := agent.forget(); err != nil {
+		return err
+	}
+	d.again.Store(&errTornDown)
+	d.end()
+	return nil
+}
