@@ -79,13 +79,8 @@ func (d *Dataplane) adoptServices(made *parts, attached []attach.Attachment) {
 		if s.record.Mode != Dedicated {
 			continue
 		}
-		if s.key, err = made.services.store.key(name); err == nil {
-			err = made.addresses.claimBlocks(s.record.Blocks)
-		}
-		if err == nil {
-			_, _, err = made.addresses.allocate(serviceOwner(name), nil, s.record.Blocks)
-		}
-		if err != nil {
+		s.key, err = made.services.store.key(name)
+		if err := errors.Join(err, made.addresses.claimBlocks(s.record.Blocks)); err != nil {
 			d.log.Warn("service adopted in part", "op", "adopt", "service", shorten(name), "err", err)
 		}
 	}
@@ -150,13 +145,7 @@ func (d *Dataplane) adoptGuests(made *parts) {
 // nobody needs and devices that belong to none. One that fails costs only
 // itself and is tried again.
 func (d *Dataplane) raiseServices(ctx context.Context, parts *parts) error {
-	err := d.eachService(ctx, parts.services, func(s *service) error {
-		if !s.record.Held && len(s.used) == 0 {
-			return d.closeService(ctx, parts, s)
-		}
-		return d.mend(ctx, parts, s)
-	})
-	return errors.Join(err, d.removeStrayDevices(ctx, parts))
+	return errors.Join(d.mendServices(ctx, parts), d.removeStrayDevices(ctx, parts))
 }
 
 // removeStrayDevices removes devices of services that this node does not host.
@@ -178,7 +167,12 @@ func (d *Dataplane) removeStrayDevices(ctx context.Context, parts *parts) error 
 	return errors.Join(errs...)
 }
 
-// mendServices brings up what is not up, for reconcile.
+// mendServices brings up what is not up, and removes what nobody needs.
 func (d *Dataplane) mendServices(ctx context.Context, parts *parts) error {
-	return d.eachService(ctx, parts.services, func(s *service) error { return d.mend(ctx, parts, s) })
+	return d.eachService(ctx, parts.services, func(s *service) error {
+		if !s.record.Held && len(s.used) == 0 {
+			return d.closeIfUnused(ctx, parts, s)
+		}
+		return d.mend(ctx, parts, s)
+	})
 }

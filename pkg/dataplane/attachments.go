@@ -202,10 +202,16 @@ func (d *Dataplane) detach(ctx context.Context, key attach.Key, since Moment) er
 	if err := failpoint.Hit("dataplane/released"); err != nil {
 		return err
 	}
-	if err := d.leave(ctx, attached.Segment, key.ID()); err != nil {
-		return fmt.Errorf("detach sandbox %s: %w", key, err)
-	}
+	d.leaveOrLater(ctx, attached)
 	return nil
+}
+
+// leaveOrLater leaves a sandbox's service. What of that fails is the service's,
+// not the sandbox's, which is gone: reconcile tries again.
+func (d *Dataplane) leaveOrLater(ctx context.Context, gone attach.Attachment) {
+	if err := d.leave(ctx, gone.Segment, gone.Key.ID()); err != nil {
+		d.log.Warn("service not removed, will try again", "op", "detach", "service", shorten(gone.Segment), "err", err)
+	}
 }
 
 // Check compares an attachment with how it was made and returns it as Attach
@@ -250,8 +256,6 @@ func (d *Dataplane) forget(ctx context.Context, parts *parts, gone attach.Attach
 	}
 	parts.addresses.release(gone.Key.ID())
 	d.answered.forget(gone.Key.ID())
-	if err := d.leave(ctx, gone.Segment, gone.Key.ID()); err != nil {
-		d.log.Warn("service of a vanished port not left, the next to leave it will", "op", "forget", "service", shorten(gone.Segment), "err", err)
-	}
+	d.leaveOrLater(ctx, gone)
 	d.log.Info("port vanished, addresses freed", "op", "forget", "sandbox", gone.Key.String(), "iface", gone.Port)
 }

@@ -64,16 +64,12 @@ func (s *service) rule(bridge string) firewall.Service {
 // openDedicated makes blocks, key, segment, firewall and device of a service.
 // The firewall comes before there is anything to guard.
 func (d *Dataplane) openDedicated(ctx context.Context, parts *parts, s *service) error {
-	name := s.record.Name
 	var err error
-	if s.key, err = parts.services.store.key(name); err != nil {
+	if s.key, err = parts.services.store.key(s.record.Name); err != nil {
 		return err
 	}
 	if s.record.Blocks, err = parts.addresses.allocateBlocks(nil); err != nil {
 		return err
-	}
-	if _, _, err := parts.addresses.allocate(serviceOwner(name), nil, s.record.Blocks); err != nil {
-		return fmt.Errorf("allocate the service's own addresses: %w", err)
 	}
 	if err := d.takeSlot(ctx, parts, s); err != nil {
 		return err
@@ -126,6 +122,9 @@ func (d *Dataplane) raise(ctx context.Context, parts *parts, s *service) error {
 }
 
 func (d *Dataplane) raiseParts(ctx context.Context, parts *parts, s *service) error {
+	if err := d.raiseBlocks(ctx, parts, s); err != nil {
+		return err
+	}
 	if _, err := parts.attacher.EnsureSegment(ctx, attach.SegmentSpec{Name: s.record.Name, Table: s.record.table()}); err != nil {
 		return err
 	}
@@ -141,6 +140,31 @@ func (d *Dataplane) raiseParts(ctx context.Context, parts *parts, s *service) er
 		}
 	}
 	return errors.Join(d.setServicePeers(ctx, parts, s), failpoint.Hit(failServiceUp))
+}
+
+// raiseBlocks gives a dedicated service its blocks and its own addresses: those
+// it had, and new ones in place of those that are in no slice any more.
+func (d *Dataplane) raiseBlocks(ctx context.Context, parts *parts, s *service) error {
+	if s.record.Mode != Dedicated {
+		return nil
+	}
+	had := slices.DeleteFunc(slices.Clone(s.record.Blocks), func(block netip.Prefix) bool { return parts.addresses.poolOf(block.Addr()) == nil })
+	if err := parts.addresses.claimBlocks(had); err != nil {
+		return err
+	}
+	if len(had) < len(s.record.Blocks) {
+		more, err := parts.addresses.allocateBlocks(had)
+		if err != nil {
+			return err
+		}
+		if err := d.setBlocks(ctx, parts, s, slices.Concat(had, more)); err != nil {
+			return errors.Join(err, parts.addresses.releaseBlocks(more))
+		}
+	}
+	if _, _, err := parts.addresses.allocate(serviceOwner(s.record.Name), nil, s.record.Blocks); err != nil {
+		return fmt.Errorf("allocate the service's own addresses: %w", err)
+	}
+	return nil
 }
 
 // raiseDevice opens or adopts the device of a service.

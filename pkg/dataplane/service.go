@@ -186,7 +186,7 @@ func (d *Dataplane) SetupService(ctx context.Context, req ServiceRequest) (Servi
 		if err := d.hold(parts, s, true); err != nil {
 			return errors.Join(err, d.closeIfUnused(ctx, parts, s))
 		}
-		status, err = d.serviceStatus(ctx, parts, s)
+		status, err = d.serviceStatus(ctx, parts, *s)
 		return err
 	})
 	if err != nil {
@@ -371,9 +371,17 @@ func (d *Dataplane) undoService(ctx context.Context, parts *parts, s *service) e
 }
 
 // closeService removes a service without sandboxes, or what there is of it. The
-// firewall forgets it last. What fails leaves the service where it is, for the
-// next to leave it and for the next start.
+// firewall forgets it last. What fails leaves the service where it is, for
+// reconcile to try again or the next sandbox to mend.
 func (d *Dataplane) closeService(ctx context.Context, parts *parts, s *service) error {
+	err := d.dismantle(ctx, parts, s)
+	if err != nil {
+		parts.services.change(func() { s.fault = err })
+	}
+	return err
+}
+
+func (d *Dataplane) dismantle(ctx context.Context, parts *parts, s *service) error {
 	if err := parts.attacher.ReleaseSegment(ctx, s.record.Name); err != nil {
 		return err
 	}

@@ -1,8 +1,10 @@
 package dataplane
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -40,19 +42,34 @@ type ServiceStatus struct {
 	Fault error
 }
 
-// serviceStatuses reads all services.
+// serviceStatuses reads all services. It waits for none that is being made or
+// removed.
 func (d *Dataplane) serviceStatuses(ctx context.Context, parts *parts) ([]ServiceStatus, error) {
 	var all []ServiceStatus
-	err := d.eachService(ctx, parts.services, func(s *service) error {
+	var errs []error
+	for _, s := range parts.services.copies() {
 		status, err := d.serviceStatus(ctx, parts, s)
-		all = append(all, status)
-		return err
-	})
-	return all, err
+		all, errs = append(all, status), append(errs, err)
+	}
+	return all, errors.Join(errs...)
 }
 
-// serviceStatus reads a service whose turn the caller has.
-func (d *Dataplane) serviceStatus(ctx context.Context, parts *parts, s *service) (ServiceStatus, error) {
+// copies are all services as they are at this moment.
+func (s *services) copies() []service {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var list []service
+	for _, one := range s.all {
+		one := *one
+		one.used = maps.Clone(one.used)
+		list = append(list, one)
+	}
+	slices.SortFunc(list, func(a, b service) int { return cmp.Compare(a.record.Name, b.record.Name) })
+	return list
+}
+
+// serviceStatus reads a service. A device that was closed meanwhile is none.
+func (d *Dataplane) serviceStatus(ctx context.Context, parts *parts, s service) (ServiceStatus, error) {
 	record := s.record
 	status := ServiceStatus{Name: record.Name, Mode: record.Mode, Held: record.Held, Sandboxes: len(s.used)}
 	for _, segment := range parts.attacher.Segments() {
@@ -70,8 +87,11 @@ func (d *Dataplane) serviceStatus(ctx context.Context, parts *parts, s *service)
 	if s.device == nil {
 		return status, nil
 	}
-	var err error
-	status.Device, err = s.device.Status(ctx)
-	status.Fault = errors.Join(status.Fault, s.device.Ready(), status.Device.Fault)
+	read, err := s.device.Status(ctx)
+	if errors.Is(err, wireguard.ErrClosed) {
+		return status, nil
+	}
+	status.Device = read
+	status.Fault = errors.Join(status.Fault, s.device.Ready(), read.Fault)
 	return status, err
 }

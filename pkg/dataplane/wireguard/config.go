@@ -28,6 +28,9 @@ const (
 // RouteProtocol is the protocol number ("z") that marks routes as the daemon's.
 const RouteProtocol = 122
 
+// ErrClosed tells that a Device was closed.
+var ErrClosed = errors.New("device is closed")
+
 // ErrPortInUse tells that another socket of this node has the UDP port that a
 // device shall listen on.
 var ErrPortInUse = errors.New("is in use")

@@ -45,7 +45,6 @@ type Device struct {
 }
 
 var (
-	errClosed     = errors.New("device is closed")
 	errNotOpened  = errors.New("device is not opened yet")
 	errRebuilding = errors.New("device is being rebuilt")
 )
@@ -157,7 +156,7 @@ func (d *Device) lock(ctx context.Context) error {
 	}
 	if d.closed {
 		d.unlock()
-		return errClosed
+		return ErrClosed
 	}
 	return nil
 }
@@ -264,7 +263,7 @@ func (d *Device) Close() error {
 		return nil
 	}
 	d.closed = true
-	d.setReady(errClosed)
+	d.setReady(ErrClosed)
 	if err := errors.Join(d.release(), d.ns.close()); err != nil {
 		return fmt.Errorf("close WireGuard device %s: %w", d.cfg.Name, err)
 	}

@@ -285,7 +285,7 @@ func TestClosedDevice(t *testing.T) {
 		}
 		_, statusErr := d.Status(t.Context())
 		for what, err := range map[string]error{"Ready": d.Ready(), "SetPeers": d.SetPeers(t.Context(), nil), "Status": statusErr} {
-			if !errors.Is(err, errClosed) {
+			if !errors.Is(err, ErrClosed) {
 				t.Errorf("%s: %v", what, err)
 			}
 		}
