@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
 // Device cannot be opened on this system. Its methods exist so that programs
@@ -47,6 +49,11 @@ func (d *Device) Endpoints(context.Context) ([]netip.Addr, error) { return nil, 
 
 // Status returns errors.ErrUnsupported.
 func (d *Device) Status(context.Context) (Status, error) { return Status{}, errors.ErrUnsupported }
+
+// Probe returns errors.ErrUnsupported.
+func (d *Device) Probe(context.Context, map[wgtypes.Key]netip.Addr) (map[wgtypes.Key]ProbeResult, error) {
+	return nil, errors.ErrUnsupported
+}
 
 // Run returns errors.ErrUnsupported.
 func (d *Device) Run(context.Context) error { return errors.ErrUnsupported }

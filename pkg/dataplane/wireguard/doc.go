@@ -18,6 +18,9 @@
 // service, and routes by their table and protocol number; what belongs to others is
 // neither changed nor removed.
 //
+// [Health] concludes from a device's counters, and from probes where those are not
+// enough, which peers answer; it is pure.
+//
 // The device outlives the process. A kernel device goes on by itself. A TUN
 // stays with its addresses and routes, so that nothing finds another way out,
 // and passes traffic again as soon as the next process has shaken hands.

@@ -2,10 +2,14 @@ package wireguard
 
 import (
 	"encoding/binary"
+	"errors"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/zlayer/zlayer-cni/test/netlab"
 )
 
 // Kernels before 4.20 do not filter what they list.
@@ -45,6 +49,37 @@ func TestParseRouteKnowsOurs(t *testing.T) {
 		if _, ok := parseRoute(make([]byte, n), table, index); ok {
 			t.Errorf("%d bytes are a route", n)
 		}
+	}
+}
+
+// Of two routes to one destination, the one that was asked for goes.
+func TestRemoveTellsMetricsApart(t *testing.T) {
+	ns := netlab.TestNS(t, "metrics")
+	routes := []route{
+		{dst: netip.MustParsePrefix("10.1.0.0/24"), unreachable: true},
+		{dst: netip.MustParsePrefix("fd00::/64"), metric: metricIPv6, unreachable: true},
+	}
+	behind := slices.Clone(routes)
+	for i := range behind {
+		behind[i].metric = metricBehind
+	}
+	const table, noLink = 70000, 0
+	err := ns.Do(func() error {
+		s, err := openRouteSocket(table)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(s.add(routes, noLink), s.add(behind, noLink), s.remove(behind, noLink)); err != nil {
+			return err
+		}
+		have, err := s.ours(noLink)
+		if !slices.Equal(have, routes) {
+			t.Errorf("routes %v, want %v", have, routes)
+		}
+		return errors.Join(err, s.close())
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
