@@ -47,8 +47,8 @@ func (c *Client) Status(ctx context.Context) (*StatusSnapshot, error) {
 	return expect[*StatusSnapshot](c.Call(ctx, &Status{}))
 }
 
-// Guests returns the guests of the node. A daemon that has none to tell of
-// because it does not know the question answers CodeUnsupported.
+// Guests returns the guests of the node. A daemon without guests answers
+// CodeUnsupported.
 func (c *Client) Guests(ctx context.Context) ([]GuestStatus, error) {
 	resp, err := expect[*Guests](c.Call(ctx, &ListGuests{}))
 	if err != nil {

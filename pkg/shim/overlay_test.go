@@ -103,7 +103,7 @@ func TestOverlayOptions(t *testing.T) {
 		{"no deployment", OverlayOptions{}, "option Deployment"},
 		{"slice", OverlayOptions{Deployment: "d", SliceCIDR: cidr("10.200.4.0/24")}, ""},
 		{"slice of another cluster", OverlayOptions{Deployment: "d", SliceCIDR: cidr("10.201.4.0/24")}, "option SliceCIDR"},
-		{"slice wider than the cluster", OverlayOptions{Deployment: "d", SliceCIDR: cidr("10.0.0.0/8")}, "option SliceCIDR"},
+		{"slice wider than the cluster", OverlayOptions{Deployment: "d", ClusterCIDR: cidr("10.0.0.0/16"), SliceCIDR: cidr("10.0.0.0/8")}, "option SliceCIDR"},
 		{"slice of another family", OverlayOptions{Deployment: "d", SliceCIDR: cidr("fd00::/64")}, "option SliceCIDR"},
 		{"slice with host bits", OverlayOptions{Deployment: "d", SliceCIDR: cidr("10.200.4.1/24")}, "option SliceCIDR"},
 		{"IPv6", OverlayOptions{Deployment: "d", ClusterCIDR: cidr("fd00:200::/48"), SliceCIDR: cidr("fd00:200::/64")}, ""},
