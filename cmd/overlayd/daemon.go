@@ -43,6 +43,7 @@ type daemon struct {
 	config   Config
 	log      *slog.Logger
 	requests *requestMetrics
+	events   *shim.Broadcaster
 	graves   *graveyard
 	// installer shows the runtime where the plugin is.
 	installer *installer

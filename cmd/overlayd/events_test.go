@@ -1,43 +1,32 @@
 package main
 
 import (
+	"net/netip"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
+	"github.com/zlayer/zlayer-cni/pkg/dataplane"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
 	"github.com/zlayer/zlayer-cni/pkg/shim"
 )
 
-func TestPeerChanges(t *testing.T) {
+func TestPeerEvent(t *testing.T) {
 	key := wgtypes.Key{1}
-	ago := func(d time.Duration) []wireguard.PeerStatus {
-		return []wireguard.PeerStatus{{PublicKey: key, LastHandshake: noon.Add(-d)}}
-	}
-	steps := []struct {
-		name  string
-		peers []wireguard.PeerStatus
-		want  []bool // what is told
+	for _, tc := range []struct {
+		name string
+		news dataplane.PeerNews
+		want shim.Event
 	}{
-		{"new, never heard of", []wireguard.PeerStatus{{PublicKey: key}}, nil},
-		{"heard of", ago(time.Second), []bool{true}},
-		{"still", ago(179 * time.Second), nil},
-		{"silent", ago(180 * time.Second), []bool{false}},
-		{"still silent", ago(time.Hour), nil},
-		{"back", ago(0), []bool{true}},
-		{"gone", nil, nil},
-		{"there anew", ago(0), []bool{true}},
-	}
-	healthy := map[wgtypes.Key]bool{}
-	for _, step := range steps {
-		var want []*shim.PeerHealthChanged
-		for _, h := range step.want {
-			want = append(want, &shim.PeerHealthChanged{Pubkey: key.String(), Healthy: h})
-		}
-		if diff := cmp.Diff(want, peerChanges(healthy, step.peers, noon)); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", step.name, diff)
-		}
+		{"answers", dataplane.PeerNews{PublicKey: key, Answers: true, Health: wireguard.PeerHealth{State: wireguard.Healthy}}, &shim.PeerHealthChanged{Pubkey: key.String(), Healthy: true}},
+		{"does not", dataplane.PeerNews{PublicKey: key, Answers: true, Health: wireguard.PeerHealth{State: wireguard.Unhealthy}}, &shim.PeerHealthChanged{Pubkey: key.String()}},
+		{"elsewhere", dataplane.PeerNews{PublicKey: key, Endpoint: netip.MustParseAddrPort("192.0.2.1:4000")}, &shim.NATEndpointChanged{Pubkey: key.String(), Endpoint: "192.0.2.1:4000"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if diff := cmp.Diff(tc.want, peerEvent(tc.news)); diff != "" {
+				t.Errorf("event (-want +got)\n%s", diff)
+			}
+		})
 	}
 }

@@ -22,6 +22,7 @@ func (d *daemon) followCluster() error {
 		Services: func() ([]dataplane.LocalService, []wireguard.Problem) {
 			return d.plane.LocalServices(), d.plane.ServiceProblems()
 		},
+		Silent: d.plane.SilentNodes,
 		Apply: func(ctx context.Context, set dataplane.NodeSet) (kube.Applied, error) {
 			err := d.setNodes(ctx, set)
 			return kube.Applied{MTU: d.plane.MTU(), Problems: d.plane.Problems()}, err

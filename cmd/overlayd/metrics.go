@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/zlayer/zlayer-cni/pkg/dataplane"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
 	"github.com/zlayer/zlayer-cni/pkg/shim"
 )
@@ -81,6 +82,8 @@ type planeDescs struct {
 	ready, nodeSet, incomplete, tombstones *prometheus.Desc
 	device, mtu                            *prometheus.Desc
 	peers, refused, handshake, rx, tx      *prometheus.Desc
+	unhealthy, roundTrip                   *prometheus.Desc
+	services, servicePeers, guests         *prometheus.Desc
 	attachments                            *prometheus.Desc
 	poolCapacity, poolUsed, poolResting    *prometheus.Desc
 	droppedPackets, droppedBytes           *prometheus.Desc
@@ -103,6 +106,11 @@ func newPlaneCollector(d *daemon) *planeCollector {
 		handshake:      desc("peer_last_handshake_age_seconds", "Time since the last handshake with a peer, +Inf if there was none.", "node"),
 		rx:             desc("peer_receive_bytes_total", "Encrypted bytes received from a peer since it was added.", "node"),
 		tx:             desc("peer_transmit_bytes_total", "Encrypted bytes sent to a peer since it was added.", "node"),
+		unhealthy:      desc("peer_unhealthy", "1 if what is sent to a peer has no answer, or a probe had none.", "device", "node"),
+		roundTrip:      desc("peer_round_trip_seconds", "Round trip of the last probe of a peer that was answered.", "device", "node"),
+		services:       desc("service_up", "1 if a dedicated service of this node is up, labelled with its device.", "service", "device"),
+		servicePeers:   desc("service_peers", "Peers of a dedicated service's device.", "service"),
+		guests:         desc("guests", "Guests of this node."),
 		attachments:    desc("attachments", "Sandboxes on a segment.", "segment"),
 		poolCapacity:   desc("pool_addresses", "Addresses of a slice that sandboxes can have.", "slice"),
 		poolUsed:       desc("pool_addresses_used", "Addresses of a slice that sandboxes have.", "slice"),
@@ -120,7 +128,7 @@ func (c *planeCollector) Describe(into chan<- *prometheus.Desc) {
 	d := c.descs
 	for _, desc := range []*prometheus.Desc{
 		d.ready, d.nodeSet, d.incomplete, d.tombstones, d.device, d.mtu, d.peers, d.refused, d.handshake,
-		d.rx, d.tx, d.attachments, d.poolCapacity, d.poolUsed, d.poolResting, d.droppedPackets, d.droppedBytes,
+		d.rx, d.tx, d.unhealthy, d.roundTrip, d.services, d.servicePeers, d.guests, d.attachments, d.poolCapacity, d.poolUsed, d.poolResting, d.droppedPackets, d.droppedBytes,
 		d.apiCurrent, d.apiWrites, d.nodeProblems,
 	} {
 		into <- desc
@@ -148,10 +156,33 @@ func (c *planeCollector) Collect(into chan<- prometheus.Metric) {
 		s.gauge(c.descs.poolUsed, float64(pool.Used), slice)
 		s.gauge(c.descs.poolResting, float64(pool.Resting), slice)
 	}
+	c.collectServices(s, status)
 	c.collectCluster(s)
 	for reason, counter := range status.Firewall {
 		s.counter(c.descs.droppedPackets, float64(counter.Packets), reason)
 		s.counter(c.descs.droppedBytes, float64(counter.Bytes), reason)
+	}
+}
+
+// collectServices adds services and guests, and how the peers of all devices do.
+func (c *planeCollector) collectServices(s sender, status dataplane.Status) {
+	s.gauge(c.descs.guests, float64(len(status.Guests)))
+	for _, service := range status.Services {
+		if service.Mode == dataplane.Dedicated {
+			s.gauge(c.descs.services, boolValue(service.Fault == nil), service.Name, service.Device.Device)
+			s.gauge(c.descs.servicePeers, float64(len(service.Device.Peers)), service.Name)
+		}
+	}
+	for device, peers := range status.Health {
+		for _, peer := range peers {
+			if peer.Node == "" {
+				continue
+			}
+			s.gauge(c.descs.unhealthy, boolValue(peer.State == wireguard.Unhealthy), device, peer.Node)
+			if peer.RTT > 0 {
+				s.gauge(c.descs.roundTrip, peer.RTT.Seconds(), device, peer.Node)
+			}
+		}
 	}
 }
 

@@ -77,7 +77,7 @@ func run(ctx context.Context, config Config, logOut io.Writer) error {
 		}
 		defer func() { _ = sole.Close() }() // the last to go, which tells the next that all else is free
 	}
-	d := &daemon{config: config, log: log, requests: newRequestMetrics(), tried: make(chan struct{})}
+	d := &daemon{config: config, log: log, requests: newRequestMetrics(), events: shim.NewBroadcaster(eventQueue), tried: make(chan struct{})}
 	switch {
 	case config.Agent:
 		agent, err := newAgentNodes(config, d.setNodes)
@@ -114,7 +114,7 @@ func run(ctx context.Context, config Config, logOut io.Writer) error {
 	if d.plane, err = dataplane.New(dataplane.Config{
 		Node: config.NodeName, StateDir: config.StateDir,
 		Backend: config.Backend, ListenPort: config.ListenPort, MTU: config.MTU,
-		OnServices: d.servicesChanged,
+		OnServices: d.servicesChanged, OnPeer: d.peerChanged,
 		Masquerade: config.Masquerade, NoMasquerade: config.MasqueradeExclusions,
 		Sysctls: config.SysctlDir, Log: log,
 	}); err != nil {
@@ -149,14 +149,12 @@ func (d *daemon) run(ctx context.Context, socket, metrics net.Listener) error {
 	group.Go(func() error { return d.graves.Run(background, d.open.Load) })
 	group.Go(func() error { return d.installer.Run(background) })
 	group.Go(func() error { return d.watchSlices(background) })
-	events := shim.NewBroadcaster(eventQueue)
-	group.Go(func() error { return d.watchPeers(background, events) })
 	group.Go(func() error {
 		return serveHTTP(background, metrics, newMux(newRegistry(d), d.unready), d.log)
 	})
 	group.Go(func() error {
 		defer stop()
-		return shim.Serve(ctx, socket, d, shim.ServeOptions{Log: d.log, Events: events})
+		return shim.Serve(ctx, socket, d, shim.ServeOptions{Log: d.log, Events: d.events})
 	})
 	// A part that broke ends the daemon; whoever supervises it starts it anew.
 	unlink := context.AfterFunc(background, d.end)

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
 	"github.com/zlayer/zlayer-cni/pkg/dataplane"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
@@ -41,7 +43,7 @@ func snapshotOf(status dataplane.Status) *shim.StatusSnapshot {
 		Interface: device.Device, Backend: string(device.Backend),
 		ListenPort: uint16(device.ListenPort), MTU: device.MTU,
 		NodeIPs: device.Addresses, NodeIP: first(device.Addresses),
-		Peers: peersOf(device.Peers, status.Problems), PeerCount: uint32(len(device.Peers)),
+		Peers: peersOf(device.Peers, status.Health[device.Device], status.Problems), PeerCount: uint32(len(device.Peers)),
 	}
 	for _, pool := range status.Pools {
 		snapshot.SliceCIDRs = append(snapshot.SliceCIDRs, pool.Prefix)
@@ -54,7 +56,7 @@ func snapshotOf(status dataplane.Status) *shim.StatusSnapshot {
 	for _, service := range status.Services {
 		modes[service.Bridge] = shim.Mode(service.Mode)
 		if service.Mode == dataplane.Dedicated {
-			snapshot.DedicatedServices = append(snapshot.DedicatedServices, dedicatedOf(service))
+			snapshot.DedicatedServices = append(snapshot.DedicatedServices, dedicatedOf(service, status.Health))
 		}
 	}
 	snapshot.ServiceCount = uint32(len(status.Services))
@@ -69,13 +71,13 @@ func snapshotOf(status dataplane.Status) *shim.StatusSnapshot {
 	return snapshot
 }
 
-func dedicatedOf(service dataplane.ServiceStatus) shim.DedicatedServiceStatus {
+func dedicatedOf(service dataplane.ServiceStatus, health map[string]map[wgtypes.Key]wireguard.PeerHealth) shim.DedicatedServiceStatus {
 	device := service.Device
 	status := shim.DedicatedServiceStatus{
 		Service: service.Name, Interface: device.Device, PublicKey: device.PublicKey.String(), ListenPort: uint16(device.ListenPort),
 		OverlayIP: first(service.Addresses), Subnet: first(service.Blocks), PeerCount: uint32(len(device.Peers)),
 		Subnets: service.Blocks, Table: service.Table, Bridge: service.Bridge, JoinGlobal: !service.Isolated,
-		Attachments: service.Sandboxes, Peers: peersOf(device.Peers, service.Problems),
+		Attachments: service.Sandboxes, Peers: peersOf(device.Peers, health[device.Device], service.Problems),
 	}
 	if service.Fault != nil {
 		status.Problem = oneLine(service.Fault.Error())
@@ -84,10 +86,14 @@ func dedicatedOf(service dataplane.ServiceStatus) shim.DedicatedServiceStatus {
 }
 
 // peersOf lists the device's peers, then the nodes that were refused.
-func peersOf(peers []wireguard.PeerStatus, problems []wireguard.Problem) []shim.PeerStatus {
+func peersOf(peers []wireguard.PeerStatus, health map[wgtypes.Key]wireguard.PeerHealth, problems []wireguard.Problem) []shim.PeerStatus {
 	all := make([]shim.PeerStatus, 0, len(peers)+len(problems))
 	for _, peer := range peers {
-		all = append(all, peerStatusOf(peer))
+		status := peerStatusOf(peer)
+		if known, found := health[peer.PublicKey]; found {
+			status.Health, status.HealthReason, status.RTTMicros = string(known.State), known.Reason, uint64(known.RTT.Microseconds())
+		}
+		all = append(all, status)
 	}
 	for _, problem := range problems {
 		all = append(all, shim.PeerStatus{Node: problem.Node, Problem: problem.Err.Error()})

@@ -105,10 +105,10 @@ func (p *page) peers(peers []shim.PeerStatus, now time.Time) {
 		}
 		rows = append(rows, []string{
 			orDash(peer.Node), orDash(peer.Endpoint), orDash(joinAll(peer.AllowedIPs)), age(peer.LastHandshakeUnixSecs, now),
-			traffic(peer.RxBytes), traffic(peer.TxBytes),
+			orDash(peer.Health), traffic(peer.RxBytes), traffic(peer.TxBytes),
 		})
 	}
-	p.table("PEERS", []string{"NODE", "ENDPOINT", "SLICES", "HANDSHAKE", "RECEIVED", "SENT"}, rows)
+	p.table("PEERS", []string{"NODE", "ENDPOINT", "SLICES", "HANDSHAKE", "HEALTH", "RECEIVED", "SENT"}, rows)
 }
 
 // refused is there only if there is something to tell.

@@ -73,6 +73,8 @@ type Config struct {
 	NoMasquerade []netip.Prefix
 	// OnServices is called when LocalServices may return something else. It must not block; nil is fine.
 	OnServices func()
+	// OnPeer is called, from Run, with what changed of a peer. It must not block; nil is fine.
+	OnPeer func(PeerNews)
 	// Sysctls is where the host's /proc/sys/net is writable; empty is /proc/sys/net itself.
 	Sysctls string
 	// Log receives what an operator should know.
@@ -122,6 +124,7 @@ type parts struct {
 	guests       *guests
 	reservations *reservations
 	background   background // what services run
+	health       healthWatch
 }
 
 // New returns a Dataplane that touches nothing yet, apart from the node's key,
@@ -178,6 +181,7 @@ func (d *Dataplane) Run(ctx context.Context) error {
 	})
 	group.Go(func() error { d.resync(ctx, parts); return nil })
 	group.Go(func() error { parts.background.run(ctx); return nil })
+	group.Go(func() error { d.watchHealth(ctx, parts); return nil })
 	if err := group.Wait(); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("run data plane: %w", err)
 	}

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/firewall"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/ipam"
@@ -27,6 +29,8 @@ type Status struct {
 	Cluster []netip.Prefix
 	// Device is the cluster's WireGuard device with its peers.
 	Device wireguard.Status
+	// Health is what is known of the peers of all devices, by device and key; of a new one nothing yet.
+	Health map[string]map[wgtypes.Key]wireguard.PeerHealth
 	// Segments are the bridges of this node.
 	Segments []attach.Segment
 	// Attachments are sorted by key.
@@ -59,8 +63,12 @@ func (d *Dataplane) Status(ctx context.Context) (Status, error) {
 	status.Device, deviceErr = parts.device.Status(ctx)
 	status.Guests = parts.guests.seen(status.Device.Peers)
 	status.Services, servicesErr = d.serviceStatuses(ctx, parts)
+	status.Health = map[string]map[wgtypes.Key]wireguard.PeerHealth{deviceName(): parts.health.peers(deviceName())}
 	for _, service := range status.Services {
 		status.Problems = append(status.Problems, service.Problems...)
+		if device := service.Device.Device; device != "" {
+			status.Health[device] = parts.health.peers(device)
+		}
 	}
 	status.Firewall, firewallErr = d.firewall.Counters(ctx)
 	if err := errors.Join(deviceErr, servicesErr, firewallErr); err != nil {

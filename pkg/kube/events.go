@@ -23,10 +23,11 @@ const (
 	reasonAnnotationTooLarge = "AnnotationTooLarge"
 	reasonNoSlice            = "NoSlice"
 	reasonBadService         = "BadService"
+	reasonUnhealthy          = "PeerUnhealthy"
 )
 
 func reasons() []string {
-	return []string{reasonDuplicateKey, reasonOverlappingSlice, reasonBadAnnotation, reasonAnnotationTooLarge, reasonNoSlice, reasonBadService}
+	return []string{reasonDuplicateKey, reasonOverlappingSlice, reasonBadAnnotation, reasonAnnotationTooLarge, reasonNoSlice, reasonBadService, reasonUnhealthy}
 }
 
 // problem is something about a node that an operator must know.
@@ -68,11 +69,14 @@ func (p problem) event(reporter string) *corev1.Event {
 	_, _ = fmt.Fprintf(hash, "%s\n%s\n%s", p.uid, p.reason, p.text)          // never fails
 	name := strings.TrimRight(p.node[:min(len(p.node), maxEventNode)], ".-") // as names may not end
 	now := metav1.Now()
-	of := "the overlay"
-	if p.reason == reasonBadService {
-		of = "a service"
+	what := "is left out of the overlay"
+	switch p.reason {
+	case reasonBadService:
+		what = "is left out of a service"
+	case reasonUnhealthy:
+		what = "does not answer"
 	}
-	text := fmt.Sprintf("node %s is left out of %s: %s", p.node, of, p.text)
+	text := fmt.Sprintf("node %s %s: %s", p.node, what, p.text)
 	return &corev1.Event{
 		ObjectMeta:     metav1.ObjectMeta{Namespace: eventNamespace, Name: fmt.Sprintf("%s.%016x", name, hash.Sum64())},
 		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: p.node, UID: p.uid},

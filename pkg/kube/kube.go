@@ -58,6 +58,9 @@ type Config struct {
 	// Services are the dedicated services of this node, and the nodes that are no
 	// peers of one. ServicesChanged tells that they changed; nil is none.
 	Services func() ([]wireguard.NodeService, []wireguard.Problem)
+	// Silent are the nodes that do not answer. PeersChanged tells that they
+	// changed; nil is none.
+	Silent func() []string
 	// Log gets what an operator should know.
 	Log *slog.Logger
 }
@@ -88,15 +91,15 @@ type Kube struct {
 	told    map[problem]bool      // Events that were raised; of the goroutine that writes
 	writers map[string]writeState // what was written last, by kind; likewise
 
-	mu         sync.Mutex // guards the fields below
-	applied    bool       // Apply took a set
-	mtu        int        // what it said of the overlay
-	problems   []problem  // of the last set
-	ofServices []problem  // nodes that are no peers of a service
-	current    bool       // the set in force is what the API server shows
-	setErr     error      // of the last pass over the nodes
-	selfErr    error      // of the last pass over the own Node
-	fault      string     // what was logged last
+	mu       sync.Mutex // guards the fields below
+	applied  bool       // Apply took a set
+	mtu      int        // what it said of the overlay
+	problems []problem  // of the last set
+	ofPeers  []problem  // nodes that are no peers of a service, or silent ones
+	current  bool       // the set in force is what the API server shows
+	setErr   error      // of the last pass over the nodes
+	selfErr  error      // of the last pass over the own Node
+	fault    string     // what was logged last
 }
 
 // setState is what the goroutine that makes node sets remembers.
@@ -126,6 +129,9 @@ func New(cfg Config) (*Kube, error) {
 	k.own = newMirror("this node", client.node(cfg.Node), ownNodeOf, func() { wake(k.setChanged); wake(k.selfChanged) })
 	k.pods = newMirror("this node's pods", client.podMetadata(cfg.Node), podOf, func() {})
 	k.namespaces = newMirror("namespaces", client.namespaceMetadata(), namespaceOf, func() {})
+	if k.cfg.Silent == nil {
+		k.cfg.Silent = func() []string { return nil }
+	}
 	if k.cfg.Services == nil {
 		k.cfg.Services = func() ([]wireguard.NodeService, []wireguard.Problem) { return nil, nil }
 	}
@@ -272,7 +278,7 @@ func (k *Kube) Stats() Stats {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for _, p := range slices.Concat(k.problems, k.ofServices) {
+	for _, p := range slices.Concat(k.problems, k.ofPeers) {
 		stats.Problems[p.reason]++
 	}
 	return stats

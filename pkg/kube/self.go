@@ -75,8 +75,8 @@ func (k *Kube) selfPass(ctx context.Context) error {
 	applied, mtu, problems := k.applied, k.mtu, slices.Clone(k.problems)
 	k.mu.Unlock()
 	services, refused := k.cfg.Services()
-	ofServices := k.serviceProblems(refused)
-	problems = append(problems, ofServices...)
+	ofPeers := slices.Concat(k.serviceProblems(refused), k.silentProblems())
+	problems = append(problems, ofPeers...)
 	var errs []error
 	if applied {
 		errs = append(errs, k.publish(ctx, own, k.facts(own, mtu, services)), k.clearTaint(ctx, own), k.setAvailable(ctx, own))
@@ -87,7 +87,7 @@ func (k *Kube) selfPass(ctx context.Context) error {
 	errs = append(errs, k.tell(ctx, problems))
 	err := errors.Join(errs...)
 	k.mu.Lock()
-	k.ofServices = ofServices
+	k.ofPeers = ofPeers
 	k.selfErr = err
 	k.mu.Unlock()
 	return err

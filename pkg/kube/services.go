@@ -151,6 +151,21 @@ func (k *Kube) namespace(ctx context.Context, name string) (namespace, error) {
 	return namespaceOf(object), nil
 }
 
+// PeersChanged tells that Config.Silent may return something else.
+func (k *Kube) PeersChanged() { wake(k.selfChanged) }
+
+// silentProblems are the nodes that do not answer this one. All daemons say it
+// alike, so there is one Event, whoever comes first.
+func (k *Kube) silentProblems() []problem {
+	var problems []problem
+	for _, name := range k.cfg.Silent() {
+		if node, found := k.nodes.Get(name); found {
+			problems = append(problems, problem{node: name, uid: node.uid, reason: reasonUnhealthy, text: "what is sent to it by WireGuard has no answer"})
+		}
+	}
+	return problems
+}
+
 // ServicesChanged tells that Config.Services may return something else.
 func (k *Kube) ServicesChanged() { wake(k.selfChanged) }
 

@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,9 +11,10 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
+
+	"github.com/zlayer/zlayer-cni/internal/durable"
 )
 
 // IPAllocStats counts the addresses of a node.
@@ -85,7 +87,7 @@ func (m *OverlayManager) persistIPAM(ctx context.Context) error {
 	if err := os.MkdirAll(m.opt.DataDir, 0o700); err != nil {
 		return err
 	}
-	return replaceFile(filepath.Join(m.opt.DataDir, ipamFile), data)
+	return durable.Replace(filepath.Join(m.opt.DataDir, ipamFile), bytes.NewReader(data), 0o600)
 }
 
 var errNoDataDir = errors.New("option DataDir: no folder is configured")
@@ -216,34 +218,4 @@ func parseIPAM(data []byte) (savedIPAM, error) {
 		}
 	}
 	return saved, nil
-}
-
-// replaceFile writes beside path, and renames only what has reached the disk:
-// the file appears whole or stays as it was. Its mode is 0600.
-func replaceFile(path string, data []byte) error {
-	file, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
-	if err != nil {
-		return err
-	}
-	_, err = file.Write(data)
-	err = errors.Join(err, file.Sync(), file.Close())
-	if err == nil {
-		err = os.Rename(file.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(file.Name()))
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-// syncDir makes a rename survive a power failure.
-func syncDir(dir string) error {
-	if runtime.GOOS == "windows" {
-		return nil // NTFS journals names itself
-	}
-	file, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(file.Sync(), file.Close())
 }

@@ -9,8 +9,11 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/zlayer/zlayer-cni/internal/durable"
 )
 
 // redacted is all that ever shows of a private key.
@@ -104,35 +107,9 @@ func readKey(path string) (PrivateKey, error) {
 	return NewPrivateKey(key), nil
 }
 
-// writeKey writes beside path, and renames only what has reached the disk.
 func writeKey(path string, key wgtypes.Key) error {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
-	file, err := os.CreateTemp(dir, "."+filepath.Base(path)+"-*") // CreateTemp makes mode 0600
-	if err != nil {
-		return err
-	}
-	_, err = file.WriteString(key.String() + "\n")
-	err = errors.Join(err, file.Sync(), file.Close())
-	if err == nil {
-		err = os.Rename(file.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(file.Name()))
-	}
-	return syncDir(dir)
-}
-
-// syncDir makes a rename in dir last through a power cut.
-func syncDir(dir string) error {
-	if runtime.GOOS == "windows" { // where folders cannot be flushed
-		return nil
-	}
-	handle, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(handle.Sync(), handle.Close())
+	return durable.Replace(path, strings.NewReader(key.String()+"\n"), 0o600)
 }

@@ -116,7 +116,7 @@ func TestProbe(t *testing.T) {
 		if err := a.device.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := a.device.Probe(t.Context(), map[wgtypes.Key]netip.Addr{silent: b.addr(0)}); !errors.Is(err, errClosed) {
+		if _, err := a.device.Probe(t.Context(), map[wgtypes.Key]netip.Addr{silent: b.addr(0)}); !errors.Is(err, ErrClosed) {
 			t.Errorf("of a closed device: %v", err)
 		}
 	})
