@@ -122,13 +122,13 @@ func TestRestore(t *testing.T) {
 		{
 			name: "what was before the first change counts",
 			meddle: func(t *testing.T, sysctls, state string) {
-				settings{"ipv6/conf/all/forwarding": "0", "ipv6/conf/eth0/accept_ra": "0"}.write(t, sysctls)
+				settings{"ipv6/conf/all/forwarding": "0", "ipv6/conf/eth0/accept_ra": "0", "ipv6/conf/later/forwarding": "0"}.write(t, sysctls)
 				if err := forwarding.Enable(sysctls, state); err != nil {
 					t.Fatal(err)
 				}
-				settings{"ipv6/conf/eth0/accept_ra": "2"}.write(t, sysctls)
+				settings{"ipv6/conf/eth0/accept_ra": "2", "ipv6/conf/later/forwarding": "1"}.write(t, sysctls)
 			},
-			want:     before,
+			want:     before.with(settings{"ipv6/conf/later/forwarding": "1"}),
 			restored: []string{"net/ipv4/ip_forward = 0", "net/ipv6/conf/all/forwarding = 0", "net/ipv6/conf/eth0/accept_ra = 1"},
 		},
 		{

@@ -80,15 +80,20 @@ func load(stateDir string) (record, error) {
 	return r, nil
 }
 
-// remember adds to the record what it lacks: what was before the first change
-// is what counts.
+// remember adds to the record what it lacks: what was before the first change is
+// what counts. What follows a toggle that changes once more is of interfaces that
+// came later, such as pods'.
 func remember(stateDir string, changes []setting) error {
 	r, err := load(stateDir)
 	if err != nil {
 		return fmt.Errorf("keep the host's kernel settings: %w", err)
 	}
+	knows := func(name string) bool {
+		return slices.ContainsFunc(r.Settings, func(s setting) bool { return s.Name == name })
+	}
+	again := knows(changes[0].Name)
 	for _, c := range changes {
-		if !slices.ContainsFunc(r.Settings, func(s setting) bool { return s.Name == c.Name }) {
+		if !knows(c.Name) && !(again && c.follows) {
 			r.Settings = append(r.Settings, c)
 		}
 	}
