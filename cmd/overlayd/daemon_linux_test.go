@@ -118,13 +118,15 @@ func checkTeardown(t *testing.T, n, untouched *node) {
 	}
 	state := filepath.Join(n.dir, "state")
 	out, stderr, err = n.run("teardown", "--config", n.config)
-	if err != nil || !regexp.MustCompile(`^removed 1 bridge, 1 WireGuard device, \d+ routes, 2 firewall tables\n$`).MatchString(out) {
+	want := `^removed 1 bridge, 1 WireGuard device, \d+ routes, 2 firewall tables\n` +
+		`set back net/ipv4/ip_forward = 0\nset back net/ipv6/conf/all/forwarding = 0\n(set back net/ipv6/conf/\w+/accept_ra = 1\n)+$`
+	if err != nil || !regexp.MustCompile(want).MatchString(out) {
 		t.Errorf("teardown: %v\n%s%s", err, out, stderr)
 	}
 	if _, err := os.Stat(filepath.Join(state, "key")); err != nil {
 		t.Errorf("key after teardown: %v", err)
 	}
-	want := strings.NewReplacer("node-c", "node-a", "198.51.100.3", "198.51.100.1", "2001:db8:1::3", "2001:db8:1::1").Replace(untouched.kernelState())
+	want = strings.NewReplacer("node-c", "node-a", "198.51.100.3", "198.51.100.1", "2001:db8:1::3", "2001:db8:1::1").Replace(untouched.kernelState())
 	if diff := cmp.Diff(want, n.kernelState()); diff != "" {
 		t.Errorf("kernel after teardown (-untouched +torn down):\n%s", diff)
 	}

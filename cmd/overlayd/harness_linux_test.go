@@ -52,6 +52,7 @@ func newNode(t *testing.T, fabric *netlab.Fabric, name string, index int) *node 
 		socket: filepath.Join(dir, "overlayd.sock"),
 	}
 	n.configure("")
+	n.command("sysctl", "-qw", "net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0") // the first may come from the machine
 	// The link-local address comes a while later, and is no doing of ours.
 	eventually(t, func() error {
 		if n.command("ip", "-6", "addr", "show", "dev", netlab.HostLink, "scope", "link", "-tentative") == "" {
@@ -324,16 +325,17 @@ func newSingle(t *testing.T) *node {
 }
 
 // kernelState is everything of a namespace that a daemon could change, as
-// text. Left out is what differs from node to node, what the kernel changes by
-// itself a moment later, and what follows from forwarding, which stays enabled.
+// text. Left out is what differs from node to node, and what the kernel changes
+// by itself a moment later.
 func (n *node) kernelState() string {
 	n.t.Helper()
 	state := strings.Join([]string{
 		n.command("ip", "-br", "link"), n.command("ip", "-br", "addr"),
 		n.command("ip", "route", "show", "table", "all"), n.command("ip", "-6", "route", "show", "table", "all"),
 		n.command("ip", "rule"), n.command("ip", "neigh", "show", "nud", "permanent"), n.command("nft", "list", "ruleset"),
+		n.command("sysctl", "-a", "-r", `^net\.ipv[46]\..*(\bip_forward|\bforwarding|accept_ra|accept_redirects)$`),
 	}, "---\n")
-	state = regexp.MustCompile(`([0-9a-f]{2}:){5}[0-9a-f]{2}|fe80::[0-9a-f:]{5,}|@if\d+|\b(UP|DOWN|UNKNOWN) +|NO-CARRIER,|,LOWER_UP|(?m:^anycast .*\n)`).ReplaceAllString(state, "")
+	state = regexp.MustCompile(`([0-9a-f]{2}:){5}[0-9a-f]{2}|fe80::[0-9a-f:]{5,}|@if\d+|\b(UP|DOWN|UNKNOWN) +|NO-CARRIER,|,LOWER_UP`).ReplaceAllString(state, "")
 	return regexp.MustCompile(` +`).ReplaceAllString(state, " ")
 }
 

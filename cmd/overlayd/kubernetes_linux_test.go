@@ -1,13 +1,17 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/zlayer/zlayer-cni/pkg/shim"
 	"github.com/zlayer/zlayer-cni/test/apiserver"
@@ -189,4 +193,75 @@ func TestNodeMadeAgain(t *testing.T) {
 	})
 	b.hasPeers(1)
 	a.audit()
+}
+
+// TestTeardownLeavesTheNodeAsItWas removes what daemons wrote to their Nodes. An
+// API server that is away, or refuses, keeps nothing on the host, and is told of.
+func TestTeardownLeavesTheNodeAsItWas(t *testing.T) {
+	api, a, b := newCluster(t)
+	untouched := func() apiserver.Object {
+		node := api.Get("nodes", "", "node-a")
+		delete(apiserver.Metadata(node), "resourceVersion")
+		delete(node["spec"].(apiserver.Object), "taints") // ours goes for good
+		return node
+	}
+	api.Edit("nodes", "", "node-a", func(o apiserver.Object) {
+		apiserver.Metadata(o)["annotations"] = apiserver.Object{"example.com/other": "kept"}
+		o["status"].(apiserver.Object)["conditions"] = []any{apiserver.Object{"type": "Ready", "status": "False"}}
+	})
+	before := untouched()
+	a.startReady()
+	b.startReady()
+	a.hasPeers(1)
+	written := func() error {
+		node := untouched()
+		conditions := node["status"].(apiserver.Object)["conditions"].([]any)
+		if annotations := apiserver.Metadata(node)["annotations"].(apiserver.Object); len(annotations) != 4 || len(conditions) != 2 {
+			return fmt.Errorf("annotations %v, conditions %v", annotations, conditions)
+		}
+		return nil
+	}
+	eventually(t, written)
+	if _, _, err := a.run("teardown", "--config", a.config); exitCode(err) != 1 {
+		t.Errorf("teardown beside a daemon: %v", err)
+	}
+	if err := written(); err != nil {
+		t.Errorf("after a teardown beside a daemon: %v", err)
+	}
+	if err := a.end(syscall.SIGTERM); err != nil {
+		t.Errorf("exit: %v", err)
+	}
+
+	api.Refuse(func(r *http.Request) int {
+		if strings.HasSuffix(r.URL.Path, "/nodes/node-a") {
+			return http.StatusForbidden
+		}
+		return 0
+	})
+	out, stderr, err := a.run("teardown", "--config", a.config, "--purge")
+	if exitCode(err) != 1 || !strings.HasPrefix(out, "removed 1 bridge") || !strings.HasPrefix(stderr, "overlayd: kubernetes: read node node-a: ") {
+		t.Errorf("teardown that the API server refuses: %v\n%s%s", err, out, stderr)
+	}
+	if _, err := os.Stat(filepath.Join(a.dir, "state")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("state after a purge: %v", err)
+	}
+	api.Refuse(nil)
+	api.Break()
+	_, stderr, err = a.run("teardown", "--config", a.config, "--purge")
+	if exitCode(err) != 1 || !strings.HasPrefix(stderr, "overlayd: kubernetes: read node node-a: ") {
+		t.Errorf("teardown without an API server: %v\n%s", err, stderr)
+	}
+	api.Mend()
+	out, stderr, err = a.run("teardown", "--config", a.config)
+	want := "nothing of ours was there\n"
+	for _, key := range []string{"public-key", "endpoint", "mtu"} {
+		want += "removed annotation overlay.zlayer.dev/" + key + " of node node-a\n"
+	}
+	want += "removed condition NetworkUnavailable of node node-a\n"
+	if diff := cmp.Diff(want, out); err != nil || diff != "" {
+		t.Errorf("teardown: %v\n%s(-want +got):\n%s", err, stderr, diff)
+	}
+	if diff := cmp.Diff(before, untouched()); diff != "" {
+		t.Errorf("Node (-before +after):\n%s", diff)
+	}
 }

@@ -247,17 +247,21 @@ func (s setting) texts(value any) ([]string, error) {
 // addFlags gives the command one flag per key.
 func addFlags(flags *pflag.FlagSet) {
 	for _, s := range settings() {
-		switch s.kind {
-		case list:
-			flags.StringSlice(s.flag, nil, s.usage)
-		case boolean:
-			flags.Bool(s.flag, s.fallback == "true", s.usage)
-		case number:
-			fallback, _ := strconv.Atoi(s.fallback) // defaultConfig parses the same text
-			flags.Int(s.flag, fallback, s.usage)
-		default:
-			flags.String(s.flag, s.fallback, s.usage)
-		}
+		s.addFlag(flags)
+	}
+}
+
+func (s setting) addFlag(flags *pflag.FlagSet) {
+	switch s.kind {
+	case list:
+		flags.StringSlice(s.flag, nil, s.usage)
+	case boolean:
+		flags.Bool(s.flag, s.fallback == "true", s.usage)
+	case number:
+		fallback, _ := strconv.Atoi(s.fallback) // defaultConfig parses the same text
+		flags.Int(s.flag, fallback, s.usage)
+	default:
+		flags.String(s.flag, s.fallback, s.usage)
 	}
 }
 

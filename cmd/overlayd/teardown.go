@@ -15,6 +15,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/zlayer/zlayer-cni/pkg/dataplane"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/forwarding"
+	"github.com/zlayer/zlayer-cni/pkg/kube"
 	"github.com/zlayer/zlayer-cni/pkg/shim"
 )
 
@@ -28,7 +30,8 @@ func teardownCommand() *cobra.Command {
 		Use:   "teardown",
 		Short: "Remove the whole data plane from this node",
 		Long: "Remove attachments, bridges, the WireGuard device, routes and firewall rules of ours, and what was installed for the container runtime.\n" +
-			"The daemon must have ended. IP forwarding stays enabled, since others may need it. Repeating it is fine.",
+			"IP forwarding is off again if it was before. With kubernetes, what the daemon wrote to its Node goes, too.\n" +
+			"The daemon must have ended. Repeating it is fine.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			config, err := paths.load(cmd)
@@ -44,7 +47,7 @@ func teardownCommand() *cobra.Command {
 			return nil
 		},
 	}
-	paths.add(cmd, "socket", "stateDir", "cniBinDir", "cniConfDir")
+	paths.add(cmd, "socket", "stateDir", "cniBinDir", "cniConfDir", "sysctlDir", "kubernetes", "kubeconfig", "nodeName")
 	cmd.Flags().BoolVar(&purge, "purge", false, "remove the key pair and tombstones, too: the node gets another key at its next start")
 	cmd.Flags().BoolVar(&stay, "stay", false, "when all is removed, wait for SIGTERM: a DaemonSet's container that ends is started again")
 	return cmd
@@ -77,6 +80,20 @@ func teardown(ctx context.Context, config Config, purge bool, out io.Writer) (er
 		}
 		err = errors.Join(err, sole.Close())
 	}()
+	if err := removeFromHost(ctx, config, out); err != nil {
+		return err
+	}
+	if purge {
+		if err := purgeState(config, out); err != nil {
+			return err
+		}
+	}
+	// Last, since an API server that is away keeps nothing on this host.
+	return forgetNode(ctx, config, out)
+}
+
+// removeFromHost removes all but the files of the daemon.
+func removeFromHost(ctx context.Context, config Config, out io.Writer) error {
 	// First the network: no more sandboxes from here on.
 	network, err := uninstallNetwork(config)
 	if err != nil {
@@ -94,6 +111,10 @@ func teardown(ctx context.Context, config Config, purge bool, out io.Writer) (er
 	if len(after) > 0 {
 		return fmt.Errorf("left behind: %s", after)
 	}
+	restored, err := forwarding.Restore(config.SysctlDir, config.StateDir)
+	if err != nil {
+		return err
+	}
 	plugins, err := uninstallPlugins(config)
 	if err != nil {
 		return err
@@ -106,8 +127,25 @@ func teardown(ctx context.Context, config Config, purge bool, out io.Writer) (er
 	} else {
 		_, _ = fmt.Fprintf(out, "removed %s\n", before)
 	}
-	if purge {
-		return purgeState(config, out)
+	for _, value := range restored {
+		_, _ = fmt.Fprintf(out, "set back %s\n", value)
+	}
+	return nil
+}
+
+// forgetNode removes what the daemon wrote to its Node, and says what that was.
+// Without Kubernetes there is no Node.
+func forgetNode(ctx context.Context, config Config, out io.Writer) error {
+	if !config.Kubernetes {
+		return nil
+	}
+	kube.SetLog(slog.New(slog.DiscardHandler))
+	removed, err := kube.Forget(ctx, config.Kubeconfig, config.NodeName)
+	for _, what := range removed {
+		_, _ = fmt.Fprintf(out, "removed %s\n", what)
+	}
+	if err != nil {
+		return fmt.Errorf("kubernetes: %w", err)
 	}
 	return nil
 }
