@@ -25,13 +25,13 @@ import (
 
 // Names of deploy/daemonset.yaml, and of what the daemons write.
 const (
-	daemonNamespace = "zlayer-system"
-	daemonName      = "overlayd"
-	daemonSelector  = "app.kubernetes.io/name=overlayd"
-	annotations     = "overlay.zlayer.dev/"
-	notReadyTaint   = "overlay.zlayer.dev/not-ready"
-	daemonSocket    = "/run/zlayer/overlayd.sock"
-	metricsURL      = "http://127.0.0.1:9551/metrics"
+	daemonNamespace   = "zlayer-system"
+	daemonName        = "overlayd"
+	teardownNamespace = "zlayer-teardown"
+	annotations       = "overlay.zlayer.dev/"
+	notReadyTaint     = "overlay.zlayer.dev/not-ready"
+	daemonSocket      = "/run/zlayer/overlayd.sock"
+	metricsURL        = "http://127.0.0.1:9551/metrics"
 )
 
 // status asks the node's daemon as `overlayd status` does, from outside of the
@@ -92,21 +92,6 @@ func awaitServing(t *testing.T) {
 
 func (c *cluster) awaitServing(ctx context.Context) error {
 	return together(c.nodes, func(n *node) error { return poll(ctx, patience, n.serving) })
-}
-
-// daemonPods returns the DaemonSet's pods by node.
-func (c *cluster) daemonPods(ctx context.Context) (map[string]corev1.Pod, error) {
-	list, err := c.client.CoreV1().Pods(daemonNamespace).List(ctx, metav1.ListOptions{LabelSelector: daemonSelector})
-	if err != nil {
-		return nil, err
-	}
-	pods := map[string]corev1.Pod{}
-	for _, p := range list.Items {
-		if p.DeletionTimestamp == nil {
-			pods[p.Spec.NodeName] = p
-		}
-	}
-	return pods, nil
 }
 
 // daemonProcess finds the node's daemon.

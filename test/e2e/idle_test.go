@@ -22,7 +22,7 @@ func TestIdleWritesNothing(t *testing.T) {
 	reads := countRequests(t, "e2e-overlayd-reads", "get", "list", "watch")
 	// The schemas are in force once they count: a token of the daemons' account
 	// asks until it does.
-	probe := clientWith(t, nil)
+	probe := newToken(t, daemonAccount(), nil).client
 	eventually(t, "the API server counts", func(ctx context.Context) error {
 		_, _ = probe.CoreV1().Nodes().Patch(ctx, "nobody", "application/merge-patch+json", []byte("{}"), metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}})
 		_, _ = probe.CoreV1().Nodes().Get(ctx, "nobody", metav1.GetOptions{})

@@ -167,7 +167,7 @@ func attached(ctx context.Context, n *node, addr netip.Addr, want bool) error {
 
 // daemonRestarts returns how often each node's daemon has been restarted.
 func (c *cluster) daemonRestarts(ctx context.Context) (map[string]int32, error) {
-	pods, err := c.daemonPods(ctx)
+	pods, err := c.podsByNode(ctx, daemonAccount())
 	if err != nil {
 		return nil, err
 	}

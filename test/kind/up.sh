@@ -15,6 +15,16 @@ if $KIND get clusters 2>/dev/null | grep -qx "$CLUSTER"; then
 else
   say "create cluster $CLUSTER"
   $KIND create cluster --name "$CLUSTER" --config "${KIND_CONFIG:-$here/cluster.yaml}" ${KIND_NODE_IMAGE:+--image "$KIND_NODE_IMAGE"}
+
+  # make e2e compares with it what an uninstall leaves behind.
+  say "keep what the nodes are like without a network"
+  kubectl -n kube-system rollout status daemonset kube-proxy --timeout 180s
+  before=$(mktemp -d)
+  for node in $($KIND get nodes --name "$CLUSTER"); do
+    KUBECTL="kubectl --context kind-$CLUSTER" "$here/state.sh" "$node" >"$before/$node"
+  done
+  kubectl -n kube-system create configmap zlayer-before --from-file="$before"
+  rm -r "$before"
 fi
 
 say "load the image into the nodes"
