@@ -28,75 +28,68 @@ func TestPodsComeAndGo(t *testing.T) {
 	before := attachments(t, n)
 	var ours, reference startTimes
 	for round := range rounds {
-		ours.add(churn(t, n, fmt.Sprintf("ours-%d", round), lab.Churn/rounds))
+		ours.add(churn(t, n, fmt.Sprintf("ours-%d", round), lab.Churn/rounds), 1)
 		eventually(t, "the node holds what it held before", func(ctx context.Context) error { return settled(ctx, n, before) })
 		withReferencePlugin(t, n, func() {
-			reference.add(churn(t, n, fmt.Sprintf("ptp-%d", round), max(1, lab.Churn/rounds/4)))
+			reference.add(churn(t, n, fmt.Sprintf("ptp-%d", round), max(1, lab.Churn/rounds/4)), 1)
 		})
 	}
-	t.Logf("mean per pod start      pods  sandbox made  running")
-	t.Logf("zlayer-cni             %5.0f     %6.0f ms  %6.0f ms", ours.sandboxes, ours.sandbox(), ours.running())
-	t.Logf("ptp and host-local     %5.0f     %6.0f ms  %6.0f ms", reference.sandboxes, reference.sandbox(), reference.running())
+	printTimes(t, ours, reference)
 }
 
-// startTimes are sums of a kubelet's metrics.
-type startTimes struct {
-	sandboxes, sandboxSeconds, pods, podSeconds float64
+// TestPodsAtOnce gives a node 50 pods at once, with our plugin and with the
+// reference plugin in turns.
+func TestPodsAtOnce(t *testing.T) {
+	awaitServing(t)
+	const pods = 50
+	rounds := max(1, lab.Churn/100)
+	n := lab.nodes[2]
+	before := attachments(t, n)
+	var ours, reference startTimes
+	for round := range rounds {
+		ours.add(burst(t, n, fmt.Sprintf("ours-%d", round), pods), 1)
+		eventually(t, "the node holds what it held before", func(ctx context.Context) error { return settled(ctx, n, before) })
+		withReferencePlugin(t, n, func() { reference.add(burst(t, n, fmt.Sprintf("ptp-%d", round), pods), 1) })
+	}
+	printTimes(t, ours, reference)
 }
 
-func (s *startTimes) add(o startTimes) {
-	s.sandboxes += o.sandboxes
-	s.sandboxSeconds += o.sandboxSeconds
-	s.pods += o.pods
-	s.podSeconds += o.podSeconds
-}
-
-// sandbox is the mean time to make a sandbox with its network, in milliseconds.
-func (s *startTimes) sandbox() float64 { return s.sandboxSeconds / s.sandboxes * 1000 }
-
-// running is the mean time from a kubelet's first sight of a pod until it runs,
-// in milliseconds.
-func (s *startTimes) running() float64 { return s.podSeconds / s.pods * 1000 }
-
-// churn has n pods come and go, and returns what their starts took.
+// churn has pods come and go, some at a time, and returns what their starts took.
 func churn(t *testing.T, n *node, name string, pods int) startTimes {
 	t.Helper()
 	const atOnce = 10
-	before := kubeletTimes(t, n)
-	started := time.Now()
-	group, ctx := errgroup.WithContext(t.Context())
-	group.SetLimit(atOnce)
-	for i := range pods {
-		group.Go(func() error {
-			started, err := lab.startPods(ctx, []podSpec{{name: fmt.Sprintf("churn-%s-%d", name, i), node: n}})
-			return errors.Join(err, lab.deletePods(context.WithoutCancel(ctx), started))
-		})
-	}
-	if err := group.Wait(); err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("%s: %d pods came and went in %v, %d at a time", name, pods, time.Since(started).Round(time.Second), atOnce)
-	after := kubeletTimes(t, n)
-	after.add(startTimes{-before.sandboxes, -before.sandboxSeconds, -before.pods, -before.podSeconds})
-	return after
+	return measureStarts(t, n, func() {
+		started := time.Now()
+		group, ctx := errgroup.WithContext(t.Context())
+		group.SetLimit(atOnce)
+		for i := range pods {
+			group.Go(func() error {
+				started, err := lab.startPods(ctx, []podSpec{{name: fmt.Sprintf("churn-%s-%d", name, i), node: n}})
+				return errors.Join(err, lab.deletePods(context.WithoutCancel(ctx), started))
+			})
+		}
+		if err := group.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%s: %d pods came and went in %v, %d at a time", name, pods, time.Since(started).Round(time.Second), atOnce)
+	})
 }
 
-func kubeletTimes(t *testing.T, n *node) startTimes {
+// burst starts pods all at once, and returns what their starts took.
+func burst(t *testing.T, n *node, name string, pods int) startTimes {
 	t.Helper()
-	page, err := lab.client.CoreV1().RESTClient().Get().AbsPath("/api/v1/nodes", n.name, "proxy/metrics").DoRaw(t.Context())
-	if err != nil {
-		t.Fatal(err)
+	specs := make([]podSpec, pods)
+	for i := range specs {
+		specs[i] = podSpec{name: fmt.Sprintf("burst-%s-%d", name, i), node: n}
 	}
-	const run, start = "kubelet_runtime_operations_duration_seconds", "kubelet_pod_start_duration_seconds"
-	sample := func(name string, labels ...string) float64 {
-		value, _ := sumSamples(string(page), name, labels...) // a kubelet that has started no pod yet has none
-		return value
-	}
-	const sandbox = `operation_type="run_podsandbox"`
-	return startTimes{
-		sandboxes: sample(run+"_count", sandbox), sandboxSeconds: sample(run+"_sum", sandbox),
-		pods: sample(start + "_count"), podSeconds: sample(start + "_sum"),
-	}
+	return measureStarts(t, n, func() {
+		begin := time.Now()
+		started, err := lab.startPods(t.Context(), specs)
+		t.Logf("%s: %d pods at once, all running after %v", name, pods, time.Since(begin).Round(100*time.Millisecond))
+		if err := errors.Join(err, lab.deletePods(context.Background(), started)); err != nil {
+			t.Fatal(err)
+		}
+	})
 }
 
 func attachments(t *testing.T, n *node) int {
