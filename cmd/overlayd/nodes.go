@@ -26,6 +26,8 @@ const nodesLimit = 16 << 20
 //	  endpoint: 192.0.2.1:51820   # or a host name; empty if only the node itself can call
 //	  slices: [10.20.1.0/24]  # at most one per family; carved where missing
 //	  keepalive: 25s          # 0 or missing sends none
+//	  services:               # the dedicated services it hosts, as its status tells
+//	  - {name: ns/web, publicKey: BASE64, port: 51821, blocks: [10.20.1.240/28]}
 //
 // Slices are carved in the order of the file, so a node that is added at its
 // end moves no other. It is strict: one mistake refuses the whole file, with
@@ -62,6 +64,9 @@ func parseNodes(data []byte, config Config) ([]wireguard.Node, error) {
 	if err := checkPeers(nodes, config.ClusterCIDRs); err != nil {
 		return nil, err
 	}
+	if err := checkServices(nodes); err != nil {
+		return nil, err
+	}
 	return nodes, nil
 }
 
@@ -72,9 +77,15 @@ func parseNode(item any) (wireguard.Node, error) {
 		return wireguard.Node{}, fmt.Errorf("name: want an entry with a name, got %s", kindOf(item))
 	}
 	var node wireguard.Node
+	var err error
 	for _, key := range sortedKeys(tree) {
-		if err := setNodeKey(&node, key, tree[key]); err != nil {
-			return wireguard.Node{}, fmt.Errorf("%s: %w", key, err)
+		if key == "services" { // says itself which of them is wrong
+			node.Services, err = parseServices(tree[key])
+		} else if err = setNodeKey(&node, key, tree[key]); err != nil {
+			err = fmt.Errorf("%s: %w", key, err)
+		}
+		if err != nil {
+			return wireguard.Node{}, err
 		}
 	}
 	if err := checkNodeName(node.Name); err != nil {

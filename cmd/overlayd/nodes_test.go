@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 
 const (
 	keyA = "5qgZMTXnZBHT1lFPJCLgJEW9JdxAEBFcOQrKBAIyE0g="
+	keyC = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo="
 	keyB = "QH0rLxzLhZWuwLtfVbQoJAqF1iT4cJzSZ2jKDWW0BGY="
 )
 
@@ -42,10 +44,14 @@ nodes:
   endpoint: b.example.net:51820
   slices: ["fd20:0:0:9::/64", 10.20.8.0/25]
   keepalive: 25s
+  services:
+  - {name: shop/web, publicKey: `+keyA+`, port: 51821, blocks: [10.20.8.16/28, "fd20:0:0:9::100/120", 10.20.8.32/28]}
+  - {name: bank, publicKey: `+keyC+`, port: 51900, blocks: [10.20.8.48/28]}
 - name: c
   publicKey: ""
   endpoint: "[2001:db8::3]:7"
   keepalive: 0
+  services: []
 `), dualStack())
 	if err != nil {
 		t.Fatal(err)
@@ -53,11 +59,69 @@ nodes:
 	want := []wireguard.Node{
 		// Slots of FNV-1a 64: a is 0xaf63dc4c8601ec8c, c is 0xaf63de4c8601eff2.
 		{Name: "a", Slices: prefixes("10.20.7.0/24", "fd20:0:0:ec8c::/64")},
-		{Name: "b", PublicKey: keyB, Endpoint: "b.example.net:51820", Slices: prefixes("10.20.8.0/25", "fd20:0:0:9::/64"), Keepalive: 25 * time.Second},
-		{Name: "c", Endpoint: "[2001:db8::3]:7", Slices: prefixes("10.20.242.0/24", "fd20:0:0:eff2::/64")},
+		{
+			Name: "b", PublicKey: keyB, Endpoint: "b.example.net:51820", Slices: prefixes("10.20.8.0/25", "fd20:0:0:9::/64"), Keepalive: 25 * time.Second,
+			Services: []wireguard.NodeService{
+				{Name: "shop/web", PublicKey: keyA, Port: 51821, Blocks: prefixes("10.20.8.16/28", "fd20:0:0:9::100/120", "10.20.8.32/28")},
+				{Name: "bank", PublicKey: keyC, Port: 51900, Blocks: prefixes("10.20.8.48/28")},
+			},
+		},
+		{Name: "c", Endpoint: "[2001:db8::3]:7", Slices: prefixes("10.20.242.0/24", "fd20:0:0:eff2::/64"), Services: []wireguard.NodeService{}},
 	}
 	if diff := cmp.Diff(want, got, compareConfigs); diff != "" {
 		t.Errorf("nodes (-want +got):\n%s", diff)
+	}
+}
+
+// withServices is a nodes file in which node a, whose slices are 10.20.1.0/24 and
+// one of IPv6, hosts services.
+func withServices(services string) string {
+	return "nodes:\n- name: a\n  slices: [10.20.1.0/24]\n  services: " + services + "\n"
+}
+
+func TestBadServiceIsOneLineThatNamesTheKey(t *testing.T) {
+	web := "name: web, publicKey: " + keyA + ", port: 51821, blocks: [10.20.1.16/28]"
+	tests := []struct{ name, services, want string }{
+		{"no list", "{web: {}}", "nodes[0].services: want a list, got keys with values"},
+		{"nothing", "", "nodes[0].services: want a list, got nothing"},
+		{"cut short", "[{" + web + "}, ]\n  -", "did not find expected key"},
+		{"a name alone", "[web]", "nodes[0].services[0].name: want an entry with a name, got text"},
+		{"unknown key", "[{" + web + ", mode: dedicated}]", "nodes[0].services[0].mode: unknown key"},
+		{"no name", "[{publicKey: x, port: 1, blocks: [10.20.1.16/28]}]", "nodes[0].services[0].name: not set"},
+		{"empty name", "[{name: ''}]", "nodes[0].services[0].name: want 1 to 4096 bytes, got 0"},
+		{"long name", "[{name: " + strings.Repeat("x", 4097) + "}]", "nodes[0].services[0].name: want 1 to 4096 bytes, got 4097"},
+		{"name of no service", "[{name: default}]", "nodes[0].services[0].name: default is the segment of sandboxes without a service"},
+		{"name of the wrong kind", "[{name: 7}]", "nodes[0].services[0].name: want text, got a number"},
+		{"name twice", "[{" + web + "}, {name: web, publicKey: " + keyB + ", port: 2, blocks: [10.20.1.32/28]}]", "nodes[0].services[1].name: web is services[0] already"},
+		{"no key", "[{name: web, port: 51821, blocks: [10.20.1.16/28]}]", "nodes[0].services[0].publicKey: not set"},
+		{"empty key", "[{name: web, publicKey: '', port: 51821, blocks: [10.20.1.16/28]}]", "nodes[0].services[0]: it has published no public key yet"},
+		{"short key", "[{name: web, publicKey: YWJj, port: 51821, blocks: [10.20.1.16/28]}]", "nodes[0].services[0]: its public key is not 32 bytes in base64"},
+		{"key twice", "[{" + web + "}, {name: api, publicKey: " + keyA + ", port: 2, blocks: [10.20.1.32/28]}]", "nodes[0].services[1]: node nodes[0].services[0] has the same public key"},
+		{"no port", "[{name: web, publicKey: " + keyA + ", blocks: [10.20.1.16/28]}]", "nodes[0].services[0].port: not set"},
+		{"port in quotes", "[{name: web, port: '51821'}]", "nodes[0].services[0].port: want a number, got text"},
+		{"port zero", "[{name: web, port: 0}]", "nodes[0].services[0].port: 0 is not between 1 and 65535"},
+		{"port too high", "[{name: web, port: 65536}]", "nodes[0].services[0].port: 65536 is not between 1 and 65535"},
+		{"half a port", "[{name: web, port: 1.5}]", `nodes[0].services[0].port: "1.5" is not a whole number`},
+		{"port twice", "[{" + web + "}, {name: api, publicKey: " + keyB + ", port: 51821, blocks: [10.20.1.32/28]}]", "nodes[0].services[1].port: services[0] has 51821 already"},
+		{"no blocks", "[{name: web, publicKey: " + keyA + ", port: 51821}]", "nodes[0].services[0].blocks: not set"},
+		{"empty blocks", "[{name: web, blocks: []}]", "nodes[0].services[0].blocks: want one at least"},
+		{"blocks not a list", "[{name: web, blocks: 10.20.1.16/28}]", "nodes[0].services[0].blocks: want a list, got text"},
+		{"bad block", "[{name: web, blocks: [x]}]", `nodes[0].services[0].blocks: "x" is not a CIDR`},
+		{"block outside the slices", "[{name: web, publicKey: " + keyA + ", port: 1, blocks: [10.20.2.16/28]}]", "nodes[0].services[0].blocks: 10.20.2.16/28 is outside the slices 10.20.1.0/24, fd20:0:0:ec8c::/64 of a"},
+		{"block around a slice", "[{name: web, publicKey: " + keyA + ", port: 1, blocks: [10.20.0.0/23]}]", "nodes[0].services[0].blocks: 10.20.0.0/23 is outside the slices"},
+		{"blocks overlap", "[{name: web, blocks: [10.20.1.16/28, 10.20.1.16/29]}]", "nodes[0].services[0].blocks: 10.20.1.16/28 and 10.20.1.16/29 overlap"},
+		{"block of another service", "[{" + web + "}, {name: api, publicKey: " + keyB + ", port: 2, blocks: [10.20.1.24/29]}]", "nodes[0].services[1]: its slice 10.20.1.24/29 overlaps 10.20.1.16/28 of node nodes[0].services[0]"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := parseNodes([]byte(withServices(tt.services)), dualStack())
+			if err == nil {
+				t.Fatal("accepted")
+			}
+			if strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error:\n%v\nwant one line with:\n%s", err, tt.want)
+			}
+		})
 	}
 }
 
@@ -172,9 +236,33 @@ func checkNodesInvariants(t *testing.T, nodes []wireguard.Node, config Config) {
 			}
 			all = append(all, slice)
 		}
+		checkServicesInvariants(t, node)
 	}
 	if !names[config.NodeName] {
 		t.Errorf("accepted without this node")
+	}
+}
+
+// checkServicesInvariants says what holds for the services of every node that is
+// accepted.
+func checkServicesInvariants(t *testing.T, node wireguard.Node) {
+	t.Helper()
+	named := map[string]bool{}
+	var blocks []netip.Prefix
+	for _, service := range node.Services {
+		if named[service.Name] || service.Name == "" || service.Port < 1 || service.Port > 65535 || len(service.Blocks) == 0 {
+			t.Errorf("node %s: service %+v", node.Name, service)
+		}
+		named[service.Name] = true
+		for _, block := range service.Blocks {
+			if !slices.ContainsFunc(node.Slices, func(s netip.Prefix) bool { return s.Contains(block.Addr()) && s.Bits() <= block.Bits() }) {
+				t.Errorf("node %s: block %s is outside its slices %v", node.Name, block, node.Slices)
+			}
+			if slices.ContainsFunc(blocks, block.Overlaps) {
+				t.Errorf("node %s: block %s overlaps one of %v", node.Name, block, blocks)
+			}
+			blocks = append(blocks, block)
+		}
 	}
 }
 
@@ -183,6 +271,8 @@ func FuzzNodes(f *testing.F) {
 	f.Add("nodes: [{name: a}, {name: b, slices: [10.20.0.0/17]}, {name: c, slices: [10.20.128.0/18]}]")
 	f.Add("nodes: &n [{name: a, slices: &s [10.20.0.0/30]}, {name: b, slices: *s}]")
 	f.Add("nodes:\n- name: a\n  endpoint: '[fe80::1%eth0]:1'\n  keepalive: 0\n")
+	f.Add(withServices("[{name: web, publicKey: " + keyA + ", port: 51821, blocks: [10.20.1.16/28, 'fd20:0:0:ec8c::100/120']}, {name: api, publicKey: " + keyB + ", port: 1, blocks: [10.20.1.32/29]}]"))
+	f.Add(withServices("&s [{name: web, publicKey: "+keyA+", port: 65535, blocks: [10.20.1.0/24]}]") + "- {name: b, services: *s}\n")
 	f.Add("{\"nodes\": [{\"name\": \"a\"}]}")
 	f.Fuzz(func(t *testing.T, text string) {
 		nodes, err := parseNodes([]byte(text), dualStack())
