@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,23 +25,29 @@ import (
 // pod is one of the tests' pods, running.
 type pod struct {
 	place
-	node *node
-	uid  types.UID
+	namespace string
+	node      *node
+	uid       types.UID
 }
 
 // podSpec is what tests choose about a pod.
 type podSpec struct {
-	name   string
-	node   *node
-	labels map[string]string
-	ports  []corev1.ContainerPort
+	name string
+	// namespace is testNamespace if empty.
+	namespace   string
+	node        *node
+	labels      map[string]string
+	annotations map[string]string
+	ports       []corev1.ContainerPort
 }
+
+func (s podSpec) home() string { return cmp.Or(s.namespace, testNamespace) }
 
 // object is the Pod. It does nothing: what it should do, the tests do in its
 // network namespace.
 func (s podSpec) object(image string) *corev1.Pod {
 	return &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: s.name, Namespace: testNamespace, Labels: s.labels},
+		ObjectMeta: metav1.ObjectMeta{Name: s.name, Namespace: s.home(), Labels: s.labels, Annotations: s.annotations},
 		Spec: corev1.PodSpec{
 			NodeName:                      s.node.name,
 			Tolerations:                   []corev1.Toleration{{Operator: corev1.TolerationOpExists}},
@@ -73,11 +80,11 @@ func startPods(t *testing.T, specs ...podSpec) []*pod {
 func (c *cluster) startPods(ctx context.Context, specs []podSpec) ([]*pod, error) {
 	var pods []*pod
 	for _, spec := range specs {
-		created, err := c.client.CoreV1().Pods(testNamespace).Create(ctx, spec.object(c.Image), metav1.CreateOptions{})
+		created, err := c.client.CoreV1().Pods(spec.home()).Create(ctx, spec.object(c.Image), metav1.CreateOptions{})
 		if err != nil {
 			return pods, fmt.Errorf("create pod %s: %w", spec.name, err)
 		}
-		pods = append(pods, &pod{place: place{name: spec.name}, node: spec.node, uid: created.UID})
+		pods = append(pods, &pod{place: place{name: spec.name}, namespace: spec.home(), node: spec.node, uid: created.UID})
 	}
 	return pods, together(pods, func(p *pod) error {
 		return poll(ctx, patience, func(ctx context.Context) error { return c.learnPod(ctx, p) })
@@ -97,7 +104,7 @@ func together[T any](all []T, fn func(T) error) error {
 
 // learnPod finds addresses and namespace of a pod once it is ready.
 func (c *cluster) learnPod(ctx context.Context, p *pod) error {
-	object, err := c.client.CoreV1().Pods(testNamespace).Get(ctx, p.name, metav1.GetOptions{})
+	object, err := c.client.CoreV1().Pods(p.namespace).Get(ctx, p.name, metav1.GetOptions{})
 	if err != nil {
 		return err
 	}
@@ -178,8 +185,8 @@ func processesOf(uid string) []string {
 
 // deletePods deletes pods and waits until they are gone.
 func (c *cluster) deletePods(ctx context.Context, pods []*pod) error {
-	client := c.client.CoreV1().Pods(testNamespace)
 	return together(pods, func(p *pod) error {
+		client := c.client.CoreV1().Pods(p.namespace)
 		return poll(ctx, patience, func(ctx context.Context) error {
 			err := client.Delete(ctx, p.name, metav1.DeleteOptions{})
 			if apierrors.IsNotFound(err) {
