@@ -245,8 +245,8 @@ table inet zlayer {
 	}
 
 	chain to_device {
-		oifname . ip saddr @near4 oifname . ip daddr @far4 accept
-		oifname . ip6 saddr @near6 oifname . ip6 daddr @far6 accept
+		oifname . ip saddr @near4 accept
+		oifname . ip6 saddr @near6 accept
 		ip6 daddr ff02::/16 accept
 		counter name "isolated" drop
 	}

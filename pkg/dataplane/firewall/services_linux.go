@@ -95,7 +95,8 @@ func servicePrerouting() chain {
 	}
 }
 
-// fromDevice takes what the service's other nodes send to its pods here.
+// fromDevice takes what the service's other nodes send to its pods here, by their
+// own addresses.
 func fromDevice() chain {
 	return chain{name: chainFromDevice, rules: []rule{
 		when(ip4(), linkWith(fromLink(), source4()), in(setFar4), linkWith(fromLink(), destination4()), in(setNear4), accept()),
@@ -133,7 +134,8 @@ func serviceForward() chain {
 	}
 }
 
-// fromClosed is for what comes by a link that leads to its service only.
+// fromClosed is for what comes by a link that leads to its service only, even if
+// somebody's Service translates the address of one of its pods.
 func fromClosed() chain {
 	return chain{name: chainFromClosed, rules: append(withinService(), when(drop(CounterIsolated)))}
 }
@@ -203,11 +205,12 @@ func servicePostrouting() chain {
 	}
 }
 
-// toDevice lets out what a service's pods here send to those on other nodes.
+// toDevice lets out what a service's pods here send; to where has been seen in
+// service_forward.
 func toDevice() chain {
 	return chain{name: chainToDevice, rules: []rule{
-		when(ip4(), linkWith(toLink(), source4()), in(setNear4), linkWith(toLink(), destination4()), in(setFar4), accept()),
-		when(ip6(), linkWith(toLink(), source6()), in(setNear6), linkWith(toLink(), destination6()), in(setFar6), accept()),
+		when(ip4(), linkWith(toLink(), source4()), in(setNear4), accept()),
+		when(ip6(), linkWith(toLink(), source6()), in(setNear6), accept()),
 		when(ip6(), toNeighbours(), accept()),
 		when(drop(CounterIsolated)),
 	}}

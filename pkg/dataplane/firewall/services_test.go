@@ -217,6 +217,7 @@ table IP kube-proxy {
 		IP daddr TO-DEFAULT dnat to POD-DEFAULT
 		IP daddr TO-NODE dnat to NODE
 		IP daddr TO-FAR dnat to FAR-B
+		IP daddr { POD-A, POD-B } udp dport 30003 dnat to POD-DEFAULT
 		IP daddr { NODE, OVERLAY } udp dport 30001 dnat to TARGET-A
 		IP daddr { NODE, OVERLAY } udp dport 30002 dnat to TARGET-B
 	}
@@ -238,7 +239,9 @@ END`))
 		n.try(t, "translated", []sample{
 			{"outside", outside, node1 + ":30001", "a1"}, {"outside", outside, node1 + ":30002", cut},
 			{"tun0", farDefault, node1Overlay + ":30001", "a1"}, {"tun0", farDefault, node1Overlay + ":30002", cut},
-			{"tun0", farA, node1Overlay + ":30001", cut}, {"tun0", "192.0.2.8", node1Overlay + ":30002", cut},
+			{"tun0", farA, node1Overlay + ":30001", cut}, {"tun-a", farA, node1Overlay + ":30001", cut}, {"tun-b", farB, node1 + ":30002", cut},
+			{"tun-a", farA, ipA1 + ":30003", cut}, {"tun-b", farB, ipB1 + ":30003", cut}, {"b2", ipB2, ipB1 + ":30003", cut}, {"a2", ipA2, ipA1 + ":30003", "default"},
+			{"tun0", "192.0.2.8", node1Overlay + ":30002", cut},
 			{"default", ipPod, node1 + ":30002", cut}, {"a1", ipA1, node1 + ":30002", cut}, {"b1", ipB1, node1 + ":30001", cut},
 			{"default", ipPod, "10.96.0.2", cut}, {"c1", ipC1, "10.96.0.2", cut}, {"b2", ipB2, "10.96.0.2", "b1"}, {"b1", ipB1, "10.96.0.2", "b1"},
 			{"node", "", "10.96.0.2", "b1"}, {"node", "", node1 + ":30002", "b1"},
@@ -307,6 +310,30 @@ func TestIsolatedPodsOnlyAnswer(t *testing.T) {
 	rules.Services[1].Isolated = true
 	mustApply(t, n.firewall, rules, true)
 	n.try(t, "isolated in the middle of it", []sample{{"b1", ipB1, node1, cut}, {"b1", ipB1, ipPod, cut}, {"default", ipPod, ipB1, cut}})
+}
+
+// What IPv6 says to its neighbours when a device comes up is not counted, while
+// the node's sockets hear nothing by it.
+func TestNeighboursOnDevices(t *testing.T) {
+	n, _ := newServiceNode(t, bridgeNetfilter()[0])
+	before, _ := n.counters(t, nil)
+	if got, _ := n.outcome(t, "node", "", "[ff02::7%wg-a]:2000", "to the group"); got != "tun-a" {
+		t.Errorf("a datagram to a group of the link came to %s", got)
+	}
+	macs := n.macs["tun-a"]
+	report := packet6("fe80::7", "ff02::16", unix.IPPROTO_HOPOPTS, behindOptions(unix.IPPROTO_ICMPV6, icmp(listenerReportVersion2, 0, 0, 0, 0)))
+	for _, message := range [][]byte{report, sealed(packet6("fe80::7", "ff02::1", unix.IPPROTO_ICMPV6, icmp(neighbourAdvertise, ndTarget("fe80::7")...)))} {
+		n.wires["tun-a"].send(t, ether(macs[0], macs[1], unix.ETH_P_IPV6, message))
+	}
+	if got, _ := n.outcome(t, "tun-a", farA, at(ipA1, 2000), "behind them"); got != "a1" {
+		t.Errorf("a datagram to a pod came to %s", got)
+	}
+	if _, counted := n.counters(t, before); len(counted) > 0 {
+		t.Errorf("counted %v", counted)
+	}
+	if got, _ := n.outcome(t, "tun-a", "fe80::7", "[ff02::1]:2000", "to the node"); got != cut {
+		t.Errorf("a datagram from a device came to %s, want %s", got, cut)
+	}
 }
 
 // Blocks, links and guests come and go as elements. The rules, and so the counters,
