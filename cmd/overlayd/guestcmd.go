@@ -10,7 +10,7 @@ import (
 
 	"github.com/mdp/qrterminal/v3"
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
+	"golang.org/x/term"
 
 	"github.com/zlayer/zlayer-cni/pkg/shim"
 )
@@ -86,8 +86,7 @@ func isTerminal(out io.Writer) bool {
 	if !ok {
 		return false
 	}
-	_, err := unix.IoctlGetTermios(int(file.Fd()), unix.TCGETS)
-	return err == nil
+	return term.IsTerminal(int(file.Fd()))
 }
 
 // wgQuick is a guest's configuration in the format of wg-quick(8).
