@@ -34,9 +34,11 @@ func codeOf(err error) (code shim.Code, retryable bool) {
 		return shim.CodeUnavailable, true
 	case errors.Is(err, ipam.ErrExhausted):
 		return shim.CodeExhausted, true
-	case errors.Is(err, ipam.ErrTaken), errors.Is(err, attach.ErrExists), errors.Is(err, attach.ErrConflict):
+	case errors.Is(err, dataplane.ErrLimit):
+		return shim.CodeExhausted, true
+	case errors.Is(err, ipam.ErrTaken), errors.Is(err, attach.ErrExists), errors.Is(err, attach.ErrConflict), errors.Is(err, dataplane.ErrConflict):
 		return shim.CodeConflict, false
-	case errors.Is(err, attach.ErrNotAttached):
+	case errors.Is(err, attach.ErrNotAttached), errors.Is(err, dataplane.ErrUnknownPeer), errors.Is(err, dataplane.ErrUnknownService):
 		return shim.CodeNotFound, false
 	case errors.Is(err, ipam.ErrOutside), errors.Is(err, dataplane.ErrInvalid), errors.Is(err, attach.ErrInvalid):
 		return shim.CodeInvalid, false
