@@ -127,17 +127,15 @@ func recordOf(segment attach.Segment, attached []attach.Attachment, own []netip.
 	return record
 }
 
+// adoptGuests claims the addresses of the guests, and drops those whose addresses
+// this node has no more.
 func (d *Dataplane) adoptGuests(made *parts) {
-	recorded, err := made.guests.store.load()
-	if err != nil {
-		d.log.Warn("guests not read", "op", "adopt", "err", err)
-	}
-	for _, record := range recorded {
+	for _, record := range d.guests.list() {
 		if err := made.addresses.adopt(guestOwner(record.Name), record.Addresses, nil); err != nil {
-			d.log.Warn("guest not adopted", "op", "adopt", "guest", record.Name, "err", err)
-			continue
+			made.addresses.release(guestOwner(record.Name))
+			d.guests.drop(record.Name)
+			d.log.Warn("guest not adopted, add it again", "op", "adopt", "guest", record.Name, "err", err)
 		}
-		made.guests.put(record)
 	}
 }
 

@@ -91,6 +91,7 @@ type Dataplane struct {
 	sandboxes keylock.Lock // serializes work on one sandbox; taken before mu
 	answered  history      // which sandboxes Attach answered, and when
 	added     *addedPeers
+	guests    *guests
 	names     *names
 
 	applying sync.Mutex // held while the firewall is told what is wanted: the latest comes last
@@ -121,7 +122,6 @@ type parts struct {
 	attacher  *attach.Attacher
 
 	services     *services
-	guests       *guests
 	reservations *reservations
 	background   background // what services run
 	health       healthWatch
@@ -143,12 +143,16 @@ func New(cfg Config) (*Dataplane, error) {
 	if err != nil {
 		cfg.Log.Warn("added peers not read", "op", "start", "err", err)
 	}
+	guests, err := loadGuests(cfg.StateDir)
+	if err != nil {
+		cfg.Log.Warn("guests not read", "op", "start", "err", err)
+	}
 	names, err := loadNames(cfg.StateDir)
 	if err != nil {
 		cfg.Log.Warn("registered names not read", "op", "start", "err", err)
 	}
 	return &Dataplane{
-		cfg: cfg, log: cfg.Log, firewall: fw, key: key, added: added, names: names,
+		cfg: cfg, log: cfg.Log, firewall: fw, key: key, added: added, guests: guests, names: names,
 		up:      make(chan struct{}),
 		waiting: "the node set has not been read yet",
 	}, nil
@@ -232,7 +236,7 @@ func (d *Dataplane) applyFirewall(ctx context.Context, parts *parts, pins []fire
 	rules := firewall.Rules{
 		Cluster: d.clusterPrefixes(), Own: parts.slices,
 		Masquerade: d.cfg.Masquerade, NoMasquerade: d.cfg.NoMasquerade,
-		Tunnels: []string{deviceName()}, Guests: parts.guests.addrs(), PortGroup: attach.LinkGroup, Pins: pins,
+		Tunnels: []string{deviceName()}, Guests: d.guests.addrs(), PortGroup: attach.LinkGroup, Pins: pins,
 	}
 	bridges := map[string]string{}
 	for _, segment := range parts.attacher.Segments() {

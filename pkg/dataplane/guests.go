@@ -9,8 +9,12 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/zlayer/zlayer-cni/internal/failpoint"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
@@ -76,8 +80,15 @@ type guests struct {
 	all map[string]guestRecord
 }
 
-func newGuests(stateDir string) *guests {
-	return &guests{store: records[guestRecord]{filepath.Join(stateDir, guestsDir)}, all: map[string]guestRecord{}}
+// loadGuests returns those of an earlier run, with the error of what could not be
+// read.
+func loadGuests(stateDir string) (*guests, error) {
+	g := &guests{store: records[guestRecord]{filepath.Join(stateDir, guestsDir)}, all: map[string]guestRecord{}}
+	recorded, err := g.store.load()
+	for _, record := range recorded {
+		g.all[record.Name] = record
+	}
+	return g, err
 }
 
 // list is in the order of names.
@@ -120,6 +131,15 @@ func (g *guests) peers() []wireguard.Peer {
 	return peers
 }
 
+// keys are the public keys of all guests, with their names among the peers.
+func (g *guests) keys() map[wgtypes.Key]string {
+	keys := map[wgtypes.Key]string{}
+	for _, peer := range g.peers() {
+		keys[peer.PublicKey] = peer.Node
+	}
+	return keys
+}
+
 // addrs are the addresses of all guests.
 func (g *guests) addrs() []netip.Addr {
 	var addrs []netip.Addr
@@ -132,7 +152,8 @@ func (g *guests) addrs() []netip.Addr {
 // AddGuest gives a machine that runs WireGuard itself its place in the overlay.
 // The same name again gives the same, also after restarts.
 //
-// Errors: ErrNotReady, ErrInvalid, ipam.ErrExhausted. On an error nothing is
+// Errors: ErrNotReady, ErrInvalid, ErrConflict if its private key was lost,
+// ipam.ErrExhausted. On an error nothing is
 // left that was not there.
 func (d *Dataplane) AddGuest(ctx context.Context, name string) (GuestConfig, error) {
 	config, err := d.addGuest(ctx, name)
@@ -143,8 +164,8 @@ func (d *Dataplane) AddGuest(ctx context.Context, name string) (GuestConfig, err
 }
 
 func (d *Dataplane) addGuest(ctx context.Context, name string) (config GuestConfig, err error) {
-	if name == "" || len(name) > maxGuestName {
-		return config, fmt.Errorf("the name of a guest has 1 to %d bytes, not %d: %w", maxGuestName, len(name), ErrInvalid)
+	if name == "" || len(name) > maxGuestName || strings.ContainsFunc(name, unicode.IsControl) {
+		return config, fmt.Errorf("the name of a guest has 1 to %d bytes and no control characters: %w", maxGuestName, ErrInvalid)
 	}
 	d.setNodes.Lock()
 	defer d.setNodes.Unlock()
@@ -156,15 +177,18 @@ func (d *Dataplane) addGuest(ctx context.Context, name string) (config GuestConf
 	if endpoint == "" {
 		return config, fmt.Errorf("no endpoint of this node is known, so no guest could reach it: set its endpoint: %w", ErrInvalid)
 	}
-	record, known := parts.guests.get(name)
-	key, err := parts.guests.store.key(name)
+	record, known := d.guests.get(name)
+	if !known {
+		if record, err = d.makeGuest(ctx, parts, name); err != nil {
+			return config, err
+		}
+	}
+	key, err := d.guests.store.key(name)
 	if err != nil {
 		return config, err
 	}
-	if !known {
-		if record, err = d.makeGuest(ctx, parts, name, key); err != nil {
-			return config, err
-		}
+	if key.PublicKey().String() != record.PublicKey {
+		return config, fmt.Errorf("its private key is lost: remove it and add it again: %w", ErrConflict)
 	}
 	return GuestConfig{
 		Guest:      Guest{Name: name, PublicKey: record.PublicKey, Addresses: record.Addresses},
@@ -173,23 +197,27 @@ func (d *Dataplane) addGuest(ctx context.Context, name string) (config GuestConf
 	}, nil
 }
 
-func (d *Dataplane) makeGuest(ctx context.Context, parts *parts, name string, key wireguard.PrivateKey) (record guestRecord, err error) {
+func (d *Dataplane) makeGuest(ctx context.Context, parts *parts, name string) (record guestRecord, err error) {
 	addrs, undo, err := parts.addresses.allocate(guestOwner(name), nil, nil)
 	if err != nil {
 		return record, err
 	}
-	record = guestRecord{Name: name, PublicKey: key.PublicKey().String(), Addresses: addrs}
 	defer func() {
 		if err != nil {
-			parts.guests.drop(name)
-			err = errors.Join(err, parts.guests.store.remove(name), d.applyGuests(context.WithoutCancel(ctx), parts))
+			d.guests.drop(name)
+			err = errors.Join(err, d.guests.store.remove(name), d.applyGuests(context.WithoutCancel(ctx), parts))
 			undo()
 		}
 	}()
-	if err := errors.Join(parts.guests.store.put(record), failpoint.Hit("guest/recorded")); err != nil {
+	key, err := d.guests.store.key(name)
+	if err != nil {
 		return record, err
 	}
-	parts.guests.put(record)
+	record = guestRecord{Name: name, PublicKey: key.PublicKey().String(), Addresses: addrs}
+	if err := errors.Join(d.guests.store.put(record), failpoint.Hit("guest/recorded")); err != nil {
+		return record, err
+	}
+	d.guests.put(record)
 	if err := d.applyGuests(ctx, parts); err != nil {
 		return record, err
 	}
@@ -220,14 +248,14 @@ func (d *Dataplane) RemoveGuest(ctx context.Context, name string) error {
 	if parts == nil {
 		return fmt.Errorf("remove guest %s: %s: %w", shorten(name), d.whyWaiting(), ErrNotReady)
 	}
-	record, known := parts.guests.get(name)
+	record, known := d.guests.get(name)
 	if !known {
 		return nil
 	}
-	parts.guests.drop(name)
+	d.guests.drop(name)
 	// The peer goes first: nobody else may get the addresses while it can use them.
-	if err := errors.Join(d.applyGuests(ctx, parts), parts.guests.store.remove(name)); err != nil {
-		parts.guests.put(record)
+	if err := errors.Join(d.applyGuests(ctx, parts), d.guests.store.remove(name)); err != nil {
+		d.guests.put(record)
 		return fmt.Errorf("remove guest %s: %w", shorten(name), err)
 	}
 	parts.addresses.release(guestOwner(name))
@@ -245,7 +273,7 @@ func (d *Dataplane) Guests(ctx context.Context) ([]Guest, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list guests: %w", err)
 	}
-	return parts.guests.seen(status.Peers), nil
+	return d.guests.seen(status.Peers), nil
 }
 
 // seen are the guests with what the device says of them.

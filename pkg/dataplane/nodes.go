@@ -81,12 +81,13 @@ func (d *Dataplane) clusterPlan(added *AddedPeer) wireguard.PlanInput {
 	defer d.mu.Unlock()
 	return wireguard.PlanInput{
 		Self: d.cfg.Node, OwnKey: d.key.PublicKey(), Nodes: d.added.behind(d.nodes, "", added), Cluster: d.cluster,
+		Taken: d.guests.keys(),
 	}
 }
 
 // setPeers gives the cluster's device its peers and the guests.
 func (d *Dataplane) setPeers(ctx context.Context, running *parts, peers []wireguard.Peer) error {
-	if err := running.device.SetPeers(ctx, slices.Concat(peers, running.guests.peers())); err != nil {
+	if err := running.device.SetPeers(ctx, slices.Concat(peers, d.guests.peers())); err != nil {
 		return fmt.Errorf("set peers: %w", err)
 	}
 	return nil
@@ -195,7 +196,7 @@ func (d *Dataplane) ownSlices(nodes []Node) (own []netip.Prefix, waiting string)
 // error stays for the next try, which adopts it.
 func (d *Dataplane) bringUp(ctx context.Context, own []netip.Prefix, port int, peers []wireguard.Peer) (err error) {
 	made := &parts{
-		slices: own, port: port, services: newServices(d.cfg.StateDir), guests: newGuests(d.cfg.StateDir), reservations: newReservations(d.cfg.StateDir),
+		slices: own, port: port, services: newServices(d.cfg.StateDir), reservations: newReservations(d.cfg.StateDir),
 	}
 	if made.addresses, err = newAddresses(own); err != nil {
 		return err

@@ -363,6 +363,12 @@ func TestFailedServiceLeavesNothing(t *testing.T) {
 // restart ends a data plane as a daemon does, and returns the next one.
 func restart(t *testing.T, d *Dataplane) *Dataplane {
 	t.Helper()
+	return restartWith(t, d, clusterOfOne())
+}
+
+// restartWith is restart with a node set.
+func restartWith(t *testing.T, d *Dataplane, set NodeSet) *Dataplane {
+	t.Helper()
 	if err := errors.Join(d.current().close(), d.firewall.Close()); err != nil {
 		t.Fatal(err)
 	}
@@ -373,7 +379,7 @@ func restart(t *testing.T, d *Dataplane) *Dataplane {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := next.SetNodes(t.Context(), clusterOfOne()); err != nil {
+	if err := next.SetNodes(t.Context(), set); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

@@ -61,7 +61,7 @@ func (d *Dataplane) Status(ctx context.Context) (Status, error) {
 	status.Segments, status.Attachments, status.Pools = parts.attacher.Segments(), parts.attacher.List(), parts.addresses.stats()
 	var deviceErr, servicesErr, firewallErr error
 	status.Device, deviceErr = parts.device.Status(ctx)
-	status.Guests = parts.guests.seen(status.Device.Peers)
+	status.Guests = d.guests.seen(status.Device.Peers)
 	status.Services, servicesErr = d.serviceStatuses(ctx, parts)
 	status.Health = map[string]map[wgtypes.Key]wireguard.PeerHealth{deviceName(): parts.health.peers(deviceName())}
 	for _, service := range status.Services {
@@ -153,7 +153,7 @@ func (d *Dataplane) Users() string {
 		name string
 		n    int
 	}{
-		{"sandboxes", len(parts.attacher.List())}, {"services", len(parts.services.names())}, {"guests", len(parts.guests.list())},
+		{"sandboxes", len(parts.attacher.List())}, {"services", len(parts.services.names())}, {"guests", len(d.guests.list())},
 	} {
 		if kind.n > 0 {
 			users = append(users, fmt.Sprintf("%d %s", kind.n, kind.name))

@@ -3,6 +3,7 @@ package wireguard
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -109,6 +110,8 @@ type PlanInput struct {
 	Nodes []Node
 	// Cluster are the prefixes that slices must lie in. Empty allows any.
 	Cluster []netip.Prefix
+	// Taken are further keys that no node may have, with the name of who has them.
+	Taken map[wgtypes.Key]string
 }
 
 const (
@@ -131,6 +134,7 @@ func Plan(in PlanInput) ([]Peer, []Problem) {
 		names: map[string]bool{in.Self: true},
 		keys:  map[wgtypes.Key]string{in.OwnKey: in.Self},
 	}
+	maps.Copy(p.keys, in.Taken)
 	var problems []Problem
 	own := slices.IndexFunc(in.Nodes, func(n Node) bool { return n.Name == in.Self })
 	if own >= 0 {
