@@ -50,6 +50,8 @@ func addedName(publicKey string) string { return "peer " + publicKey }
 type addedPeers struct {
 	store records[AddedPeer]
 
+	changing sync.Mutex // serializes changes; taken before all other locks
+
 	mu  sync.Mutex // guards all
 	all []AddedPeer
 }
@@ -63,13 +65,14 @@ func loadAdded(stateDir string) (*addedPeers, error) {
 	return a, err
 }
 
-// of are the peers of a service's device, or the cluster's.
+// of are the peers of a service's device, or the cluster's. One that has lost
+// all its addresses is none until it gets another.
 func (a *addedPeers) of(service string) []Node {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var nodes []Node
 	for _, peer := range a.all {
-		if peer.Service == service {
+		if peer.Service == service && len(peer.AllowedIPs) > 0 {
 			nodes = append(nodes, peer.node())
 		}
 	}
@@ -111,6 +114,16 @@ func (a *addedPeers) set(peer AddedPeer, keep bool) error {
 // Errors: ErrNotReady, ErrInvalid, ErrConflict for a key or addresses that a
 // node or another peer has, ErrUnknownService.
 func (d *Dataplane) AddPeer(ctx context.Context, peer AddedPeer) error {
+	if len(peer.AllowedIPs) == 0 {
+		return fmt.Errorf("add peer %s: it has no allowed IP: %w", peer.PublicKey, ErrInvalid)
+	}
+	d.added.changing.Lock()
+	defer d.added.changing.Unlock()
+	return d.addPeer(ctx, peer)
+}
+
+// addPeer is AddPeer for whoever holds d.added.changing.
+func (d *Dataplane) addPeer(ctx context.Context, peer AddedPeer) error {
 	before, known := d.added.get(peer.Service, peer.PublicKey)
 	if known && before.Endpoint == peer.Endpoint && before.Keepalive == peer.Keepalive && slices.Equal(before.AllowedIPs, peer.AllowedIPs) {
 		return nil
@@ -124,6 +137,8 @@ func (d *Dataplane) AddPeer(ctx context.Context, peer AddedPeer) error {
 // RemovePeer removes a peer of AddPeer. An unknown one is none to remove; one
 // that the node set names stays, with ErrConflict.
 func (d *Dataplane) RemovePeer(ctx context.Context, service, publicKey string) error {
+	d.added.changing.Lock()
+	defer d.added.changing.Unlock()
 	peer, known := d.added.get(service, publicKey)
 	if !known {
 		d.mu.Lock()
@@ -140,10 +155,12 @@ func (d *Dataplane) RemovePeer(ctx context.Context, service, publicKey string) e
 }
 
 // SetAllowedIP adds a prefix to a peer of AddPeer, or takes it away. What is so
-// already is fine.
+// already is fine. A peer without any stays known, but is let in no more.
 //
 // Errors: those of AddPeer, and ErrUnknownPeer.
 func (d *Dataplane) SetAllowedIP(ctx context.Context, service, publicKey string, prefix netip.Prefix, allowed bool) error {
+	d.added.changing.Lock()
+	defer d.added.changing.Unlock()
 	peer, known := d.added.get(service, publicKey)
 	if !known && !allowed {
 		return nil
@@ -151,12 +168,14 @@ func (d *Dataplane) SetAllowedIP(ctx context.Context, service, publicKey string,
 	if !known {
 		return fmt.Errorf("add allowed IP %s to peer %s: %w", prefix, publicKey, ErrUnknownPeer)
 	}
-	rest := slices.DeleteFunc(slices.Clone(peer.AllowedIPs), func(p netip.Prefix) bool { return p == prefix })
-	if allowed {
-		rest = append(rest, prefix)
+	if slices.Contains(peer.AllowedIPs, prefix) == allowed {
+		return nil
 	}
-	peer.AllowedIPs = rest
-	return d.AddPeer(ctx, peer)
+	peer.AllowedIPs = slices.DeleteFunc(slices.Clone(peer.AllowedIPs), func(p netip.Prefix) bool { return p == prefix })
+	if allowed {
+		peer.AllowedIPs = append(peer.AllowedIPs, prefix)
+	}
+	return d.addPeer(ctx, peer)
 }
 
 // changeAdded tries a change on the plan, keeps it, and applies it.
@@ -166,7 +185,11 @@ func (d *Dataplane) changeAdded(ctx context.Context, peer AddedPeer, keep bool) 
 	}
 	return d.withService(ctx, peer.Service, func(parts *parts) error {
 		s := parts.services.get(peer.Service)
-		if s == nil || s.device == nil {
+		gone := s == nil || s.device == nil
+		if gone && !keep {
+			return d.added.set(peer, false)
+		}
+		if gone {
 			return fmt.Errorf("service %s has no device on this node: %w", shorten(peer.Service), ErrUnknownService)
 		}
 		plan, _ := d.servicePlan(s, &peer)
@@ -217,5 +240,8 @@ func (a *addedPeers) behind(nodes []Node, service string, peer *AddedPeer) []Nod
 		return all
 	}
 	all = slices.DeleteFunc(all, func(n Node) bool { return n.Name == addedName(peer.PublicKey) })
-	return append(all, peer.node())
+	if len(peer.AllowedIPs) > 0 {
+		all = append(all, peer.node())
+	}
+	return all
 }
