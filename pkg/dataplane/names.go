@@ -41,12 +41,15 @@ func loadNames(stateDir string) (*names, error) {
 func canonical(name string) string { return strings.ToLower(strings.TrimSuffix(name, ".")) }
 
 // RegisterName gives a name one more address. It stays, over restarts, until
-// UnregisterName. Registering it again is fine. ErrInvalid is for a name that is
-// none.
+// UnregisterName. Registering it again is fine. ErrInvalid is for a name or an
+// address that is none.
 func (d *Dataplane) RegisterName(name string, addr netip.Addr) error {
 	name = canonical(name)
 	if name == "" || len(name) > maxDNSName || strings.ContainsAny(name, " \t\n\x00") {
 		return fmt.Errorf("register name %q: it is no host name of 1 to %d bytes: %w", shorten(name), maxDNSName, ErrInvalid)
+	}
+	if !addr.IsValid() {
+		return fmt.Errorf("register name %s: it comes without an address: %w", name, ErrInvalid)
 	}
 	n := d.names
 	n.mu.Lock()
