@@ -24,7 +24,13 @@ const (
 	firstServiceTable = 122_000
 )
 
-// Failpoints on the way to a dedicated service, in their order.
+// ServiceFailpoints returns the names of the failpoints in the order in which
+// the first sandbox of a dedicated service reaches them; a shared one passes only
+// failServiceGuarded.
+func ServiceFailpoints() []string {
+	return []string{failServiceRecorded, failServiceGuarded, failServiceUp}
+}
+
 const (
 	failServiceRecorded = "service/recorded"
 	failServiceGuarded  = "service/guarded"
@@ -268,7 +274,7 @@ func (d *Dataplane) closeDedicated(ctx context.Context, parts *parts, s *service
 		return err
 	}
 	parts.addresses.release(serviceOwner(name))
-	if err := parts.reservations.dropService(parts.addresses, name); err != nil {
+	if err := parts.reservations.dropService(parts.addresses, s.record.Blocks); err != nil {
 		return err
 	}
 	return parts.addresses.releaseBlocks(s.record.Blocks)

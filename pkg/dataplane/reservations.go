@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach"
@@ -25,7 +26,7 @@ type reservation struct {
 func (r reservation) recordName() string { return r.Addr.String() }
 
 // holder is who holds the address. No sandbox's ID has a colon.
-func (r reservation) holder() string { return "reserved:" + r.Owner + " " + r.Service }
+func (r reservation) holder() string { return "reserved:" + strconv.Quote(r.Owner) + " " + r.Service }
 
 // reservations are those of ReserveIP. Its methods are serialized by mu.
 type reservations struct {
@@ -50,23 +51,38 @@ func (d *Dataplane) ReserveIP(ctx context.Context, service, owner string) (netip
 	if parts == nil {
 		return netip.Addr{}, fmt.Errorf("reserve address: %s: %w", d.whyWaiting(), ErrNotReady)
 	}
-	r := parts.reservations
+	made := reservation{Owner: cmp.Or(owner, rand.Text()), Service: service}
+	for {
+		blocks := parts.services.blocks(service)
+		addr, err := parts.reservations.reserve(parts.addresses, made, blocks)
+		if blocks != nil && errors.Is(err, ipam.ErrExhausted) {
+			if err = d.grow(ctx, service, blocks); err == nil {
+				continue
+			}
+		}
+		if err != nil {
+			return netip.Addr{}, fmt.Errorf("reserve address: %w", err)
+		}
+		return addr, nil
+	}
+}
+
+// reserve keeps an address for the owner of made, or finds the one he has.
+func (r *reservations) reserve(addresses *addresses, made reservation, blocks []netip.Prefix) (netip.Addr, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	owner = cmp.Or(owner, rand.Text())
 	for _, known := range r.all {
-		if known.Owner == owner && known.Service == service {
+		if known.Owner == made.Owner && known.Service == made.Service {
 			return known.Addr, nil
 		}
 	}
-	made := reservation{Owner: owner, Service: service}
 	var err error
-	if made.Addr, err = pick(parts.addresses.pools[0], made.holder(), parts.services.blocks(service)); err != nil {
-		return netip.Addr{}, fmt.Errorf("reserve address: %w", err)
+	if made.Addr, err = pick(addresses.pools[0], made.holder(), blocks); err != nil {
+		return netip.Addr{}, err
 	}
-	if err := errors.Join(ctx.Err(), r.store.put(made)); err != nil {
-		parts.addresses.release(made.holder())
-		return netip.Addr{}, fmt.Errorf("reserve address %s: %w", made.Addr, err)
+	if err := r.store.put(made); err != nil {
+		addresses.release(made.holder())
+		return netip.Addr{}, err
 	}
 	r.all = append(r.all, made)
 	return made.Addr, nil
@@ -104,12 +120,12 @@ func (d *Dataplane) ReleaseIP(ctx context.Context, addr netip.Addr, owner string
 }
 
 // dropService forgets what is reserved in the blocks of a service that ends.
-func (r *reservations) dropService(addresses *addresses, service string) error {
+func (r *reservations) dropService(addresses *addresses, blocks []netip.Prefix) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var errs []error
 	r.all = slices.DeleteFunc(r.all, func(one reservation) bool {
-		if one.Service != service {
+		if !within(blocks, one.Addr) {
 			return false
 		}
 		err := r.store.remove(one.recordName())
@@ -122,14 +138,24 @@ func (r *reservations) dropService(addresses *addresses, service string) error {
 	return errors.Join(errs...)
 }
 
-// adopt takes back what an earlier run reserved.
+// within tells whether addr is in one of the blocks.
+func within(blocks []netip.Prefix, addr netip.Addr) bool {
+	return slices.ContainsFunc(blocks, func(block netip.Prefix) bool { return block.Contains(addr) })
+}
+
+// adopt takes back what an earlier run reserved. What was reserved before its
+// service became a dedicated one is in none of the blocks.
 func (r *reservations) adopt(addresses *addresses, blocksOf func(string) []netip.Prefix) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	all, err := r.store.load()
 	errs := []error{err}
 	for _, one := range all {
-		err := addresses.adopt(one.holder(), []netip.Addr{one.Addr}, blocksOf(one.Service))
+		blocks := blocksOf(one.Service)
+		if !within(blocks, one.Addr) {
+			blocks = nil
+		}
+		err := addresses.adopt(one.holder(), []netip.Addr{one.Addr}, blocks)
 		if errors.Is(err, ipam.ErrOutside) {
 			err = errors.Join(err, r.store.remove(one.recordName())) // the node has other slices now
 		}
