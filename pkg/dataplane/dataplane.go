@@ -75,6 +75,9 @@ type Config struct {
 	OnServices func()
 	// OnPeer is called, from Run, with what changed of a peer. It must not block; nil is fine.
 	OnPeer func(PeerNews)
+	// HealthInterval is how often peers are looked at; 0 is 10 s: often enough to tell within a minute, and seldom enough
+	// for thousands of them.
+	HealthInterval time.Duration
 	// Sysctls is where the host's /proc/sys/net is writable; empty is /proc/sys/net itself.
 	Sysctls string
 	// Log receives what an operator should know.
@@ -130,6 +133,7 @@ type parts struct {
 // New returns a Dataplane that touches nothing yet, apart from the node's key,
 // which is made on first use.
 func New(cfg Config) (*Dataplane, error) {
+	cfg.HealthInterval = cmp.Or(cfg.HealthInterval, healthInterval)
 	cfg.Sysctls = cmp.Or(cfg.Sysctls, "/proc/sys/net")
 	key, err := wireguard.LoadKey(filepath.Join(cfg.StateDir, keyFile))
 	if err != nil {

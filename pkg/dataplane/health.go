@@ -14,8 +14,7 @@ import (
 )
 
 const (
-	// healthInterval is how often peers are looked at: often enough to tell within
-	// a minute, and seldom enough for thousands of them.
+	// healthInterval is Config's default.
 	healthInterval = 10 * time.Second
 	// probeTimeout bounds the wait for answers through a tunnel.
 	probeTimeout = 2 * time.Second
@@ -89,7 +88,7 @@ type watched struct {
 
 // watchHealth looks at the peers again and again until ctx ends.
 func (d *Dataplane) watchHealth(ctx context.Context, parts *parts) {
-	ticker := time.NewTicker(healthInterval)
+	ticker := time.NewTicker(d.cfg.HealthInterval)
 	defer ticker.Stop()
 	for {
 		select {
@@ -115,7 +114,7 @@ func (d *Dataplane) watchedDevices(parts *parts) []watched {
 	d.mu.Lock()
 	nodes, peers := d.nodes, d.peers
 	d.mu.Unlock()
-	cluster := watched{device: parts.device, peers: slices.Concat(peers, parts.guests.peers()), probed: map[wgtypes.Key]netip.Addr{}}
+	cluster := watched{device: parts.device, peers: slices.Concat(peers, d.guests.peers()), probed: map[wgtypes.Key]netip.Addr{}}
 	isNode := make(map[string]bool, len(nodes))
 	for _, node := range nodes {
 		isNode[node.Name] = true

@@ -173,3 +173,27 @@ func TestRefusedServiceIsAnEvent(t *testing.T) {
 		t.Errorf("%d problems, want 1", n)
 	}
 }
+
+// TestSilentNodeIsAnEvent counts it as long as it is silent.
+func TestSilentNodeIsAnEvent(t *testing.T) {
+	l := newLab(t)
+	l.Create("nodes", peerObject("b", "10.244.1.0/24"))
+	var silent atomic.Pointer[[]string]
+	silent.Store(&[]string{})
+	l.start(func(c *Config) { c.Silent = func() []string { return *silent.Load() } })
+	l.plane.hasPeers(t, "b")
+	for _, names := range [][]string{{"b", "an added peer"}, {}} {
+		silent.Store(&names)
+		l.kube.PeersChanged()
+		eventually(t, func() error {
+			if n := l.kube.Stats().Problems[reasonUnhealthy]; (n == 1) != (len(names) > 0) {
+				return fmt.Errorf("%d silent nodes", n)
+			}
+			return nil
+		})
+	}
+	events := l.List("events")
+	if len(events) != 1 || events[0]["reason"] != reasonUnhealthy || events[0]["message"] != "node b does not answer: what is sent to it by WireGuard has no answer" {
+		t.Errorf("events %v", events)
+	}
+}
