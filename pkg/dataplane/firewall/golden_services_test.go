@@ -237,6 +237,12 @@ table inet zlayer {
 		counter name "isolated" drop
 	}
 
+	chain service_output {
+		type filter hook output priority filter; policy accept;
+		ip6 daddr ff02::/16 accept
+		oifname @devices counter name "isolated" drop
+	}
+
 	chain service_postrouting {
 		type filter hook postrouting priority filter + 1; policy accept;
 		oifname @devices goto to_device

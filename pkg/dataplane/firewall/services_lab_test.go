@@ -51,6 +51,8 @@ func newServiceNode(t *testing.T, bridgeNetfilter string) (*serviceNode, Rules) 
 		for guest in 10.200.5.200 10.200.5.201 fd00:200:0:5::c8 fd00:200:0:5::c9; do ip route add $guest dev zl-wg; done
 		for slice in 10.200.8.0/24 10.200.9.0/24 fd00:200:0:8::/64 fd00:200:0:9::/64; do ip route add $slice dev zl-wg; done
 		for wrong in 10.200.9.35 fd00:200:0:9::23; do ip route add $wrong dev wg-a; done
+		ip addr add 10.200.5.33/32 dev wg-a
+		ip addr add fd00:200:0:5::21/128 dev wg-a nodad
 		for wrong in 10.200.9.36 fd00:200:0:9::24; do ip route add $wrong dev wg-b table 200; done
 		for wrong in 10.200.5.40 10.200.5.130 fd00:200:0:5::28 fd00:200:0:5::82; do
 			ip route add $wrong dev zl-b
@@ -166,13 +168,13 @@ func (n *serviceNode) whileTesting(t *testing.T, fn func(context.Context)) {
 	})
 }
 
-// send sends a datagram from a place, with any source; from the node, with its
-// own.
+// send sends a datagram from a place, with any source; from the node, with one of
+// its own.
 func (n *serviceNode) send(t *testing.T, place, from, to, payload string) {
 	t.Helper()
 	target := netip.MustParseAddrPort(to)
 	if place == "node" {
-		_ = speak(n.NS, "", to, payload) // the sender may be told of a drop
+		_ = speak(n.NS, from, to, payload) // the sender may be told of a drop
 		return
 	}
 	macs, datagram := n.macs[place], udpTo(2000, target.Port(), payload)

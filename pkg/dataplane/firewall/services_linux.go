@@ -27,11 +27,12 @@ const (
 )
 
 // Chains of the inet table that are there while the node hosts services; the
-// first four have hooks.
+// first five have hooks.
 const (
 	chainServicePrerouting  = "service_prerouting"
 	chainServiceForward     = "service_forward"
 	chainServiceInput       = "service_input"
+	chainServiceOutput      = "service_output"
 	chainServicePostrouting = "service_postrouting"
 	chainFromDevice         = "from_device"
 	chainFromService        = "from_service"
@@ -77,7 +78,7 @@ func serviceChains() []chain {
 	return []chain{
 		servicePrerouting(), fromDevice(), fromService(),
 		serviceForward(), fromClosed(), toService(), byDevice(),
-		serviceInput(), toNode(),
+		serviceInput(), toNode(), serviceOutput(),
 		servicePostrouting(), toDevice(),
 	}
 }
@@ -191,8 +192,21 @@ func toNode() chain {
 	}}
 }
 
-// servicePostrouting also sees what the node itself sends: to no device of a
-// service, and to an isolated one's pods on this node only.
+// serviceOutput keeps the node's own processes off the devices: any of them may
+// bind to a link, and has the service's own address there.
+func serviceOutput() chain {
+	return chain{
+		name: chainServiceOutput,
+		hook: &hook{nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityFilter},
+		rules: []rule{
+			when(ip6(), toNeighbours(), accept()),
+			when(toLink(), in(setDevices), drop(CounterIsolated)),
+		},
+	}
+}
+
+// servicePostrouting also sees what the node itself sends: to an isolated
+// service's pods on this node only.
 func servicePostrouting() chain {
 	return chain{
 		name: chainServicePostrouting,

@@ -87,6 +87,7 @@ const (
 	node1, node1Overlay, gateway = "192.0.2.1", "10.200.5.1", "169.254.1.1"
 	outside                      = "192.0.2.9"
 	ipA1, ipA2                   = "10.200.5.34", "10.200.5.35"
+	ipADevice                    = "10.200.5.33" // A's own, on its device
 	ipB1, ipB2, ipC1             = "10.200.5.66", "10.200.5.67", "10.200.5.98"
 	// On other nodes.
 	farDefault, farA, farB, farC = "10.200.9.9", "10.200.9.34", "10.200.9.66", "10.200.9.98"
@@ -156,7 +157,7 @@ func serviceSamples() []sampleGroup {
 			{"tun-a", farA, ipPod, cut}, {"tun-a", farA, node1Overlay, cut}, {"tun-a", farA, outside, cut}, {"tun-a", farA, farAStray, cut},
 			{"tun-a", farDefault, ipA1, cut}, {"tun-a", "192.0.2.8", ipA1, cut}, {"tun-a", ipGuest, ipA1, cut}, {"tun-b", farA, ipA1, cut},
 			{"tun-b", farB, ipPod, cut}, {"tun-b", farB, node1, cut}, {"tun-b", farB, outside, cut}, {"tun-b", farB, thirdB, cut},
-			{"default", ipPod, farAStray, cut}, {"node", "", farAStray, cut}, {"tun0", farDefault, farAStray, cut},
+			{"default", ipPod, farAStray, cut}, {"node", "", farAStray, cut}, {"node", ipADevice, farAStray, cut}, {"tun0", farDefault, farAStray, cut},
 			{"loose-a", ipPod, farA, cut},
 		}},
 		{"a service's traffic between nodes has no other way", []sample{
