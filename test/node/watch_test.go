@@ -22,8 +22,6 @@ import (
 // address is readable.
 type watch struct {
 	pods []netip.Prefix
-	file *os.File
-	done sync.WaitGroup
 
 	mu     sync.Mutex // guards frames and found
 	frames int
@@ -34,42 +32,58 @@ type watch struct {
 func startWatch(t *testing.T, fabric *netlab.NS, pods ...netip.Prefix) *watch {
 	t.Helper()
 	w := &watch{pods: pods}
-	err := fabric.Do(func() error {
-		everything := int(binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, unix.ETH_P_ALL)))
-		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, everything)
+	seeFrames(t, fabric, frameKind{unix.SOCK_RAW, unix.ETH_P_ALL}, w.see)
+	return w
+}
+
+func (w *watch) see(frame []byte) {
+	from, to, ok := ends(frame)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.frames++
+	if ok && slices.ContainsFunc(w.pods, func(p netip.Prefix) bool { return p.Contains(from) || p.Contains(to) }) {
+		w.found = append(w.found, fmt.Sprintf("%s to %s", from, to))
+	}
+}
+
+// frameKind is which frames a packet socket hands out, and how: SOCK_RAW whole,
+// SOCK_DGRAM without the link's header. Those of ETH_P_ALL are all, those of any
+// other protocol only what comes in.
+type frameKind struct{ socket, protocol int }
+
+// seeFrames gives see every frame of the kind in a namespace, one after the
+// other, until the test ends.
+func seeFrames(t *testing.T, ns *netlab.NS, kind frameKind, see func(frame []byte)) {
+	t.Helper()
+	var file *os.File
+	err := ns.Do(func() error {
+		protocol := int(binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, uint16(kind.protocol))))
+		fd, err := unix.Socket(unix.AF_PACKET, kind.socket|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
 		if err != nil {
 			return err
 		}
-		w.file = os.NewFile(uintptr(fd), "underlay")
+		file = os.NewFile(uintptr(fd), "frames of "+ns.Name)
 		return nil
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.done.Go(w.read)
-	t.Cleanup(func() {
-		_ = w.file.SetReadDeadline(time.Now())
-		w.done.Wait()
-		_ = w.file.Close()
+	var reading sync.WaitGroup
+	reading.Go(func() {
+		frame := make([]byte, 1<<16)
+		for {
+			n, err := file.Read(frame)
+			if err != nil {
+				return
+			}
+			see(frame[:n])
+		}
 	})
-	return w
-}
-
-func (w *watch) read() {
-	frame := make([]byte, 1<<16)
-	for {
-		n, err := w.file.Read(frame)
-		if err != nil {
-			return
-		}
-		from, to, ok := ends(frame[:n])
-		w.mu.Lock()
-		w.frames++
-		if ok && slices.ContainsFunc(w.pods, func(p netip.Prefix) bool { return p.Contains(from) || p.Contains(to) }) {
-			w.found = append(w.found, fmt.Sprintf("%s to %s", from, to))
-		}
-		w.mu.Unlock()
-	}
+	t.Cleanup(func() {
+		_ = file.SetReadDeadline(time.Now())
+		reading.Wait()
+		_ = file.Close()
+	})
 }
 
 // ends are the IP addresses of an Ethernet frame.

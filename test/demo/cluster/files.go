@@ -18,6 +18,7 @@ type Entry struct {
 	PublicKey string         `json:"publicKey,omitempty"`
 	Endpoint  string         `json:"endpoint,omitempty"`
 	Slices    []netip.Prefix `json:"slices,omitempty"`
+	Services  []ServiceEntry `json:"services,omitempty"`
 }
 
 // daemonConfig is the part of overlayd's configuration that a lab sets.
@@ -64,9 +65,9 @@ func (n *Node) stateDir() string   { return filepath.Join(n.dir, "state") }
 func (n *Node) configFile() string { return filepath.Join(n.dir, "overlayd.yaml") }
 func (n *Node) nodesFile() string  { return filepath.Join(n.dir, "nodes.yaml") }
 
-// entries lists all nodes, with the keys known so far. Where no slice is given,
-// every daemon carves the same ones.
-func (c *Cluster) entries() []Entry {
+// Entries lists all nodes, with the keys and services told so far. Where no slice
+// is given, every daemon carves the same ones.
+func (c *Cluster) Entries() []Entry {
 	var entries []Entry
 	for _, node := range c.Nodes {
 		entries = append(entries, Entry{
@@ -74,6 +75,7 @@ func (c *Cluster) entries() []Entry {
 			PublicKey: node.PublicKey,
 			Endpoint:  netip.AddrPortFrom(node.Underlay, ListenPort).String(),
 			Slices:    c.config.Slices[node.Name],
+			Services:  node.services,
 		})
 	}
 	return append(entries, c.config.Strangers...)
@@ -82,7 +84,7 @@ func (c *Cluster) entries() []Entry {
 // writeNodes writes every node's own copy of the list of nodes.
 func (c *Cluster) writeNodes() error {
 	for _, node := range c.Nodes {
-		if err := node.WriteNodes(c.entries()); err != nil {
+		if err := node.WriteNodes(c.Entries()); err != nil {
 			return err
 		}
 	}

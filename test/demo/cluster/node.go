@@ -38,6 +38,7 @@ type Node struct {
 
 	dir, binaries string
 	daemon        *Process
+	services      []ServiceEntry // as the other nodes were told
 }
 
 // Start starts the daemon and returns when it answers.

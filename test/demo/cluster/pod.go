@@ -13,13 +13,15 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
+	"github.com/zlayer/zlayer-cni/pkg/shim"
 	"github.com/zlayer/zlayer-cni/test/netlab"
 )
 
 // PodInterface is the interface that every pod gets.
 const PodInterface = "eth0"
 
-// Pod is a sandbox that was attached by a CNI runtime's own library.
+// Pod is a sandbox that was attached by a CNI runtime's own library, or to a
+// service over the daemon's socket.
 type Pod struct {
 	// Name is the pod's, its container ID, and the name of its namespace.
 	Name string
@@ -29,8 +31,11 @@ type Pod struct {
 	NS *netlab.NS
 	// Addrs are its addresses as the plugin reported them.
 	Addrs []netip.Addr
-	// Took is the time that ADD took, from libcni's call to its return.
+	// Took is the time that ADD took, from libcni's call to its return; of a pod of
+	// a service that of the call over the socket.
 	Took time.Duration
+
+	service Service // without a name: the pod was attached by the plugin
 }
 
 // AddPod makes a sandbox and attaches it.
@@ -71,8 +76,15 @@ func (p *Pod) attach(ctx context.Context) error {
 	return nil
 }
 
-// Check asks the plugin whether the pod is still as it was attached.
+// Check asks, by the way that it was attached, whether the pod is still as it was
+// attached.
 func (p *Pod) Check(ctx context.Context) error {
+	if p.service.Name != "" {
+		return p.ask(ctx, func(client *shim.Client, handle *shim.LinuxNetns) error {
+			_, err := client.Check(ctx, handle)
+			return err
+		})
+	}
 	runtime, list, err := p.Node.runtime()
 	if err != nil {
 		return err
