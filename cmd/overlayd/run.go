@@ -78,19 +78,8 @@ func run(ctx context.Context, config Config, logOut io.Writer) error {
 		defer func() { _ = sole.Close() }() // the last to go, which tells the next that all else is free
 	}
 	d := &daemon{config: config, log: log, requests: newRequestMetrics(), events: shim.NewBroadcaster(eventQueue), tried: make(chan struct{})}
-	switch {
-	case config.Agent:
-		agent, err := newAgentNodes(config, d.setNodes)
-		if err != nil {
-			return err
-		}
-		d.nodes = agent
-	case !config.Kubernetes:
-		file, err := newNodesFile(config, log, d.setNodes)
-		if err != nil {
-			return err
-		}
-		d.nodes = file
+	if err := d.openSource(); err != nil {
+		return err
 	}
 	metrics, err := listenMetrics(ctx, config.MetricsAddress)
 	if err != nil {
@@ -132,6 +121,26 @@ func run(ctx context.Context, config Config, logOut io.Writer) error {
 	log.Info("starting", "op", "run", "version", buildVersion(), "node", config.NodeName, "public_key", d.plane.PublicKey(),
 		"socket", config.Socket, "kubernetes", config.Kubernetes)
 	return d.run(ctx, socket, metrics)
+}
+
+// openSource reads what the source of nodes knows already. The cluster's needs
+// the data plane, and follows.
+func (d *daemon) openSource() error {
+	switch {
+	case d.config.Agent:
+		agent, err := newAgentNodes(d.config, d.setNodes)
+		if err != nil {
+			return err
+		}
+		d.nodes = agent
+	case !d.config.Kubernetes:
+		file, err := newNodesFile(d.config, d.log, d.setNodes)
+		if err != nil {
+			return err
+		}
+		d.nodes = file
+	}
+	return nil
 }
 
 // run serves until ctx ends, and then ends everything else: what is being

@@ -111,13 +111,6 @@ func (d *daemon) releaseIP(ctx context.Context, r *shim.ReleaseIP) error {
 	return d.plane.ReleaseIP(ctx, r.IP, r.Owner)
 }
 
-// setNodeID takes note of the number that an agent knows this node by. Nothing
-// here goes by it: names and keys tell nodes apart.
-func (d *daemon) setNodeID(id uint64) error {
-	d.log.Debug("agent told the node's number", "op", "set_local_node_id", "id", id)
-	return nil
-}
-
 // setNodeKey compares the key that an agent believes this node to have with the
 // one it has, which alone counts: it was made here and never left.
 func (d *daemon) setNodeKey(key string) error {

@@ -170,7 +170,7 @@ func followHealth(t *testing.T, keepalive time.Duration, looks []healthLook) {
 		var want []HealthChange
 		if look.want != before {
 			want = []HealthChange{{PeerHealth: got, Before: before}}
-			if got.Since != now || got.Node != peer.Node || got.PublicKey != peer.PublicKey {
+			if !got.Since.Equal(now) || got.Node != peer.Node || got.PublicKey != peer.PublicKey {
 				t.Errorf("look %d: changed at %v: %+v", i, now, got)
 			}
 		}
