@@ -53,15 +53,20 @@ func (d *daemon) listGuests(ctx context.Context) (shim.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	answer := &shim.Guests{}
+	return &shim.Guests{Guests: guestStatuses(guests)}, nil
+}
+
+// guestStatuses are guests on the wire.
+func guestStatuses(guests []dataplane.Guest) []shim.GuestStatus {
+	all := make([]shim.GuestStatus, 0, len(guests))
 	for _, guest := range guests {
 		peer := peerStatusOf(guest.Peer)
-		answer.Guests = append(answer.Guests, shim.GuestStatus{
+		all = append(all, shim.GuestStatus{
 			ID: guest.Name, Addresses: guest.Addresses, PublicKey: guest.PublicKey, Endpoint: peer.Endpoint,
 			LastHandshakeUnixSecs: peer.LastHandshakeUnixSecs, RxBytes: peer.RxBytes, TxBytes: peer.TxBytes,
 		})
 	}
-	return answer, nil
+	return all
 }
 
 // peerStatusOf is a peer on the wire.

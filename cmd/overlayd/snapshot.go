@@ -38,12 +38,13 @@ func (d *daemon) snapshot(ctx context.Context) *shim.StatusSnapshot {
 
 func snapshotOf(status dataplane.Status) *shim.StatusSnapshot {
 	device := status.Device
+	device.Peers = withoutGuests(device.Peers, status.Guests)
 	snapshot := &shim.StatusSnapshot{
 		Node: status.Node, PublicKey: status.PublicKey,
 		Interface: device.Device, Backend: string(device.Backend),
 		ListenPort: uint16(device.ListenPort), MTU: device.MTU,
 		NodeIPs: device.Addresses, NodeIP: first(device.Addresses),
-		Peers: peersOf(device.Peers, status.Health[device.Device], status.Problems), PeerCount: uint32(len(device.Peers)),
+		Peers: peersOf(device.Peers, status.Health[device.Device], status.Problems), PeerCount: uint32(len(device.Peers)), Guests: guestStatuses(status.Guests),
 	}
 	for _, pool := range status.Pools {
 		snapshot.SliceCIDRs = append(snapshot.SliceCIDRs, pool.Prefix)
@@ -83,6 +84,15 @@ func dedicatedOf(service dataplane.ServiceStatus, health map[string]map[wgtypes.
 		status.Problem = oneLine(service.Fault.Error())
 	}
 	return status
+}
+
+// withoutGuests leaves out the peers that the snapshot shows as guests.
+func withoutGuests(peers []wireguard.PeerStatus, guests []dataplane.Guest) []wireguard.PeerStatus {
+	isGuest := map[wgtypes.Key]bool{}
+	for _, guest := range guests {
+		isGuest[guest.Peer.PublicKey] = true
+	}
+	return slices.DeleteFunc(slices.Clone(peers), func(peer wireguard.PeerStatus) bool { return isGuest[peer.PublicKey] })
 }
 
 // peersOf lists the device's peers, then the nodes that were refused.

@@ -21,6 +21,7 @@ func printStatus(out io.Writer, s *shim.StatusSnapshot, now time.Time) error {
 	page.head(s)
 	page.peers(s.Peers, now)
 	page.refused(s.Peers)
+	page.guests(s.Guests, now)
 	page.services(s.DedicatedServices)
 	page.servicePeers(s.DedicatedServices, now)
 	page.segments(s.Segments)
@@ -121,6 +122,13 @@ func (p *page) refused(peers []shim.PeerStatus) {
 	}
 	if len(rows) > 0 {
 		p.table("NOT PEERS", []string{"NODE", "BECAUSE"}, rows)
+	}
+}
+
+// guests is there only if there are any.
+func (p *page) guests(guests []shim.GuestStatus, now time.Time) {
+	if rows := guestRows(guests, now); len(guests) > 0 {
+		p.table("GUESTS", rows[0], rows[1:])
 	}
 }
 

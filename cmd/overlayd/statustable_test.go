@@ -69,12 +69,37 @@ func busy() *shim.StatusSnapshot {
 	}
 }
 
+// withServices is a busy node that also hosts services and has guests.
+func withServices() *shim.StatusSnapshot {
+	s := busy()
+	s.Segments = append(s.Segments,
+		shim.SegmentStatus{Name: "shop/web", Bridge: "zl-5e0b9a1c07-b", Ports: 4, Mode: shim.ModeShared},
+		shim.SegmentStatus{Name: "bank/vault", Bridge: "zl-91c2d3e4f5-b", Ports: 12, Mode: shim.ModeDedicated})
+	s.Guests = []shim.GuestStatus{
+		{ID: "Anna's laptop", Addresses: addrs("10.20.1.9", "fd20:0:0:1::9"), PublicKey: keyA, Endpoint: "203.0.113.7:40123", LastHandshakeUnixSecs: noon.Unix() - 5, RxBytes: 2048, TxBytes: 1},
+		{ID: "vm-1", Addresses: addrs("10.20.1.10", "fd20:0:0:1::a"), PublicKey: keyB},
+	}
+	s.DedicatedServices = []shim.DedicatedServiceStatus{
+		{
+			Service: "bank/vault", Interface: "zl-91c2d3e4f5-d", PublicKey: keyA, ListenPort: 51821, PeerCount: 1, Table: 122001, Bridge: "zl-91c2d3e4f5-b",
+			Subnets: prefixes("10.20.1.240/28", "fd20:0:0:1:ffff:ffff:ffff:ff00/120"), Attachments: 12,
+			Peers: []shim.PeerStatus{
+				{Node: "node-b", PublicKey: keyB, Endpoint: "192.0.2.2:51823", AllowedIPs: prefixes("10.20.2.240/28"), LastHandshakeUnixSecs: noon.Unix() - 72, RxBytes: 5 << 30, TxBytes: 1536},
+				{Node: "node-d", Problem: "its block 10.99.0.0/28 is outside its slices [10.20.4.0/24]"},
+			},
+		},
+		{Service: "shop/cart", Interface: "zl-shop-cart-d", Subnets: prefixes("10.20.1.224/28"), ListenPort: 51822, JoinGlobal: true, Problem: "open WireGuard device: UDP port 51822 is in use"},
+	}
+	return s
+}
+
 func TestStatusTable(t *testing.T) {
 	tests := []struct {
 		file     string
 		snapshot *shim.StatusSnapshot
 	}{
 		{"status-busy.txt", busy()},
+		{"status-services.txt", withServices()},
 		{"status-starting.txt", &shim.StatusSnapshot{
 			Node: "node-a", Version: "v1.2.3", PublicKey: keyA, OverlayCIDRs: prefixes("10.20.0.0/16"),
 			Waiting: []string{"the node set gives this node no slice", "link zl-cluster-g: permission denied\nand another line"},

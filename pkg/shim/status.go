@@ -28,6 +28,7 @@ type StatusSnapshot struct {
 	Segments     []SegmentStatus    `json:"segments,omitempty"`
 	Attachments  []AttachmentStatus `json:"attachments,omitempty"`
 	Pools        []PoolStatus       `json:"pools,omitempty"`
+	Guests       []GuestStatus      `json:"guests,omitempty"` // they are not among Peers
 	NAT          *NATStatus         `json:"nat,omitempty"` // nil: the daemon tells nothing of it
 }
 

@@ -2,14 +2,15 @@
 
 // Package audit compares what a node's kernel holds with what its daemon says
 // it holds. Tests run it after everything that could leak: a link, an address,
-// a route, a rule, a neighbour, a forwarding entry or a firewall element that
-// belongs to nobody, or that somebody lacks, is an error that names it. It only
-// reads.
+// a block, a route, a rule, a neighbour, a forwarding entry or a firewall
+// element that belongs to nobody, or that somebody lacks, is an error that names
+// it. It only reads.
 package audit
 
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -32,25 +33,32 @@ func Node(ns *netlab.NS, status shim.StatusSnapshot) error {
 	return errors.Join(
 		err,
 		differ("port", said.ports, found.ports),
+		differ("bridge", said.bridges, found.bridges),
+		differ("device", said.devices, found.devices),
 		differ("route", said.routes, found.routes),
 		differ("rule", said.rules, found.rules),
 		differ("neighbour", said.neighbours, found.neighbours),
 		differ("forwarding entry", said.forwarding, found.forwarding),
 		differ("pinned port", said.pinnedPorts, found.pinnedPorts),
 		differ("pinned source", said.pinnedSources, found.pinnedSources),
+		differ("guarded link", said.guarded, found.guarded),
 		pools(status),
+		blocks(status),
 	)
 }
 
 // facts are rendered as text, so that a difference reads well.
 type facts struct {
 	ports         map[string]int // index by name of our host links
+	bridges       []string
+	devices       []string
 	routes        []string
 	rules         []string
 	neighbours    []string
 	forwarding    []string
 	pinnedPorts   []string
 	pinnedSources []string
+	guarded       []string // devices and blocks that the firewall keeps to their service
 }
 
 func bridgesOf(status shim.StatusSnapshot) []string {
@@ -64,11 +72,17 @@ func bridgesOf(status shim.StatusSnapshot) []string {
 // expected derives from the status what the kernel should hold. Indexes are
 // the kernel's own: only the set of names is the daemon's to say.
 func expected(status shim.StatusSnapshot, indexes map[string]int) (facts, error) {
-	said := facts{ports: map[string]int{}, routes: deviceRoutes(status)}
+	said := facts{ports: map[string]int{}, routes: deviceRoutes(status), bridges: bridgesOf(status)}
+	if status.Interface != "" {
+		said.devices = append(said.devices, status.Interface)
+	}
+	for _, service := range status.DedicatedServices {
+		said.addService(service)
+	}
 	bridgeOf := map[string]string{}
 	for _, segment := range status.Segments {
 		bridgeOf[segment.Name] = segment.Bridge
-		said.rules = append(said.rules, ruleOf("IPv4", segment.Bridge), ruleOf("IPv6", segment.Bridge))
+		said.addRules(segment.Bridge, routeTable, rulePriority)
 	}
 	var errs []error
 	for _, a := range status.Attachments {
@@ -106,10 +120,44 @@ func deviceRoutes(status shim.StatusSnapshot) []string {
 			routes = append(routes, routeOf(prefix, status.Interface, unix.RT_TABLE_MAIN))
 		}
 	}
+	for _, guest := range status.Guests {
+		for _, addr := range guest.Addresses {
+			routes = append(routes, routeOf(netip.PrefixFrom(addr, addr.BitLen()), status.Interface, unix.RT_TABLE_MAIN))
+		}
+	}
 	for _, slice := range status.SliceCIDRs {
 		routes = append(routes, refusalOf(slice, unix.RT_TABLE_MAIN))
 	}
 	return routes
+}
+
+// addService adds what a dedicated service has beside its segment.
+func (f *facts) addService(service shim.DedicatedServiceStatus) {
+	table := int(service.Table)
+	f.devices = append(f.devices, service.Interface)
+	f.addRules(service.Bridge, table, serviceRulePriority)
+	f.guarded = append(f.guarded, service.Interface)
+	for _, block := range service.Subnets {
+		f.guarded = append(f.guarded, guardedBlock(service.Bridge, block.Addr()), guardedBlock(service.Interface, block.Addr()))
+	}
+	for _, peer := range service.Peers {
+		for _, prefix := range peer.AllowedIPs {
+			// Behind the device's route nothing finds another way.
+			f.routes = append(f.routes, routeOf(prefix, service.Interface, table), refusalOf(prefix, table))
+		}
+	}
+	refused := map[netip.Prefix]bool{}
+	for _, block := range service.Subnets {
+		everything := netip.PrefixFrom(block.Addr(), 0).Masked()
+		if !service.JoinGlobal && !refused[everything] {
+			f.routes = append(f.routes, refusalOf(everything, table))
+		}
+		refused[everything] = true
+	}
+}
+
+func (f *facts) addRules(bridge string, table, priority int) {
+	f.rules = append(f.rules, ruleOf("IPv4", bridge, table, priority), ruleOf("IPv6", bridge, table, priority))
 }
 
 func routeOf(dst netip.Prefix, link string, table int) string {
@@ -120,8 +168,12 @@ func refusalOf(dst netip.Prefix, table int) string {
 	return fmt.Sprintf("%s refused in table %d", dst, table)
 }
 
-func ruleOf(family, bridge string) string {
-	return fmt.Sprintf("%s from %s to table %d, priority %d", family, bridge, routeTable, rulePriority)
+func ruleOf(family, bridge string, table, priority int) string {
+	return fmt.Sprintf("%s from %s to table %d, priority %d", family, bridge, table, priority)
+}
+
+func guardedBlock(link string, first netip.Addr) string {
+	return fmt.Sprintf("block at %s by %s", first, link)
 }
 
 func pinnedPort(family string, index int) string {
@@ -168,7 +220,8 @@ func names[T []string | map[string]int](set T) []string {
 	return nil
 }
 
-// pools checks that every used address has exactly one holder.
+// pools checks that every used address has exactly one holder: a sandbox, a
+// guest, or a dedicated service, which has one of every slice.
 func pools(status shim.StatusSnapshot) error {
 	holders := map[netip.Addr]string{}
 	var errs []error
@@ -181,15 +234,67 @@ func pools(status shim.StatusSnapshot) error {
 			holders[addr] = key
 		}
 	}
+	for _, guest := range status.Guests {
+		for _, addr := range guest.Addresses {
+			if other, taken := holders[addr]; taken {
+				errs = append(errs, fmt.Errorf("address %s is held by both %s and guest %s", addr, other, guest.ID))
+			}
+			holders[addr] = "guest " + guest.ID
+		}
+	}
 	for _, pool := range status.Pools {
-		held := 0
+		held := len(status.DedicatedServices)
 		for addr := range holders {
 			if pool.Prefix.Contains(addr) {
 				held++
 			}
 		}
 		if pool.Used != held {
-			errs = append(errs, fmt.Errorf("pool %s counts %d used addresses, attachments hold %d", pool.Prefix, pool.Used, held))
+			errs = append(errs, fmt.Errorf("pool %s counts %d used addresses, %d are held", pool.Prefix, pool.Used, held))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// blocks checks that the blocks of services lie in the slices and do not
+// overlap, and that sandboxes have addresses out of their own service's blocks
+// or of none.
+func blocks(status shim.StatusSnapshot) error {
+	owners := map[netip.Prefix]string{}
+	var errs []error
+	for _, service := range status.DedicatedServices {
+		for _, block := range service.Subnets {
+			if !slices.ContainsFunc(status.SliceCIDRs, func(slice netip.Prefix) bool { return slice.Overlaps(block) && slice.Bits() <= block.Bits() }) {
+				errs = append(errs, fmt.Errorf("block %s of service %s is in no slice", block, service.Service))
+			}
+			for other, owner := range owners {
+				if other.Overlaps(block) {
+					errs = append(errs, fmt.Errorf("block %s of service %s overlaps %s of %s", block, service.Service, other, owner))
+				}
+			}
+			owners[block] = service.Bridge
+		}
+	}
+	bridgeOf := map[string]string{}
+	for _, segment := range status.Segments {
+		bridgeOf[segment.Name] = segment.Bridge
+	}
+	dedicated := slices.Collect(maps.Values(owners))
+	for _, a := range status.Attachments {
+		wanted := bridgeOf[a.Segment]
+		if !slices.Contains(dedicated, wanted) {
+			wanted = "" // of no block
+		}
+		for _, addr := range a.Addresses {
+			owner := ""
+			for block, bridge := range owners {
+				if block.Contains(addr) {
+					owner = bridge
+				}
+			}
+			if owner != wanted {
+				errs = append(errs, fmt.Errorf("address %s of %s is in a block of %q, its segment is %s", addr, a.ContainerID, owner, a.Segment))
+			}
 		}
 	}
 	return errors.Join(errs...)

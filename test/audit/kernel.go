@@ -3,6 +3,7 @@
 package audit
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -22,10 +23,14 @@ import (
 const (
 	// aliasPrefix begins the alias of every link of ours.
 	aliasPrefix = "zlayer/1 "
+	bridgeAlias = aliasPrefix + "segment="
+	deviceAlias = aliasPrefix + "device="
 	// routeProtocol marks our routes and rules.
 	routeProtocol = 122
 	// routeTable is ours, and rulePriority that of the rules which lead to it.
 	routeTable, rulePriority = 122, 1220
+	// serviceRulePriority is that of the rules which lead to a service's table.
+	serviceRulePriority = 1221
 	// firewallTable is the name of our tables.
 	firewallTable = "zlayer"
 )
@@ -48,7 +53,7 @@ func readKernel(ns *netlab.NS, bridges []string) (facts, error) {
 			ours[link.Attrs().Index] = link.Attrs().Name
 		}
 	}
-	found.ports = ports(links, ours)
+	found.ports, found.bridges, found.devices = ports(links, ours), marked(links, bridgeAlias), marked(links, deviceAlias)
 	held := maps.Clone(ours) // bridges and ports by index
 	for name, index := range found.ports {
 		held[index] = name
@@ -87,6 +92,17 @@ func ports(links []netlink.Link, ours map[int]string) map[string]int {
 	return found
 }
 
+// marked are the links with an alias that begins so.
+func marked(links []netlink.Link, alias string) []string {
+	var found []string
+	for _, link := range links {
+		if strings.HasPrefix(link.Attrs().Alias, alias) {
+			found = append(found, link.Attrs().Name)
+		}
+	}
+	return found
+}
+
 // routes lists what carries our protocol number, by whatever link, and whatever
 // stands in our table.
 func routes(handle *netlink.Handle, name map[int]string) ([]string, error) {
@@ -120,10 +136,10 @@ func rules(handle *netlink.Handle) ([]string, error) {
 			return nil, fmt.Errorf("list rules: %w", err)
 		}
 		for _, rule := range list {
-			switch ours := ruleOf(called, rule.IifName); {
-			case rule.Protocol != routeProtocol && rule.Table != routeTable && rule.Priority != rulePriority:
-			case rule.Protocol == routeProtocol && rule.Table == routeTable && rule.Priority == rulePriority:
-				found = append(found, ours)
+			switch {
+			case rule.Protocol != routeProtocol && rule.Table != routeTable && rule.Priority != rulePriority && rule.Priority != serviceRulePriority:
+			case rule.Protocol == routeProtocol:
+				found = append(found, ruleOf(called, rule.IifName, rule.Table, rule.Priority))
 			default:
 				found = append(found, fmt.Sprintf("%s %s", called, rule))
 			}
@@ -195,13 +211,18 @@ func pins(ns *netlab.NS, found *facts) error {
 		{inet, "ports", func(key []byte) { found.addPort("inet", key) }},
 		{bridge, "sources4", found.addSource},
 		{bridge, "sources6", found.addSource},
+		{inet, "devices", func(key []byte) { found.guarded = append(found.guarded, linkName(key)) }},
+		{inet, "near4", found.addBlock},
+		{inet, "near6", found.addBlock},
 	} {
 		elements, err := setElements(conn, set.table, set.name)
 		if err != nil {
 			return err
 		}
 		for _, element := range elements {
-			set.add(element.Key)
+			if !element.IntervalEnd {
+				set.add(element.Key)
+			}
 		}
 	}
 	return nil
@@ -231,4 +252,16 @@ func (f *facts) addSource(key []byte) {
 	const macAt, addrAt = 4, 12
 	addr, _ := netip.AddrFromSlice(key[addrAt:])
 	f.pinnedSources = append(f.pinnedSources, pinnedSource(int(binary.NativeEndian.Uint32(key)), net.HardwareAddr(key[macAt:macAt+6]), addr))
+}
+
+// addBlock decodes a link's name and the first address of a block.
+func (f *facts) addBlock(key []byte) {
+	addr, _ := netip.AddrFromSlice(key[unix.IFNAMSIZ:])
+	f.guarded = append(f.guarded, guardedBlock(linkName(key), addr))
+}
+
+// linkName decodes a name that zeroes end.
+func linkName(key []byte) string {
+	name, _, _ := bytes.Cut(key[:unix.IFNAMSIZ], []byte{0})
+	return string(name)
 }
