@@ -2,10 +2,12 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -30,6 +32,26 @@ type agentSetup struct {
 	Cluster netip.Prefix `json:"cluster"`
 	Slice   netip.Prefix `json:"slice"`
 	Port    int          `json:"port"`
+}
+
+// check names the field of the wire that is wrong.
+func (s agentSetup) check() error {
+	if !s.Cluster.IsValid() || s.Cluster != s.Cluster.Masked() {
+		return fmt.Errorf("cluster_cidr: %s has host bits: %w", s.Cluster, dataplane.ErrInvalid)
+	}
+	if err := checkUnicast(s.Cluster); err != nil {
+		return fmt.Errorf("cluster_cidr: %w: %w", err, dataplane.ErrInvalid)
+	}
+	if !s.Slice.IsValid() || s.Slice != s.Slice.Masked() {
+		return fmt.Errorf("slice_cidr: %s has host bits: %w", s.Slice, dataplane.ErrInvalid)
+	}
+	if err := checkSlice(s.Slice, []netip.Prefix{s.Cluster}); err != nil {
+		return fmt.Errorf("slice_cidr: %w: %w", err, dataplane.ErrInvalid)
+	}
+	if s.Port < 1 || s.Port > math.MaxUint16 {
+		return fmt.Errorf("wg_port: %d is not between 1 and %d: %w", s.Port, math.MaxUint16, dataplane.ErrInvalid)
+	}
+	return nil
 }
 
 // agentNodes is the source of nodes where an agent sets the overlay up over the
@@ -57,6 +79,9 @@ func newAgentNodes(config Config, apply func(context.Context, dataplane.NodeSet)
 	if err == nil {
 		a.setup = &agentSetup{}
 		err = json.Unmarshal(data, a.setup)
+	}
+	if err == nil {
+		err = a.setup.check()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read what the agent set up (%s): %w", agentFile(config), err)
@@ -119,6 +144,13 @@ func (a *agentNodes) setUp(ctx context.Context, setup agentSetup) error {
 		a.mu.Unlock()
 	}
 	return a.bringUp(ctx, setup)
+}
+
+// told tells whether an agent has set the overlay up, in this run or an earlier.
+func (a *agentNodes) told() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.setup != nil
 }
 
 func (a *agentNodes) keep(setup agentSetup) error {
@@ -186,24 +218,12 @@ func (d *daemon) setupGlobal(ctx context.Context, r *shim.SetupGlobalOverlay) (s
 // setupOf checks what an agent says. A node without a slice gets the one that its
 // name is carved.
 func (d *daemon) setupOf(r *shim.SetupGlobalOverlay) (agentSetup, error) {
-	setup := agentSetup{Cluster: r.ClusterCIDR, Slice: r.SliceCIDR, Port: int(r.WGPort)}
-	if setup.Cluster != setup.Cluster.Masked() || !setup.Cluster.IsValid() {
-		return setup, fmt.Errorf("cluster_cidr: %s has host bits: %w", setup.Cluster, dataplane.ErrInvalid)
-	}
-	if err := checkUnicast(setup.Cluster); err != nil {
-		return setup, fmt.Errorf("cluster_cidr: %w: %w", err, dataplane.ErrInvalid)
-	}
-	if setup.Port == 0 {
-		setup.Port = d.config.ListenPort
-	}
+	setup := agentSetup{Cluster: r.ClusterCIDR, Slice: r.SliceCIDR, Port: cmp.Or(int(r.WGPort), d.config.ListenPort)}
 	if setup.Slice.IsValid() {
-		if setup.Slice != setup.Slice.Masked() {
-			return setup, fmt.Errorf("slice_cidr: %s has host bits: %w", setup.Slice, dataplane.ErrInvalid)
-		}
-		if err := checkSlice(setup.Slice, []netip.Prefix{setup.Cluster}); err != nil {
-			return setup, fmt.Errorf("slice_cidr: %w: %w", err, dataplane.ErrInvalid)
-		}
-		return setup, nil
+		return setup, setup.check()
+	}
+	if setup.Cluster != setup.Cluster.Masked() {
+		return setup, fmt.Errorf("cluster_cidr: %s has host bits: %w", setup.Cluster, dataplane.ErrInvalid)
 	}
 	length := d.config.SliceBits.IPv4
 	if setup.Cluster.Addr().Is6() {
@@ -214,7 +234,7 @@ func (d *daemon) setupOf(r *shim.SetupGlobalOverlay) (agentSetup, error) {
 		return setup, fmt.Errorf("carve a slice out of %s: %w: %w", setup.Cluster, err, dataplane.ErrInvalid)
 	}
 	setup.Slice = carved[d.config.NodeName]
-	return setup, nil
+	return setup, setup.check()
 }
 
 // compareSetup refuses what contradicts the overlay that file or cluster set up.
@@ -245,7 +265,10 @@ func (d *daemon) teardownGlobal() error {
 	if !ok {
 		return fmt.Errorf("the overlay follows file or cluster: `overlayd teardown` removes it: %w", dataplane.ErrConflict)
 	}
-	if users := d.plane.Users(); len(users) > 0 {
+	if !agent.told() {
+		return nil
+	}
+	if users := d.plane.Users(); users != "" {
 		return fmt.Errorf("the overlay is in use by %s: detach and tear them down first: %w", users, dataplane.ErrConflict)
 	}
 	if err := agent.forget(); err != nil {

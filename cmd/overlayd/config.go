@@ -192,16 +192,12 @@ func (c *Config) validateSource() error {
 		return errors.New("agent: the nodes come from kubernetes already")
 	case c.Agent && c.NodesFile != "":
 		return errors.New("agent: the nodes come from nodesFile already")
-	case c.Agent && c.Endpoint != "":
-		return c.validateEndpoint()
-	case c.Agent:
-		return nil
-	case c.Kubernetes:
-		return c.validateEndpoint()
-	case c.NodesFile == "":
+	case c.NodesFile == "" && !c.Kubernetes && !c.Agent:
 		return errors.New("nodesFile: not set (or else kubernetes: true, or agent: true)")
-	case c.Kubeconfig != "":
+	case c.Kubeconfig != "" && !c.Kubernetes:
 		return errors.New("kubeconfig: of no use without kubernetes: true")
+	case c.Kubernetes || c.Agent:
+		return c.validateEndpoint()
 	case c.Endpoint != "":
 		return errors.New("endpoint: of no use with nodesFile, which names endpoints")
 	}

@@ -98,6 +98,30 @@ func TestConfigOfKubernetes(t *testing.T) {
 	}
 }
 
+// agentKeys sets the key that excludes the nodes file and a cluster of our own.
+const agentKeys = `
+nodeName: node-a
+agent: true
+endpoint: 192.0.2.1:51820
+`
+
+func TestConfigOfAnAgent(t *testing.T) {
+	for _, args := range [][]string{nil, {"--endpoint="}} {
+		got, err := load(t, agentKeys, append(args, "--socket=/s")...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := defaultConfig("node-a")
+		want.Agent, want.Socket = true, "/s"
+		if args == nil {
+			want.Endpoint = "192.0.2.1:51820"
+		}
+		if diff := cmp.Diff(want, got, compareConfigs); diff != "" {
+			t.Errorf("config (-want +got):\n%s", diff)
+		}
+	}
+}
+
 func TestConfigFileSetsEveryKey(t *testing.T) {
 	got, err := load(t, everyKey)
 	if err != nil {
@@ -146,7 +170,7 @@ func TestEveryKeyHasAFlagAndIsInTheExample(t *testing.T) {
 		}
 		flags[s.flag] = true
 		last := s.key[strings.LastIndex(s.key, ".")+1:]
-		if all := everyKey + kubernetesKeys; !strings.Contains(all, "\n"+last+":") && !strings.Contains(all, "\n  "+last+":") {
+		if all := everyKey + kubernetesKeys + agentKeys; !strings.Contains(all, "\n"+last+":") && !strings.Contains(all, "\n  "+last+":") {
 			t.Errorf("no test sets key %s", s.key)
 		}
 	}
@@ -191,6 +215,13 @@ func TestBadConfigIsOneLineThatNamesTheKey(t *testing.T) {
 
 		{name: "no nodes file", file: "clusterCIDRs: [10.20.0.0/16]", want: "nodesFile: not set"},
 		{name: "two sources of nodes", file: good + "kubernetes: true", want: "nodesFile: the nodes come from kubernetes already"},
+		{name: "agent and nodes file", file: "nodesFile: /n\nagent: true", want: "agent: the nodes come from nodesFile already"},
+		{name: "agent and cluster of nodes", file: "kubernetes: true\nagent: true", want: "agent: the nodes come from kubernetes already"},
+		{name: "agent with a cluster", file: "clusterCIDRs: [10.20.0.0/16]\nagent: true", want: "clusterCIDRs: of no use with agent: true"},
+		{name: "agent with a kubeconfig", file: "agent: true\nkubeconfig: /k", want: "kubeconfig: of no use"},
+		{name: "agent that is no switch", file: "agent: maybe", want: "agent: want true or false, got text"},
+		{name: "endpoint of an agent without a port", file: "agent: true\nendpoint: 192.0.2.1", want: "endpoint: its endpoint is not HOST:PORT"},
+		{name: "endpoint of an agent that nobody reaches", file: "agent: true\nendpoint: 127.0.0.1:51820", want: "endpoint: no node can be reached at its endpoint 127.0.0.1"},
 		{name: "kubeconfig for nothing", file: good + "kubeconfig: /k", want: "kubeconfig: of no use"},
 		{name: "endpoint for nothing", file: good + "endpoint: 192.0.2.1:51820", want: "endpoint: of no use"},
 		{name: "endpoint without a port", file: "kubernetes: true\nendpoint: 192.0.2.1", want: "endpoint: its endpoint is not HOST:PORT"},
@@ -259,6 +290,7 @@ func TestConfigFileOfComments(t *testing.T) {
 
 func FuzzConfig(f *testing.F) {
 	f.Add(everyKey)
+	f.Add(agentKeys)
 	f.Add("sliceBits: {ipv4: 1e3}")
 	f.Add("a: &a [*a, *a]")
 	f.Add("---\nmtu: 0x580\n...\n")
@@ -275,7 +307,8 @@ func FuzzConfig(f *testing.F) {
 			}
 			return
 		}
-		if config.ListenPort < 1 || config.ListenPort > 65535 || len(config.ClusterCIDRs) == 0 || config.MTU != 0 && config.MTU < wireguard.MinMTU {
+		clusterless := len(config.ClusterCIDRs) == 0 && !config.Kubernetes && !config.Agent
+		if config.ListenPort < 1 || config.ListenPort > 65535 || clusterless || config.MTU != 0 && config.MTU < wireguard.MinMTU {
 			t.Errorf("accepted %+v", config)
 		}
 	})

@@ -335,7 +335,7 @@ func (n *node) kernelState() string {
 		n.command("ip", "rule"), n.command("ip", "neigh", "show", "nud", "permanent"), n.command("nft", "list", "ruleset"),
 		n.command("sysctl", "-a", "-r", `^net\.ipv[46]\..*(\bip_forward|\bforwarding|accept_ra|accept_redirects)$`),
 	}, "---\n")
-	state = regexp.MustCompile(`([0-9a-f]{2}:){5}[0-9a-f]{2}|fe80::[0-9a-f:]{5,}|@if\d+|\b(UP|DOWN|UNKNOWN) +|NO-CARRIER,|,LOWER_UP`).ReplaceAllString(state, "")
+	state = regexp.MustCompile(`([0-9a-f]{2}:){5}[0-9a-f]{2}|fe80::[0-9a-f:]{5,}|@if\d+|\b(UP|DOWN|UNKNOWN) +|NO-CARRIER,|,LOWER_UP| linkdown|(?m:^anycast .*\n)`).ReplaceAllString(state, "")
 	return regexp.MustCompile(` +`).ReplaceAllString(state, " ")
 }
 

@@ -179,14 +179,14 @@ func (d *daemon) check(ctx context.Context, r *shim.CheckContainer) (shim.Respon
 	if err != nil {
 		return nil, err
 	}
+	if err := d.mayServe(ctx); err != nil {
+		return nil, err
+	}
 	opened, err := openNetns(r.Handle, netns)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = opened.Close() }()
-	if err := d.mayServe(ctx); err != nil {
-		return nil, err
-	}
 	attached, err := d.plane.Check(ctx, keyOf(netns), opened)
 	if err != nil {
 		return nil, err
