@@ -24,18 +24,25 @@ const (
 	firstServiceTable = 122_000
 )
 
-// ServiceFailpoints returns the names of the failpoints in the order in which
-// the first sandbox of a dedicated service reaches them; a shared one passes only
-// failServiceGuarded.
-func ServiceFailpoints() []string {
-	return []string{failServiceRecorded, failServiceGuarded, failServiceUp}
-}
-
 const (
-	failServiceRecorded = "service/recorded"
-	failServiceGuarded  = "service/guarded"
-	failServiceUp       = "service/up"
+	failServiceRecorded   = "service/recorded"
+	failServiceGuarded    = "service/guarded"
+	failServiceUp         = "service/up"
+	failServiceUnplugged  = "service/closing-unplugged"
+	failServiceDeviceless = "service/closing-deviceless"
+	failServiceForgotten  = "service/closing-forgotten"
 )
+
+// ServiceFailpoints returns the names of the failpoints in the order in which the
+// first sandbox of a dedicated service and then its last one reach them. The
+// latter's begin with service/closing. A shared service has no device, and so
+// misses the first, the third and the fifth.
+func ServiceFailpoints() []string {
+	return []string{
+		failServiceRecorded, failServiceGuarded, failServiceUp,
+		failServiceUnplugged, failServiceDeviceless, failServiceForgotten,
+	}
+}
 
 // serviceOwner is who holds a service's own addresses. No sandbox's ID has a
 // colon.
@@ -271,6 +278,9 @@ func (d *Dataplane) closeDedicated(ctx context.Context, parts *parts, s *service
 		return err
 	}
 	if err := wireguard.Remove(ctx, wireguard.Link{Name: serviceDevice(name), Service: name, Table: int(s.record.table())}); err != nil {
+		return err
+	}
+	if err := failpoint.Hit(failServiceDeviceless); err != nil {
 		return err
 	}
 	parts.addresses.release(serviceOwner(name))

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/zlayer/zlayer-cni/internal/failpoint"
 	"github.com/zlayer/zlayer-cni/internal/keylock"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/firewall"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
@@ -382,7 +383,7 @@ func (d *Dataplane) closeService(ctx context.Context, parts *parts, s *service) 
 }
 
 func (d *Dataplane) dismantle(ctx context.Context, parts *parts, s *service) error {
-	if err := parts.attacher.ReleaseSegment(ctx, s.record.Name); err != nil {
+	if err := errors.Join(parts.attacher.ReleaseSegment(ctx, s.record.Name), failpoint.Hit(failServiceUnplugged)); err != nil {
 		return err
 	}
 	if s.record.Mode == Dedicated {
@@ -390,7 +391,7 @@ func (d *Dataplane) dismantle(ctx context.Context, parts *parts, s *service) err
 			return err
 		}
 	}
-	if err := parts.services.store.remove(s.record.Name); err != nil {
+	if err := errors.Join(parts.services.store.remove(s.record.Name), failpoint.Hit(failServiceForgotten)); err != nil {
 		return err
 	}
 	parts.services.drop(s)

@@ -492,3 +492,35 @@ func TestVanishedSandboxLeavesItsService(t *testing.T) {
 	}
 	wantNothing(t, d)
 }
+
+// TestServiceWhoseRemovalFailsIsRemovedLater breaks a teardown at each step, and
+// does it again.
+func TestServiceWhoseRemovalFailsIsRemovedLater(t *testing.T) {
+	d := newRunningPlane(t)
+	for _, point := range ServiceFailpoints() {
+		if !strings.HasPrefix(point, "service/closing") {
+			continue
+		}
+		t.Run(point, func(t *testing.T) {
+			if _, err := d.SetupService(t.Context(), ServiceRequest{Name: "stays", Mode: Dedicated}); err != nil {
+				t.Fatal(err)
+			}
+			t.Setenv(failpoint.Env, point+"=error")
+			if err := d.TeardownService(t.Context(), "stays"); err == nil {
+				t.Error("no error")
+			}
+			t.Setenv(failpoint.Env, "")
+			if err := d.TeardownService(t.Context(), "stays"); err != nil {
+				t.Error(err)
+			}
+			wantSegments(t, d, "default")
+			wantNothing(t, d)
+			wantFiles(t, d, servicesDir, 0)
+			for _, pool := range d.current().addresses.stats() {
+				if pool.Blocked != 0 {
+					t.Errorf("%d addresses of %s are still in blocks", pool.Blocked, pool.Prefix)
+				}
+			}
+		})
+	}
+}

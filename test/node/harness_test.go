@@ -89,9 +89,11 @@ func (r *rig) start() {
 
 // sandbox is a container's network namespace.
 type sandbox struct {
-	ns     *netlab.NS
-	id     string
-	ifName string
+	ns      *netlab.NS
+	id      string
+	ifName  string
+	service string // empty for none
+	mode    shim.Mode
 }
 
 func (r *rig) sandbox(id string) sandbox {
@@ -102,6 +104,9 @@ func (r *rig) sandbox(id string) sandbox {
 func (r *rig) add(n *cluster.Node, s sandbox) ([]netip.Prefix, error) {
 	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
 	defer cancel()
+	if s.service != "" {
+		return r.join(ctx, n, s)
+	}
 	runtime, list := r.runtime(n)
 	answer, err := runtime.AddNetworkList(ctx, list, runtimeConf(s))
 	if err != nil {
@@ -120,6 +125,29 @@ func (r *rig) add(n *cluster.Node, s sandbox) ([]netip.Prefix, error) {
 		addrs = append(addrs, prefix)
 	}
 	return addrs, nil
+}
+
+// join asks the daemon as the plugin does. The plugin itself names pods, and
+// only a cluster tells which services they join.
+func (r *rig) join(ctx context.Context, n *cluster.Node, s sandbox) ([]netip.Prefix, error) {
+	client, err := shim.Dial(ctx, n.Socket(), shim.DialOptions{CallTimeout: patience})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = client.Close() }()
+	file, err := s.ns.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = file.Close() }()
+	attached, err := client.Attach(ctx, &shim.AttachContainer{
+		Handle:  &shim.LinuxNetns{ContainerID: s.id, IfName: s.ifName, Netns: s.ns.Path, File: file},
+		Service: s.service, Mode: s.mode, JoinGlobal: true,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return attached.Addresses, nil
 }
 
 // mustAdd fails the test at once if ADD does not succeed.
@@ -168,13 +196,16 @@ func (r *rig) status(n *cluster.Node) shim.StatusSnapshot {
 	return status
 }
 
-// audit fails the test if kernel and daemon disagree, or if the number of
-// attachments is not the wanted one.
+// audit fails the test if kernel and daemon disagree, if the number of
+// attachments is not the wanted one, or if a service is left without any.
 func (r *rig) audit(n *cluster.Node, attachments int) {
 	r.t.Helper()
 	status := r.status(n)
 	if len(status.Attachments) != attachments {
 		r.t.Errorf("%d attachments, want %d", len(status.Attachments), attachments)
+	}
+	if attachments == 0 && status.ServiceCount > 0 {
+		r.t.Errorf("%d services are left", status.ServiceCount)
 	}
 	if err := audit.Node(n.NS, status); err != nil {
 		r.t.Errorf("audit of %s:\n%v", n.Name, err)
