@@ -235,7 +235,7 @@ func (s sender) send() {
 
 // answers tells whether an address answers a ping from a namespace.
 func answers(ctx context.Context, from *netlab.NS, to netip.Addr) error {
-	out, err := from.Command(ctx, "ping", "-n", "-c", "1", "-W", "2", to.String()).CombinedOutput()
+	out, err := from.Command(ctx, "ping", "-n", "-c", "1", "-W", "1", to.String()).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("ping %s from %s: %w: %s", to, from.Name, err, out)
 	}

@@ -10,6 +10,10 @@ import (
 	"strconv"
 	"testing"
 
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
+	"github.com/zlayer/zlayer-cni/pkg/shim"
 	"github.com/zlayer/zlayer-cni/test/demo/cluster"
 	"github.com/zlayer/zlayer-cni/test/netlab"
 )
@@ -29,9 +33,9 @@ type serviceLab struct {
 	pods map[string]*cluster.Pod
 }
 
-func newServiceLab(t *testing.T) *serviceLab {
+func newServiceLab(t *testing.T, change ...func(*cluster.Config)) *serviceLab {
 	t.Helper()
-	lab := &serviceLab{rig: newRig(t, 3), pods: map[string]*cluster.Pod{}}
+	lab := &serviceLab{rig: newRig(t, 3, change...), pods: map[string]*cluster.Pod{}}
 	lab.start()
 	for i, n := range lab.Nodes {
 		lab.addPod(n, fmt.Sprintf("d%d", i+1), cluster.Service{})
@@ -81,6 +85,18 @@ func (r *rig) tell() {
 // addr is a pod's address of a family.
 func (lab *serviceLab) addr(pod string, family int) netip.Addr { return lab.pods[pod].Addrs[family] }
 
+// served is what a node's status tells of a service.
+func (r *rig) served(n *cluster.Node, service cluster.Service) shim.DedicatedServiceStatus {
+	r.t.Helper()
+	for _, s := range r.status(n).DedicatedServices {
+		if s.Service == service.Name {
+			return s
+		}
+	}
+	r.t.Fatalf("%s does not host %s", n.Name, service.Name)
+	return shim.DedicatedServiceStatus{}
+}
+
 // families are the indexes of addresses in an answer, by name.
 func families() map[int]string { return map[int]string{0: "IPv4", 1: "IPv6"} }
 
@@ -104,4 +120,36 @@ func (r *rig) host(name string, addr netip.Addr) *netlab.NS {
 		r.t.Fatal(err)
 	}
 	return ns
+}
+
+// device opens a WireGuard device that no daemon knows of, in ns, until the test
+// ends.
+func (r *rig) device(ns *netlab.NS, config wireguard.Config, peers ...wireguard.Peer) {
+	r.t.Helper()
+	var device *wireguard.Device
+	err := ns.Do(func() (err error) {
+		device, err = wireguard.Open(r.t.Context(), config)
+		return err
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() {
+		if err := device.Close(); err != nil {
+			r.t.Error(err)
+		}
+	})
+	if err := device.SetPeers(r.t.Context(), peers); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// parseKey parses a public key that a daemon told.
+func (r *rig) parseKey(text string) wgtypes.Key {
+	r.t.Helper()
+	key, err := wgtypes.ParseKey(text)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return key
 }

@@ -24,6 +24,8 @@ type stream struct {
 	stop   context.CancelFunc
 
 	sent, echoed atomic.Int64
+	size         int          // of a packet's payload, in bytes
+	longest      atomic.Int64 // nanoseconds between two packets that came back
 }
 
 const streamPort = 7007
@@ -31,8 +33,15 @@ const streamPort = 7007
 // startStream sends a packet every few milliseconds until the test ends.
 func startStream(t *testing.T, from *netlab.NS, to *netlab.NS, addr netip.Addr) *stream {
 	t.Helper()
+	const smallest = 8
+	return startSizedStream(t, from, to, addr, smallest)
+}
+
+// startSizedStream sends packets with a payload of size bytes, eight at least.
+func startSizedStream(t *testing.T, from *netlab.NS, to *netlab.NS, addr netip.Addr, size int) *stream {
+	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
-	s := &stream{stop: stop}
+	s := &stream{stop: stop, size: size}
 	target := netip.AddrPortFrom(addr, streamPort).String()
 	var config net.ListenConfig
 	var dialer net.Dialer
@@ -72,16 +81,17 @@ func (s *stream) send(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			packet := binary.BigEndian.AppendUint64(nil, uint64(s.sent.Add(1)))
+			packet := make([]byte, s.size)
+			binary.BigEndian.PutUint64(packet, uint64(s.sent.Add(1)))
 			_, _ = s.client.Write(packet) // a refusal is a lost packet
 		}
 	}
 }
 
 func (s *stream) echo() {
-	var packet [64]byte
+	packet := make([]byte, s.size)
 	for {
-		n, from, err := s.server.ReadFrom(packet[:])
+		n, from, err := s.server.ReadFrom(packet)
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
@@ -92,14 +102,17 @@ func (s *stream) echo() {
 }
 
 func (s *stream) count() {
-	var packet [64]byte
+	packet := make([]byte, s.size)
+	last := time.Now()
 	for {
-		_, err := s.client.Read(packet[:])
+		_, err := s.client.Read(packet)
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
 		if err == nil {
 			s.echoed.Add(1)
+			s.longest.Store(max(s.longest.Load(), int64(time.Since(last))))
+			last = time.Now()
 		}
 	}
 }
@@ -115,4 +128,24 @@ func (s *stream) flows(r *rig) {
 		}
 		return nil
 	})
+}
+
+// stops does something that ends a stream, and returns how long packets still came
+// back.
+func (r *rig) stops(s *stream, end func()) time.Duration {
+	r.t.Helper()
+	const silence = 500 * time.Millisecond // many times what a packet takes
+	end()
+	ended := time.Now()
+	seen, last := s.echoed.Load(), ended
+	r.eventually("the stream stops", func() error {
+		if now := s.echoed.Load(); now != seen {
+			seen, last = now, time.Now()
+		}
+		if time.Since(last) < silence {
+			return errors.New("packets still come back")
+		}
+		return nil
+	})
+	return last.Sub(ended)
 }
