@@ -35,6 +35,17 @@ func (k token) condition(node, kind string) func(context.Context) error {
 	return k.patch(node, types.StrategicMergePatchType, fmt.Sprintf(`{"status":{"conditions":[{"type":%q,"status":"False","reason":"Test"}]}}`, kind), "status")
 }
 
+func (k token) remove(node string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		return k.client.CoreV1().Nodes().Delete(ctx, node, metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}})
+	}
+}
+
+func (k token) readSecrets(ctx context.Context) error {
+	_, err := k.client.CoreV1().Secrets("kube-system").List(ctx, metav1.ListOptions{})
+	return err
+}
+
 // attempt is something that a token allows, or not.
 type attempt struct {
 	name    string
@@ -90,17 +101,12 @@ func TestTokens(t *testing.T) {
 		{"own addresses", token.patch(own, types.MergePatchType, `{"status":{"addresses":[{"type":"InternalIP","address":"192.0.2.1"}]}}`, "status"), false},
 		{"own capacity", token.patch(own, types.MergePatchType, `{"status":{"capacity":{"cpu":"1000"}}}`, "status"), false},
 		{"own annotation by way of status", token.patch(own, types.MergePatchType, `{"metadata":{"annotations":{"example.com/other":"x"}}}`, "status"), false},
-		{"delete the own node", func(ctx context.Context) error {
-			return token.client.CoreV1().Nodes().Delete(ctx, own, metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}})
-		}, false},
+		{"delete the own node", token.remove(own), false},
 		{"create a node", func(ctx context.Context) error {
 			_, err := token.client.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "new"}}, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 			return err
 		}, false},
-		{"read secrets", func(ctx context.Context) error {
-			_, err := token.client.CoreV1().Secrets("kube-system").List(ctx, metav1.ListOptions{})
-			return err
-		}, false},
+		{"read secrets", token.readSecrets, false},
 		{"change a pod", func(ctx context.Context) error {
 			pods, err := token.client.CoreV1().Pods("kube-system").List(ctx, metav1.ListOptions{Limit: 1})
 			if err != nil || len(pods.Items) == 0 {
@@ -150,17 +156,12 @@ func tryTeardownTokens(t *testing.T) {
 		{"own capacity", token.patch(own, types.MergePatchType, `{"status":{"capacity":{"cpu":"1000"}}}`, "status"), false},
 		{"a label", token.patch(own, types.MergePatchType, `{"metadata":{"labels":{"example.com/label":"x"}}}`), false},
 		{"a taint of ours", token.patch(own, types.MergePatchType, `{"spec":{"taints":[{"key":"overlay.zlayer.dev/not-ready","effect":"NoExecute"}]}}`), false},
-		{"delete the own node", func(ctx context.Context) error {
-			return token.client.CoreV1().Nodes().Delete(ctx, own, metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}})
-		}, false},
+		{"delete the own node", token.remove(own), false},
 		{"list nodes", func(ctx context.Context) error {
 			_, err := token.client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 			return err
 		}, false},
-		{"read secrets", func(ctx context.Context) error {
-			_, err := token.client.CoreV1().Secrets("kube-system").List(ctx, metav1.ListOptions{})
-			return err
-		}, false},
+		{"read secrets", token.readSecrets, false},
 	})
 }
 
