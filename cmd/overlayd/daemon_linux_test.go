@@ -30,7 +30,8 @@ func volatile(text string, keys ...string) string {
 		{`(kernel|userspace) WireGuard`, "BACKEND WireGuard"},
 		{`(\d+[dhms])+ ago`, "AGE"},
 		{` \d[\d.]* (B|KiB|MiB) +\d[\d.]* (B|KiB|MiB)`, " RX   TX"},
-		{`HANDSHAKE +RECEIVED +SENT`, "HANDSHAKE   RECEIVED   SENT"},
+		{`HANDSHAKE +HEALTH +RECEIVED +SENT`, "HANDSHAKE   HEALTH   RECEIVED   SENT"},
+		{`AGE +(-|healthy|unknown|idle) +RX`, "AGE   HEALTH   RX"},
 	} {
 		text = regexp.MustCompile(mask.pattern).ReplaceAllString(text, mask.mark)
 	}

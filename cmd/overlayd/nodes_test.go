@@ -73,9 +73,9 @@ nodes:
 	}
 }
 
-// withServices is a nodes file in which node a, whose slices are 10.20.1.0/24 and
+// nodesWithServices is a nodes file in which node a, whose slices are 10.20.1.0/24 and
 // one of IPv6, hosts services.
-func withServices(services string) string {
+func nodesWithServices(services string) string {
 	return "nodes:\n- name: a\n  slices: [10.20.1.0/24]\n  services: " + services + "\n"
 }
 
@@ -114,7 +114,7 @@ func TestBadServiceIsOneLineThatNamesTheKey(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := parseNodes([]byte(withServices(tt.services)), dualStack())
+			_, err := parseNodes([]byte(nodesWithServices(tt.services)), dualStack())
 			if err == nil {
 				t.Fatal("accepted")
 			}
@@ -271,8 +271,8 @@ func FuzzNodes(f *testing.F) {
 	f.Add("nodes: [{name: a}, {name: b, slices: [10.20.0.0/17]}, {name: c, slices: [10.20.128.0/18]}]")
 	f.Add("nodes: &n [{name: a, slices: &s [10.20.0.0/30]}, {name: b, slices: *s}]")
 	f.Add("nodes:\n- name: a\n  endpoint: '[fe80::1%eth0]:1'\n  keepalive: 0\n")
-	f.Add(withServices("[{name: web, publicKey: " + keyA + ", port: 51821, blocks: [10.20.1.16/28, 'fd20:0:0:ec8c::100/120']}, {name: api, publicKey: " + keyB + ", port: 1, blocks: [10.20.1.32/29]}]"))
-	f.Add(withServices("&s [{name: web, publicKey: "+keyA+", port: 65535, blocks: [10.20.1.0/24]}]") + "- {name: b, services: *s}\n")
+	f.Add(nodesWithServices("[{name: web, publicKey: " + keyA + ", port: 51821, blocks: [10.20.1.16/28, 'fd20:0:0:ec8c::100/120']}, {name: api, publicKey: " + keyB + ", port: 1, blocks: [10.20.1.32/29]}]"))
+	f.Add(nodesWithServices("&s [{name: web, publicKey: "+keyA+", port: 65535, blocks: [10.20.1.0/24]}]") + "- {name: b, services: *s}\n")
 	f.Add("{\"nodes\": [{\"name\": \"a\"}]}")
 	f.Fuzz(func(t *testing.T, text string) {
 		nodes, err := parseNodes([]byte(text), dualStack())

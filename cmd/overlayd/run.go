@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/zlayer/zlayer-cni/pkg/cni"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/forwarding"
 	"github.com/zlayer/zlayer-cni/pkg/shim"
 )
 
@@ -36,12 +38,13 @@ func runCommand() *cobra.Command {
 			}
 			for {
 				err := run(cmd.Context(), config, cmd.ErrOrStderr())
-				if errors.Is(err, errTornDown) {
-					err = dataplane.Teardown(cmd.Context(), slog.New(slog.DiscardHandler))
-				} else if !errors.Is(err, errMoved) {
-					return err
-				}
-				if err != nil && !errors.Is(err, errMoved) {
+				switch {
+				case errors.Is(err, errMoved):
+				case errors.Is(err, errTornDown):
+					if err := removeOverlay(cmd.Context(), config); err != nil {
+						return err
+					}
+				default:
 					return err
 				}
 			}
@@ -50,6 +53,19 @@ func runCommand() *cobra.Command {
 	cmd.Flags().StringVar(&path, "config", "", "configuration file (YAML)")
 	addFlags(cmd.Flags())
 	return cmd
+}
+
+// removeOverlay removes what the data plane put into the kernel, and puts the
+// host's settings back.
+func removeOverlay(ctx context.Context, config Config) error {
+	err := dataplane.Teardown(ctx, slog.New(slog.DiscardHandler))
+	if err == nil {
+		_, err = forwarding.Restore(config.SysctlDir, config.StateDir)
+	}
+	if err != nil {
+		return fmt.Errorf("remove the overlay that the agent took down: %w", err)
+	}
+	return nil
 }
 
 // newLogger writes as the configuration says.

@@ -53,8 +53,8 @@ func busy() *shim.StatusSnapshot {
 		NodeIPs: addrs("10.20.1.1", "fd20:0:0:1::1"), SliceCIDRs: prefixes("10.20.1.0/24", "fd20:0:0:1::/64"),
 		OverlayCIDRs: prefixes("10.20.0.0/16", "fd20::/48"),
 		Peers: []shim.PeerStatus{
-			{Node: "node-b", PublicKey: keyB, Endpoint: "192.0.2.2:51820", AllowedIPs: prefixes("10.20.2.0/24", "fd20:0:0:2::/64"), LastHandshakeUnixSecs: noon.Unix() - 72, RxBytes: 5 << 30, TxBytes: 1536},
-			{Node: "a-node-with-a-long-name.example.net", PublicKey: keyA, Endpoint: "[2001:db8::3]:51820", AllowedIPs: prefixes("10.20.3.0/24")},
+			{Node: "node-b", PublicKey: keyB, Endpoint: "192.0.2.2:51820", AllowedIPs: prefixes("10.20.2.0/24", "fd20:0:0:2::/64"), LastHandshakeUnixSecs: noon.Unix() - 72, RxBytes: 5 << 30, TxBytes: 1536, Health: shim.HealthHealthy},
+			{Node: "a-node-with-a-long-name.example.net", PublicKey: keyA, Endpoint: "[2001:db8::3]:51820", AllowedIPs: prefixes("10.20.3.0/24"), Health: shim.HealthUnhealthy},
 			{Node: "node-d", Problem: "it has published no public key yet"},
 		},
 		Segments: []shim.SegmentStatus{{Name: "default", Bridge: "zl-default-b", Ports: 2}},
