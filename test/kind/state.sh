@@ -6,7 +6,9 @@
 #
 # Left out is what Kubernetes itself changes while a network comes and goes: the
 # rules of kube-proxy and kubelet, the tables and chains that every user of
-# iptables makes, taints of the node's conditions, and whether those are true.
+# iptables makes, taints of the node's conditions, and whether those are true. And
+# the chains CNI-HOSTPORT-*, which the plugin portmap makes for all networks of a
+# node together and empties, but never removes.
 set -euo pipefail
 node=$1
 
@@ -22,11 +24,11 @@ nft -s list ruleset 2>/dev/null | awk '
   /^table/ { table = $2 " " $3; chain = ""
              if (table !~ / kube-proxy$/ && table !~ /^ip6? (nat|mangle|filter|raw)$/) print "firewall " table
              next }
-  table ~ / kube-proxy$/ || /KUBE-/ && !/^\t[a-z]/ { next }
+  table ~ / kube-proxy$/ || /(KUBE|CNI-HOSTPORT)-/ && !/^\t[a-z]/ { next }
   /^\t[a-z]+ .*{$/ { chain = $1 " " $2
-                     if ($2 !~ /^(KUBE-.*|PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING)$/) print "firewall " table " " chain
+                     if ($2 !~ /^(KUBE-.*|CNI-HOSTPORT-.*|PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING)$/) print "firewall " table " " chain
                      next }
-  /^\t\t/ && !/^\t\ttype .* hook/ && chain !~ / KUBE-/ { print "firewall " table " " chain ": " $0 }'
+  /^\t\t/ && !/^\t\ttype .* hook/ && chain !~ / (KUBE|CNI-HOSTPORT)-/ { print "firewall " table " " chain ": " $0 }'
 sysctl -a -r '^net\.(ipv4\.ip_forward$|ipv[46]\.conf\.|bridge\.)' 2>/dev/null | sed 's/^/sysctl /'
 for folder in /opt/cni /etc/cni /etc/zlayer /run/zlayer /run/wireguard /var/lib/zlayer; do
   [ -e $folder ] || continue
