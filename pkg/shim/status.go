@@ -29,7 +29,7 @@ type StatusSnapshot struct {
 	Attachments  []AttachmentStatus `json:"attachments,omitempty"`
 	Pools        []PoolStatus       `json:"pools,omitempty"`
 	Guests       []GuestStatus      `json:"guests,omitempty"` // they are not among Peers
-	NAT          *NATStatus         `json:"nat,omitempty"` // nil: the daemon tells nothing of it
+	NAT          *NATStatus         `json:"nat,omitempty"`    // nil: the daemon tells nothing of it
 }
 
 // PeerStatus is one WireGuard peer.
