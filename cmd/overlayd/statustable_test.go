@@ -69,8 +69,8 @@ func busy() *shim.StatusSnapshot {
 	}
 }
 
-// withServices is a busy node that also hosts services and has guests.
-func withServices() *shim.StatusSnapshot {
+// hosting is a busy node that also hosts services and has guests.
+func hosting() *shim.StatusSnapshot {
 	s := busy()
 	s.Segments = append(s.Segments,
 		shim.SegmentStatus{Name: "shop/web", Bridge: "zl-5e0b9a1c07-b", Ports: 4, Mode: shim.ModeShared},
@@ -99,7 +99,7 @@ func TestStatusTable(t *testing.T) {
 		snapshot *shim.StatusSnapshot
 	}{
 		{"status-busy.txt", busy()},
-		{"status-services.txt", withServices()},
+		{"status-services.txt", hosting()},
 		{"status-starting.txt", &shim.StatusSnapshot{
 			Node: "node-a", Version: "v1.2.3", PublicKey: keyA, OverlayCIDRs: prefixes("10.20.0.0/16"),
 			Waiting: []string{"the node set gives this node no slice", "link zl-cluster-g: permission denied\nand another line"},
