@@ -28,21 +28,23 @@ type demo struct {
 
 	cluster *cluster.Cluster
 	pods    []*cluster.Pod
+	members []*cluster.Pod // of the cut-off service
 	// before is every node's footprint before its daemon started.
 	before map[string][]string
 	// marker stands in every ping, so that readable traffic is recognised.
 	marker []byte
 
-	capture     *capture
-	capturing   errgroup.Group
-	stopCapture context.CancelFunc
+	capture      *capture
+	servicePorts []uint16 // WireGuard's, of the cut-off service on each node
+	capturing    errgroup.Group
+	stopCapture  context.CancelFunc
 }
 
 // play does all steps in order and stops at the first that goes wrong.
 func (d *demo) play(ctx context.Context) error {
 	d.title()
 	for _, step := range []func(context.Context) error{
-		d.makeUnderlay, d.startDaemons, d.attachPods, d.startCapture, d.pingAll, d.restarts, d.judgeUnderlay,
+		d.makeUnderlay, d.startDaemons, d.attachPods, d.attachService, d.startCapture, d.pingAll, d.showReach, d.restarts, d.judgeUnderlay,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -183,7 +185,7 @@ func (d *demo) clean() error {
 func (d *demo) deletePods(ctx context.Context) error {
 	var errs []error
 	var took []time.Duration
-	for _, pod := range d.pods {
+	for _, pod := range d.everyPod() {
 		started := time.Now()
 		errs = append(errs, pod.Delete(ctx))
 		took = append(took, time.Since(started))

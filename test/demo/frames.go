@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,6 +20,10 @@ const (
 	wgHandshake kind = iota
 	// wgData is an encrypted packet, or an empty one that keeps a session alive.
 	wgData
+	// serviceHandshake and serviceData are the same on a UDP port of the service's
+	// own.
+	serviceHandshake
+	serviceData
 	// wgRejected is a host's ICMP answer to WireGuard's UDP while nobody listens
 	// for it; it quotes the encrypted packet.
 	wgRejected
@@ -33,11 +38,11 @@ const (
 )
 
 // kinds in the order of the report.
-var kinds = [...]kind{wgHandshake, wgData, wgRejected, addressResolution, neighbourDiscovery, clearText, other}
+var kinds = [...]kind{wgHandshake, wgData, serviceHandshake, serviceData, wgRejected, addressResolution, neighbourDiscovery, clearText, other}
 
 // String names the kind in the report.
 func (k kind) String() string {
-	return [...]string{"WireGuard handshake", "WireGuard data", "ICMP that WireGuard's port is closed (overlayd away)", "ARP of the underlay", "ND and MLD of the underlay", "readable pod traffic", "anything else"}[k]
+	return [...]string{"WireGuard handshake", "WireGuard data", "WireGuard handshake of the service, by its own port", "WireGuard data of the service, by its own port", "ICMP that WireGuard's port is closed (overlayd away)", "ARP of the underlay", "ND and MLD of the underlay", "readable pod traffic", "anything else"}[k]
 }
 
 // expected tells whether frames of the kind may cross the underlay.
@@ -45,8 +50,9 @@ func (k kind) expected() bool { return k != clearText && k != other }
 
 // classifier knows what belongs on the underlay.
 type classifier struct {
-	port   uint16 // WireGuard's
-	marker []byte // stands in every ping of a pod
+	port         uint16   // WireGuard's
+	servicePorts []uint16 // WireGuard's, of the service
+	marker       []byte   // stands in every ping of a pod
 }
 
 // Offsets and lengths of Ethernet, IPv4, IPv6 and UDP headers, in bytes.
@@ -83,16 +89,23 @@ func (c classifier) classify(frame []byte) kind {
 	return other
 }
 
-// classifyUDP recognises WireGuard by its port and its four message types.
+// classifyUDP recognises WireGuard by its ports and its four message types.
 func (c classifier) classifyUDP(packet []byte) kind {
-	if len(packet) < udpLen+4 || binary.BigEndian.Uint16(packet[2:]) != c.port {
+	if len(packet) < udpLen+4 {
+		return other
+	}
+	port := binary.BigEndian.Uint16(packet[2:])
+	handshake, data := wgHandshake, wgData
+	if slices.Contains(c.servicePorts, port) {
+		handshake, data = serviceHandshake, serviceData
+	} else if port != c.port {
 		return other
 	}
 	switch binary.LittleEndian.Uint32(packet[udpLen:]) { // one byte of type, three of zero
 	case 1, 2, 3:
-		return wgHandshake
+		return handshake
 	case 4:
-		return wgData
+		return data
 	}
 	return other
 }

@@ -11,9 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const testPort = 51820
+const testPort, testServicePort = 51820, 51833
 
-func testClassifier() classifier { return classifier{port: testPort, marker: []byte("MARKER")} }
+func testClassifier() classifier {
+	return classifier{port: testPort, servicePorts: []uint16{testServicePort}, marker: []byte("MARKER")}
+}
 
 // ethernet puts a header before a packet.
 func ethernet(etherType uint16, packet []byte) []byte {
@@ -60,6 +62,10 @@ func TestClassify(t *testing.T) {
 		{"WireGuard response over IPv6", ipv6(unix.IPPROTO_UDP, udp(testPort, 2, 0, 0, 0)), wgHandshake},
 		{"WireGuard cookie", ipv4(unix.IPPROTO_UDP, udp(testPort, 3, 0, 0, 0)), wgHandshake},
 		{"WireGuard data", ipv4(unix.IPPROTO_UDP, udp(testPort, 4, 0, 0, 0, 9, 9)), wgData},
+		{"WireGuard initiation of a service", ipv4(unix.IPPROTO_UDP, udp(testServicePort, 1, 0, 0, 0)), serviceHandshake},
+		{"WireGuard data of a service", ipv4(unix.IPPROTO_UDP, udp(testServicePort, 4, 0, 0, 0)), serviceData},
+		{"no message of WireGuard, on a service's port", ipv4(unix.IPPROTO_UDP, udp(testServicePort, 5, 0, 0, 0)), other},
+		{"ICMP that rejects WireGuard of a service", ipv4(unix.IPPROTO_ICMP, rejected(ipv4(unix.IPPROTO_UDP, udp(testServicePort, 4, 0, 0, 0)))), wgRejected},
 		{"no message of WireGuard", ipv4(unix.IPPROTO_UDP, udp(testPort, 5, 0, 0, 0)), other},
 		{"reserved bytes not zero", ipv4(unix.IPPROTO_UDP, udp(testPort, 4, 0, 1, 0)), other},
 		{"another port", ipv4(unix.IPPROTO_UDP, udp(53, 4, 0, 0, 0)), other},

@@ -49,6 +49,9 @@ func (d *demo) hints() []string {
 		from, to := d.pods[0], d.pods[len(d.pods)-1]
 		hints = append(hints, fmt.Sprintf("%s ip netns exec %s ping %v", lab, from.Name, to.Addrs[0]))
 	}
+	if len(d.members) > 0 {
+		hints = append(hints, fmt.Sprintf("%s ip netns exec %s ping -c 3 %v   # cut off: no answer", lab, d.pods[0].Name, d.members[0].Addrs[0]))
+	}
 	return hints
 }
 

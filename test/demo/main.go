@@ -2,7 +2,8 @@
 
 // Demo builds an encrypted network of three nodes on this machine and shows
 // that it works: real daemons in namespaces, pods attached by libcni with the
-// real plugin, pings between all of them, a look at the wire, two restarts.
+// real plugin, a dedicated service that is cut off from the rest, pings between
+// all of them, a look at the wire, two restarts.
 //
 // It needs Linux and the two binaries, and root or user namespaces; it touches
 // nothing outside its own namespaces and temporary folder. KEEP=1 leaves

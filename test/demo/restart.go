@@ -96,7 +96,7 @@ func (d *demo) stillAttached(ctx context.Context, node *cluster.Node) error {
 		return err
 	}
 	pods := 0
-	for _, pod := range d.pods {
+	for _, pod := range d.everyPod() {
 		if pod.Node != node {
 			continue
 		}

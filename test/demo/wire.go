@@ -20,7 +20,7 @@ import (
 func (d *demo) startCapture(ctx context.Context) error {
 	d.marker = newMarker()
 	var err error
-	d.capture, err = startCapture(d.cluster.Fabric.NS(), classifier{port: cluster.ListenPort, marker: d.marker})
+	d.capture, err = startCapture(d.cluster.Fabric.NS(), classifier{port: cluster.ListenPort, servicePorts: d.servicePorts, marker: d.marker})
 	if err != nil {
 		return err
 	}
