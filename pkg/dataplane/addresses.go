@@ -61,6 +61,7 @@ func (a *addresses) allocate(owner string, requested []netip.Addr, blocks []neti
 			return nil, nil, fmt.Errorf("sandbox holds %s already, cannot give it %s: %w", held, addr, ipam.ErrTaken)
 		case before:
 			addr = held
+			err = claim(pool, addr, owner, blocks) // it may have been attached elsewhere before
 		case want:
 			err = claim(pool, addr, owner, blocks)
 		default:
@@ -195,16 +196,29 @@ func blockBits(slice netip.Prefix) int {
 	return min(max(bits, slice.Bits()+leastBlocks), slice.Addr().BitLen())
 }
 
-// allocateBlocks sets a block of every slice aside in which no block of have
-// has a free address: of every slice if there are none. Nothing is set aside
-// after an error.
-func (a *addresses) allocateBlocks(have []netip.Prefix) (blocks []netip.Prefix, err error) {
-	for _, pool := range a.pools {
-		slice := pool.Stats().Prefix
-		if slices.ContainsFunc(have, func(block netip.Prefix) bool {
+// missingBlocks sets a block of every slice aside that has none of have. Nothing
+// is set aside after an error.
+func (a *addresses) missingBlocks(have []netip.Prefix) ([]netip.Prefix, error) {
+	return a.allocateBlocks(func(pool *ipam.Pool) bool {
+		return !slices.ContainsFunc(have, pool.Stats().Prefix.Overlaps)
+	})
+}
+
+// moreBlocks sets a block of every slice aside in which none of have has a free
+// address. Nothing is set aside after an error.
+func (a *addresses) moreBlocks(have []netip.Prefix) ([]netip.Prefix, error) {
+	return a.allocateBlocks(func(pool *ipam.Pool) bool {
+		return !slices.ContainsFunc(have, func(block netip.Prefix) bool {
 			stats := pool.BlockStats(block)
 			return uint64(stats.Used) < stats.Capacity
-		}) {
+		})
+	})
+}
+
+func (a *addresses) allocateBlocks(lacks func(*ipam.Pool) bool) (blocks []netip.Prefix, err error) {
+	for _, pool := range a.pools {
+		slice := pool.Stats().Prefix
+		if !lacks(pool) {
 			continue
 		}
 		block, err := pool.AllocateBlock(blockBits(slice))
@@ -216,8 +230,9 @@ func (a *addresses) allocateBlocks(have []netip.Prefix) (blocks []netip.Prefix, 
 	return blocks, nil
 }
 
-// claimBlocks sets blocks aside that a service had before a restart.
-func (a *addresses) claimBlocks(blocks []netip.Prefix) error {
+// claimBlocks sets blocks aside that a service had before a restart. It returns
+// those that it could, with the error of the others.
+func (a *addresses) claimBlocks(blocks []netip.Prefix) (claimed []netip.Prefix, err error) {
 	var errs []error
 	for _, block := range blocks {
 		pool := a.poolOf(block.Addr())
@@ -225,9 +240,13 @@ func (a *addresses) claimBlocks(blocks []netip.Prefix) error {
 			errs = append(errs, fmt.Errorf("claim block %s: %w", block, ipam.ErrOutside))
 			continue
 		}
-		errs = append(errs, pool.ClaimBlock(block))
+		if err := pool.ClaimBlock(block); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		claimed = append(claimed, block)
 	}
-	return errors.Join(errs...)
+	return claimed, errors.Join(errs...)
 }
 
 // releaseBlocks returns blocks in which nobody has an address.

@@ -80,7 +80,9 @@ func (d *Dataplane) adoptServices(made *parts, attached []attach.Attachment) {
 			continue
 		}
 		s.key, err = made.services.store.key(name)
-		if err := errors.Join(err, made.addresses.claimBlocks(s.record.Blocks)); err != nil {
+		claimed, claiming := made.addresses.claimBlocks(s.record.Blocks)
+		s.record.Blocks = claimed
+		if err := errors.Join(err, claiming, made.addresses.adopt(serviceOwner(name), s.record.Addresses, s.blocks())); err != nil {
 			d.log.Warn("service adopted in part", "op", "adopt", "service", shorten(name), "err", err)
 		}
 	}
@@ -168,7 +170,7 @@ func (d *Dataplane) removeStrayDevices(ctx context.Context, parts *parts) error 
 // mendServices brings up what is not up, and removes what nobody needs.
 func (d *Dataplane) mendServices(ctx context.Context, parts *parts) error {
 	return d.eachService(ctx, parts.services, func(s *service) error {
-		if !s.record.Held && len(s.used) == 0 {
+		if !s.record.Held && parts.services.users(s) == 0 {
 			return d.closeIfUnused(ctx, parts, s)
 		}
 		return d.mend(ctx, parts, s)

@@ -79,44 +79,42 @@ func (d *Dataplane) Attach(ctx context.Context, req AttachRequest) (Attachment, 
 // everything else.
 func (d *Dataplane) attach(ctx context.Context, parts *parts, req AttachRequest) (attach.Attachment, error) {
 	segment := cmp.Or(req.Service.Name, DefaultSegment)
-	if segment == DefaultSegment {
-		return d.attachTo(ctx, parts, req, segment)
-	}
-	if before, found := parts.attacher.Lookup(req.Key); found && !before.OfSegment(segment) {
+	if before, found := parts.attacher.Lookup(req.Key); found && segment != DefaultSegment && !before.OfSegment(segment) {
 		return attach.Attachment{}, fmt.Errorf("it is on segment %s: %w", shorten(before.Segment), attach.ErrConflict)
 	}
-	if err := d.join(ctx, req.Service, req.Key.ID()); err != nil {
+	addrs, undo, err := d.allocateFor(ctx, parts, req)
+	if err != nil {
 		return attach.Attachment{}, err
 	}
-	attached, err := d.attachTo(ctx, parts, req, segment)
-	if err != nil {
-		err = errors.Join(err, d.leaveIfGone(ctx, parts, req.Key, segment))
+	attached, err := d.attachWith(ctx, parts, req, addrs, undo)
+	if kept, _ := parts.attacher.Lookup(req.Key); err != nil && kept.PortIndex == 0 {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		defer cancel()
+		d.leave(ctx, parts.services, req.Key.ID(), "")
 	}
 	return attached, err
 }
 
-// leaveIfGone leaves the segment's service unless the sandbox is attached. Its
-// own time has begun.
-func (d *Dataplane) leaveIfGone(ctx context.Context, parts *parts, key attach.Key, segment string) error {
-	if kept, _ := parts.attacher.Lookup(key); kept.PortIndex != 0 {
-		return nil
+// allocateFor gives the sandbox addresses, as one of its service's if it names
+// one.
+func (d *Dataplane) allocateFor(ctx context.Context, parts *parts, req AttachRequest) ([]netip.Addr, func(), error) {
+	if req.Service.Name != "" && req.Service.Name != DefaultSegment {
+		return d.join(ctx, req)
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
-	defer cancel()
-	return d.leave(ctx, segment, key.ID())
+	addrs, undo, err := parts.addresses.allocate(req.Key.ID(), req.IPs, nil)
+	if err != nil {
+		return nil, nil, fmt.Errorf("allocate addresses: %w", err)
+	}
+	return addrs, undo, nil
 }
 
-func (d *Dataplane) attachTo(ctx context.Context, parts *parts, req AttachRequest, segment string) (attach.Attachment, error) {
-	addrs, undo, err := d.allocateFor(ctx, parts, req)
-	if err != nil {
-		return attach.Attachment{}, fmt.Errorf("allocate addresses: %w", err)
-	}
+func (d *Dataplane) attachWith(ctx context.Context, parts *parts, req AttachRequest, addrs []netip.Addr, undo func()) (attach.Attachment, error) {
 	if err := failpoint.Hit("dataplane/allocated"); err != nil {
 		undo()
 		return attach.Attachment{}, err
 	}
 	spec := attach.Spec{
-		Key: req.Key, Netns: req.Netns, Segment: segment, Addrs: addrs, MAC: req.MAC, MTU: req.MTU, Network: req.Network,
+		Key: req.Key, Netns: req.Netns, Segment: cmp.Or(req.Service.Name, DefaultSegment), Addrs: addrs, MAC: req.MAC, MTU: req.MTU, Network: req.Network,
 	}
 	before, _ := parts.attacher.Lookup(req.Key)
 	pinned := 0
@@ -202,16 +200,8 @@ func (d *Dataplane) detach(ctx context.Context, key attach.Key, since Moment) er
 	if err := failpoint.Hit("dataplane/released"); err != nil {
 		return err
 	}
-	d.leaveOrLater(ctx, attached)
+	d.leave(ctx, parts.services, key.ID(), "")
 	return nil
-}
-
-// leaveOrLater leaves a sandbox's service. What of that fails is the service's,
-// not the sandbox's, which is gone: reconcile tries again.
-func (d *Dataplane) leaveOrLater(ctx context.Context, gone attach.Attachment) {
-	if err := d.leave(ctx, gone.Segment, gone.Key.ID()); err != nil {
-		d.log.Warn("service not removed, will try again", "op", "detach", "service", shorten(gone.Segment), "err", err)
-	}
 }
 
 // Check compares an attachment with how it was made and returns it as Attach
@@ -251,11 +241,12 @@ func (d *Dataplane) forget(ctx context.Context, parts *parts, gone attach.Attach
 	if err := d.firewall.Unpin(ctx, gone.PortIndex); err != nil {
 		d.log.Warn("unpin sources of a vanished port, the next resync will", "op", "forget", "sandbox", gone.Key.String(), "err", err)
 	}
-	if _, again := parts.attacher.Lookup(gone.Key); again {
-		return // attached anew meanwhile, with the same addresses
+	if now, again := parts.attacher.Lookup(gone.Key); again { // attached anew meanwhile
+		d.leave(ctx, parts.services, gone.Key.ID(), parts.services.nameOf(now))
+		return
 	}
 	parts.addresses.release(gone.Key.ID())
 	d.answered.forget(gone.Key.ID())
-	d.leaveOrLater(ctx, gone)
+	d.leave(ctx, parts.services, gone.Key.ID(), "")
 	d.log.Info("port vanished, addresses freed", "op", "forget", "sandbox", gone.Key.String(), "iface", gone.Port)
 }

@@ -222,8 +222,10 @@ func (d *Dataplane) reconcile(ctx context.Context, parts *parts) error {
 		mtuErr, forwarding.Enable(d.cfg.Sysctls, d.cfg.StateDir),
 		parts.attacher.Reconcile(ctx),
 		d.applyFirewall(ctx, parts, nil),
-		d.mendServices(ctx, parts),
 	)
+	if err := d.mendServices(ctx, parts); err != nil && ctx.Err() == nil {
+		d.log.Warn("not all services are up, will try again", "op", "resync", "err", err) // no sandbox of others waits for that
+	}
 	if ctx.Err() == nil {
 		d.mu.Lock()
 		d.fault = err
@@ -242,12 +244,11 @@ func (d *Dataplane) applyFirewall(ctx context.Context, parts *parts, pins []fire
 		Masquerade: d.cfg.Masquerade, NoMasquerade: d.cfg.NoMasquerade,
 		Tunnels: []string{deviceName()}, Guests: d.guests.addrs(), PortGroup: attach.LinkGroup, Pins: pins,
 	}
-	bridges := map[string]string{}
-	for _, segment := range parts.attacher.Segments() {
+	segments := parts.attacher.Segments()
+	for _, segment := range segments {
 		rules.Bridges = append(rules.Bridges, segment.Bridge)
-		bridges[segment.Name] = segment.Bridge
 	}
-	rules.Services = parts.services.rules(bridges)
+	rules.Services = parts.services.rules(segments)
 	changed, err := d.firewall.Apply(ctx, rules)
 	if err != nil {
 		return fmt.Errorf("apply firewall: %w", err)

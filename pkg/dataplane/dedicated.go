@@ -28,6 +28,7 @@ const (
 	failServiceRecorded   = "service/recorded"
 	failServiceGuarded    = "service/guarded"
 	failServiceUp         = "service/up"
+	failServiceBlocks     = "service/blocks"
 	failServiceUnplugged  = "service/closing-unplugged"
 	failServiceDeviceless = "service/closing-deviceless"
 	failServiceForgotten  = "service/closing-forgotten"
@@ -77,24 +78,39 @@ func (s *service) rule(bridge string) firewall.Service {
 // openDedicated makes blocks, key, segment, firewall and device of a service.
 // The firewall comes before there is anything to guard.
 func (d *Dataplane) openDedicated(ctx context.Context, parts *parts, s *service) error {
-	var err error
-	if s.key, err = parts.services.store.key(s.record.Name); err != nil {
+	if err := parts.services.enter(s); err != nil {
 		return err
 	}
-	if s.record.Blocks, err = parts.addresses.allocateBlocks(nil); err != nil {
+	key, err := parts.services.store.key(s.record.Name)
+	if err != nil {
 		return err
 	}
-	if err := d.takeSlot(ctx, parts, s); err != nil {
-		return err
+	parts.services.change(func() { s.key = key })
+	return d.takeSlot(ctx, parts, s)
+}
+
+// enter puts a service among the others, unless its device's name, a hash of its
+// own, is one of theirs.
+func (s *services) enter(one *service) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	device := serviceDevice(one.record.Name)
+	for name, other := range s.all {
+		if other.record.Mode == Dedicated && serviceDevice(name) == device {
+			return fmt.Errorf("its device would have the name %s of service %s's: %w", device, shorten(name), ErrConflict)
+		}
 	}
-	d.servicesChanged()
+	s.all[one.record.Name] = one
 	return nil
 }
 
-// takeSlot brings the service up on the first port of the band that nobody has.
+// takeSlot brings the service up on its port, or the first of the band that
+// nobody has.
 func (d *Dataplane) takeSlot(ctx context.Context, parts *parts, s *service) error {
+	const lastPort = 65535
 	busy := errors.New("other services have them")
-	for slot := 1; slot <= serviceSlots; slot++ {
+	first, last := serviceRecord{Slot: 1}, serviceRecord{Slot: min(serviceSlots, lastPort-parts.port)}
+	for _, slot := range append([]int{s.record.Slot}, slots(last.Slot)...) {
 		if !parts.services.claimSlot(s, slot) {
 			continue
 		}
@@ -107,8 +123,16 @@ func (d *Dataplane) takeSlot(ctx context.Context, parts *parts, s *service) erro
 		}
 		busy = err
 	}
-	first, last := serviceRecord{Slot: 1}, serviceRecord{Slot: serviceSlots}
 	return fmt.Errorf("no UDP port between %d and %d is free for the service's device: %w: %w", first.port(parts.port), last.port(parts.port), busy, ErrLimit)
+}
+
+// slots are those from the first to the last.
+func slots(last int) []int {
+	all := make([]int, 0, max(last, 0))
+	for slot := 1; slot <= last; slot++ {
+		all = append(all, slot)
+	}
+	return all
 }
 
 // claimSlot gives the service a slot unless another has it.
@@ -116,12 +140,11 @@ func (s *services) claimSlot(one *service, slot int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, other := range s.all {
-		if other != one && other.record.Slot == slot {
+		if slot == 0 || other != one && other.record.Slot == slot {
 			return false
 		}
 	}
 	one.record.Slot = slot
-	s.all[one.record.Name] = one
 	return true
 }
 
@@ -129,54 +152,64 @@ func (s *services) claimSlot(one *service, slot int) bool {
 // and, for a dedicated one, device and peers. What is made before an error stays
 // for closeService or the next try.
 func (d *Dataplane) raise(ctx context.Context, parts *parts, s *service) error {
-	err := d.raiseParts(ctx, parts, s)
+	raise := d.raiseShared
+	if s.record.Mode == Dedicated {
+		raise = d.raiseDedicated
+	}
+	err := raise(ctx, parts, s)
 	parts.services.change(func() { s.fault = err })
 	return err
 }
 
-func (d *Dataplane) raiseParts(ctx context.Context, parts *parts, s *service) error {
-	if err := d.raiseBlocks(ctx, parts, s); err != nil {
-		return err
-	}
+func (d *Dataplane) raiseShared(ctx context.Context, parts *parts, s *service) error {
 	if _, err := parts.attacher.EnsureSegment(ctx, attach.SegmentSpec{Name: s.record.Name, Table: s.record.table()}); err != nil {
 		return err
 	}
-	if err := errors.Join(d.applyFirewall(ctx, parts, nil), failpoint.Hit(failServiceGuarded)); err != nil {
+	return errors.Join(d.applyFirewall(ctx, parts, nil), failpoint.Hit(failServiceGuarded))
+}
+
+func (d *Dataplane) raiseDedicated(ctx context.Context, parts *parts, s *service) error {
+	if err := d.raiseBlocks(ctx, parts, s); err != nil {
 		return err
 	}
-	if s.record.Mode != Dedicated {
-		return nil
+	if err := d.raiseShared(ctx, parts, s); err != nil {
+		return err
 	}
 	if s.device == nil {
 		if err := d.raiseDevice(ctx, parts, s); err != nil {
 			return err
 		}
 	}
+	d.servicesChanged()
 	return errors.Join(d.setServicePeers(ctx, parts, s), failpoint.Hit(failServiceUp))
 }
 
 // raiseBlocks gives a dedicated service its blocks and its own addresses: those
-// it had, and new ones in place of those that are in no slice any more.
+// it had, and new ones where it has none in a slice.
 func (d *Dataplane) raiseBlocks(ctx context.Context, parts *parts, s *service) error {
-	if s.record.Mode != Dedicated {
-		return nil
+	had, err := parts.addresses.claimBlocks(s.record.Blocks)
+	if err != nil {
+		d.log.Warn("service loses blocks", "op", "service", "service", shorten(s.record.Name), "err", err)
 	}
-	had := slices.DeleteFunc(slices.Clone(s.record.Blocks), func(block netip.Prefix) bool { return parts.addresses.poolOf(block.Addr()) == nil })
-	if err := parts.addresses.claimBlocks(had); err != nil {
+	missing, err := parts.addresses.missingBlocks(had)
+	if err != nil {
 		return err
 	}
-	if len(had) < len(s.record.Blocks) {
-		more, err := parts.addresses.allocateBlocks(had)
-		if err != nil {
-			return err
-		}
-		if err := d.setBlocks(ctx, parts, s, slices.Concat(had, more)); err != nil {
-			return errors.Join(err, parts.addresses.releaseBlocks(more))
-		}
+	blocks := slices.Concat(had, missing)
+	own, undo, err := parts.addresses.allocate(serviceOwner(s.record.Name), nil, blocks)
+	if err != nil {
+		return errors.Join(fmt.Errorf("allocate the service's own addresses: %w", err), parts.addresses.releaseBlocks(missing))
 	}
-	if _, _, err := parts.addresses.allocate(serviceOwner(s.record.Name), nil, s.record.Blocks); err != nil {
-		return fmt.Errorf("allocate the service's own addresses: %w", err)
+	if slices.Equal(blocks, s.record.Blocks) && slices.Equal(own, s.record.Addresses) {
+		return nil
 	}
+	record := s.record
+	record.Blocks, record.Addresses = blocks, own
+	if err := parts.services.save(record); err != nil {
+		undo()
+		return errors.Join(err, parts.addresses.releaseBlocks(missing))
+	}
+	parts.services.change(func() { s.record = record })
 	return nil
 }
 
@@ -221,12 +254,17 @@ func everything(addr netip.Addr) netip.Prefix {
 	return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 }
 
-// mend brings up what could not be brought up before.
+// mend brings up what could not be brought up before, by another port if need
+// be.
 func (d *Dataplane) mend(ctx context.Context, parts *parts, s *service) error {
-	if s.fault == nil {
+	switch {
+	case s.fault == nil:
 		return nil
+	case s.record.Mode == Dedicated:
+		return d.takeSlot(ctx, parts, s)
+	default:
+		return d.raise(ctx, parts, s)
 	}
-	return d.raise(ctx, parts, s)
 }
 
 // isolate changes whether a service without sandboxes is cut off. Its device is
@@ -287,29 +325,30 @@ func (d *Dataplane) closeDedicated(ctx context.Context, parts *parts, s *service
 	if err := parts.reservations.dropService(parts.addresses, s.record.Blocks); err != nil {
 		return err
 	}
-	return parts.addresses.releaseBlocks(s.record.Blocks)
+	if err := parts.addresses.releaseBlocks(s.record.Blocks); err != nil {
+		return err
+	}
+	parts.services.change(func() { s.record.Blocks, s.record.Addresses = nil, nil }) // they may be others' from here on
+	return nil
 }
 
-// grow gives a service another block of every slice in which its sandboxes
-// have no free address left.
-func (d *Dataplane) grow(ctx context.Context, name string, since []netip.Prefix) error {
-	return d.withService(ctx, name, func(parts *parts) error {
-		s := parts.services.get(name)
-		if s == nil {
-			return fmt.Errorf("service %s is gone: %w", shorten(name), ErrNotReady)
+// fromBlocks lets take take addresses of a service: out of its blocks, which grow
+// if need be, or out of the slices. The caller has the service's turn, so no
+// block goes meanwhile.
+func (d *Dataplane) fromBlocks(ctx context.Context, parts *parts, s *service, take func(blocks []netip.Prefix) error) error {
+	for {
+		err := take(s.blocks())
+		if s.record.Mode != Dedicated || !errors.Is(err, ipam.ErrExhausted) {
+			return err
 		}
-		if !slices.Equal(s.record.Blocks, since) {
-			return nil // somebody else was faster
-		}
-		more, err := parts.addresses.allocateBlocks(s.record.Blocks)
+		more, err := parts.addresses.moreBlocks(s.record.Blocks)
 		if err != nil {
 			return err
 		}
 		if err := d.setBlocks(ctx, parts, s, slices.Concat(s.record.Blocks, more)); err != nil {
 			return errors.Join(err, parts.addresses.releaseBlocks(more))
 		}
-		return nil
-	})
+	}
 }
 
 // shrink returns the blocks in which a service has no address.
@@ -329,38 +368,39 @@ func (d *Dataplane) shrink(ctx context.Context, parts *parts, s *service) error 
 }
 
 // setBlocks writes a service's blocks down, then lets firewall and peers know.
+// After an error the service has those it had.
 func (d *Dataplane) setBlocks(ctx context.Context, parts *parts, s *service, blocks []netip.Prefix) error {
-	record := s.record
+	before, record := s.record, s.record
 	record.Blocks = blocks
 	if err := parts.services.save(record); err != nil {
 		return err
 	}
 	parts.services.change(func() { s.record = record })
+	if err := errors.Join(d.applyFirewall(ctx, parts, nil), failpoint.Hit(failServiceBlocks)); err != nil {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		defer cancel()
+		parts.services.change(func() { s.record = before })
+		return errors.Join(err, parts.services.save(before), d.applyFirewall(ctx, parts, nil))
+	}
 	d.servicesChanged()
-	return d.applyFirewall(ctx, parts, nil)
+	return nil
 }
 
-// allocateFor gives a sandbox addresses: of its service's blocks, which grow if
-// need be, or of the slices.
-func (d *Dataplane) allocateFor(ctx context.Context, parts *parts, req AttachRequest) ([]netip.Addr, func(), error) {
-	for {
-		blocks := parts.services.blocks(req.Service.Name)
-		addrs, undo, err := parts.addresses.allocate(req.Key.ID(), req.IPs, blocks)
-		if blocks == nil || !errors.Is(err, ipam.ErrExhausted) {
-			return addrs, undo, err
-		}
-		if err := d.grow(ctx, req.Service.Name, blocks); err != nil {
-			return nil, nil, err
-		}
+// blocks are what the addresses of the service's sandboxes come from, nil for any
+// part of the slices.
+func (s *service) blocks() []netip.Prefix {
+	if s.record.Mode != Dedicated {
+		return nil
 	}
+	return append([]netip.Prefix{}, s.record.Blocks...)
 }
 
 // blocks are those of a dedicated service, nil for every other name.
 func (s *services) blocks(name string) []netip.Prefix {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if one := s.all[name]; one != nil && one.record.Mode == Dedicated {
-		return slices.Clone(one.record.Blocks)
+	if one := s.all[name]; one != nil {
+		return one.blocks()
 	}
 	return nil
 }

@@ -154,16 +154,21 @@ func (d *Dataplane) logNew(problems, before []wireguard.Problem) {
 func (d *Dataplane) change(ctx context.Context, running *parts, peers []wireguard.Peer, cluster []netip.Prefix) error {
 	// The firewall comes first: where a new peer's packets may not leave in clear
 	// is known before there are any.
+	var errs []error
 	if !slices.Equal(running.cluster, cluster) {
-		if err := d.applyFirewall(ctx, running, nil); err != nil {
-			return err
+		err := d.applyFirewall(ctx, running, nil)
+		if err == nil {
+			running.cluster = cluster
 		}
-		running.cluster = cluster
+		errs = append(errs, err)
 	}
-	if err := d.setPeers(ctx, running, peers); err != nil {
+	if errors.Join(errs...) == nil {
+		errs = append(errs, d.setPeers(ctx, running, peers))
+	}
+	d.followServices(ctx, running) // whose keys may have been taken back, whatever the cluster's device lacks
+	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	d.followServices(ctx, running)
 	return d.followMTU(ctx, running)
 }
 

@@ -47,24 +47,21 @@ func newReservations(stateDir string) *reservations {
 //
 // Errors: ErrNotReady, ipam.ErrExhausted.
 func (d *Dataplane) ReserveIP(ctx context.Context, service, owner string) (netip.Addr, error) {
-	parts := d.current()
-	if parts == nil {
-		return netip.Addr{}, fmt.Errorf("reserve address: %s: %w", d.whyWaiting(), ErrNotReady)
-	}
 	made := reservation{Owner: cmp.Or(owner, rand.Text()), Service: service}
-	for {
-		blocks := parts.services.blocks(service)
-		addr, err := parts.reservations.reserve(parts.addresses, made, blocks)
-		if blocks != nil && errors.Is(err, ipam.ErrExhausted) {
-			if err = d.grow(ctx, service, blocks); err == nil {
-				continue
-			}
+	err := d.withService(ctx, service, func(parts *parts) error {
+		reserve := func(blocks []netip.Prefix) (err error) {
+			made.Addr, err = parts.reservations.reserve(parts.addresses, made, blocks)
+			return err
 		}
-		if err != nil {
-			return netip.Addr{}, fmt.Errorf("reserve address: %w", err)
+		if s := parts.services.get(service); s != nil {
+			return d.fromBlocks(ctx, parts, s, reserve)
 		}
-		return addr, nil
+		return reserve(nil)
+	})
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("reserve address: %w", err)
 	}
+	return made.Addr, nil
 }
 
 // reserve keeps an address for the owner of made, or finds the one he has.

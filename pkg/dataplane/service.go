@@ -13,6 +13,7 @@ import (
 
 	"github.com/zlayer/zlayer-cni/internal/failpoint"
 	"github.com/zlayer/zlayer-cni/internal/keylock"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/firewall"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
 )
@@ -78,7 +79,7 @@ func (r ServiceRequest) check() error {
 // last sandbox or TeardownService.
 type service struct {
 	record serviceRecord
-	used   map[string]struct{} // key IDs of its sandboxes, attached or under way
+	used   map[string]struct{} // key IDs of its sandboxes, attached or under way; changing it takes mu alone
 
 	// What follows is a dedicated one's.
 	key      wireguard.PrivateKey
@@ -99,6 +100,8 @@ type serviceRecord struct {
 	// Slot gives a dedicated service its UDP port and routing table.
 	Slot   int            `json:"slot,omitempty"`
 	Blocks []netip.Prefix `json:"blocks,omitempty"`
+	// Addresses are a dedicated service's own, of its blocks.
+	Addresses []netip.Addr `json:"addresses,omitempty"`
 }
 
 func (r serviceRecord) recordName() string { return r.Name }
@@ -187,8 +190,8 @@ func (d *Dataplane) SetupService(ctx context.Context, req ServiceRequest) (Servi
 		if err := d.hold(parts, s, true); err != nil {
 			return errors.Join(err, d.closeIfUnused(ctx, parts, s))
 		}
-		status, err = d.serviceStatus(ctx, parts, *s)
-		return err
+		status, _ = d.serviceStatus(ctx, parts, *s) // without what only the device tells, if that cannot be read
+		return nil
 	})
 	if err != nil {
 		return status, fmt.Errorf("set up service %s: %w", shorten(req.Name), err)
@@ -259,36 +262,65 @@ func (d *Dataplane) hold(parts *parts, s *service, held bool) error {
 }
 
 // join has a sandbox counted as one of a service's, which is made if it is not
-// there. Joining again is fine.
-func (d *Dataplane) join(ctx context.Context, req ServiceRequest, id string) error {
-	err := d.withService(ctx, req.Name, func(parts *parts) error {
-		s, err := d.openService(ctx, parts, req)
-		if err == nil {
-			parts.services.change(func() { s.used[id] = struct{}{} })
+// there, and gives it addresses. Joining again gives the same.
+func (d *Dataplane) join(ctx context.Context, req AttachRequest) (addrs []netip.Addr, undo func(), err error) {
+	id := req.Key.ID()
+	err = d.withService(ctx, req.Service.Name, func(parts *parts) error {
+		s, err := d.openService(ctx, parts, req.Service)
+		if err != nil {
+			return err
 		}
-		return err
+		if err := d.fromBlocks(ctx, parts, s, func(blocks []netip.Prefix) (err error) {
+			addrs, undo, err = parts.addresses.allocate(id, req.IPs, blocks)
+			return err
+		}); err != nil {
+			return errors.Join(fmt.Errorf("allocate addresses: %w", err), d.closeIfUnused(ctx, parts, s))
+		}
+		parts.services.change(func() { s.used[id] = struct{}{} })
+		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("join service %s: %w", shorten(req.Name), err)
+		return nil, nil, fmt.Errorf("join service %s: %w", shorten(req.Service.Name), err)
 	}
-	return nil
+	return addrs, undo, nil
 }
 
-// leave takes join back, and returns what the service no longer needs. Segments
-// that belong to no service are left alone.
-func (d *Dataplane) leave(ctx context.Context, name, id string) error {
-	err := d.withService(ctx, name, func(parts *parts) error {
-		s := parts.services.get(name)
-		if s == nil {
+// leave takes a sandbox out of all services but the one that is kept, and returns
+// what these no longer need. What of that fails, reconcile tries again.
+func (d *Dataplane) leave(ctx context.Context, from *services, id, kept string) {
+	for _, name := range from.without(id, kept) {
+		err := d.withService(ctx, name, func(parts *parts) error {
+			if s := parts.services.get(name); s != nil {
+				return d.closeIfUnused(ctx, parts, s)
+			}
 			return nil
+		})
+		if err != nil {
+			d.log.Warn("what a service no longer needs stays, will try again", "op", "service", "service", shorten(name), "err", err)
 		}
-		parts.services.change(func() { delete(s.used, id) })
-		return d.closeIfUnused(ctx, parts, s)
-	})
-	if err != nil {
-		return fmt.Errorf("leave service %s: %w", shorten(name), err)
 	}
-	return nil
+}
+
+// without takes a sandbox out of all services but the one that is kept, and
+// returns those that had it.
+func (s *services) without(id, kept string) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var had []string
+	for name, one := range s.all {
+		if _, found := one.used[id]; found && name != kept {
+			delete(one.used, id)
+			had = append(had, name)
+		}
+	}
+	return had
+}
+
+// users is the number of a service's sandboxes.
+func (s *services) users(one *service) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(one.used)
 }
 
 // openService returns the service, made now if it is not there. The caller has
@@ -326,7 +358,7 @@ func (d *Dataplane) fit(ctx context.Context, parts *parts, s *service, req Servi
 		return d.mend(ctx, parts, s)
 	case have.Mode == Shared:
 		return fmt.Errorf("it is shared on this node, and only a dedicated one can be cut off from the rest: %w", ErrConflict)
-	case len(s.used) > 0:
+	case parts.services.users(s) > 0:
 		return fmt.Errorf("it is %s on this node, and stays so as long as it has sandboxes: %w", reachWord(have.Isolated), ErrConflict)
 	}
 	return d.isolate(ctx, parts, s, isolated)
@@ -351,7 +383,7 @@ func (d *Dataplane) openShared(ctx context.Context, parts *parts, s *service) er
 // closeIfUnused removes a service that nobody needs any more, and else the
 // blocks it does not need. The caller has its turn.
 func (d *Dataplane) closeIfUnused(ctx context.Context, parts *parts, s *service) error {
-	if s.record.Held || len(s.used) > 0 {
+	if s.record.Held || parts.services.users(s) > 0 {
 		return d.shrink(ctx, parts, s)
 	}
 	if err := d.closeService(ctx, parts, s); err != nil {
@@ -371,8 +403,8 @@ func (d *Dataplane) undoService(ctx context.Context, parts *parts, s *service) e
 	return nil
 }
 
-// closeService removes a service without sandboxes, or what there is of it. The
-// firewall forgets it last. What fails leaves the service where it is, for
+// closeService removes a service without sandboxes, or what there is of it. Its
+// bridge goes first: without one there is nothing to guard. What fails leaves the service where it is, for
 // reconcile to try again or the next sandbox to mend.
 func (d *Dataplane) closeService(ctx context.Context, parts *parts, s *service) error {
 	err := d.dismantle(ctx, parts, s)
@@ -402,18 +434,31 @@ func (d *Dataplane) dismantle(ctx context.Context, parts *parts, s *service) err
 }
 
 // rules are the dedicated services as the firewall knows them, given the
-// bridges by segment. Without one, a service cannot have sandboxes yet.
-func (s *services) rules(bridges map[string]string) []firewall.Service {
+// segments. Without one, a service cannot have sandboxes yet.
+func (s *services) rules(segments []attach.Segment) []firewall.Service {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var rules []firewall.Service
 	for _, one := range s.all {
-		if bridge, found := bridges[one.record.Name]; found && one.record.Mode == Dedicated {
-			rules = append(rules, one.rule(bridge))
+		if one.record.Mode != Dedicated {
+			continue
+		}
+		if at := segmentOf(segments, one.record.Name); at >= 0 {
+			rules = append(rules, one.rule(segments[at].Bridge))
 		}
 	}
 	slices.SortFunc(rules, func(a, b firewall.Service) int { return cmp.Compare(a.Device, b.Device) })
 	return rules
+}
+
+// segmentOf is where a segment stands that may be known by its digest alone, -1
+// if nowhere.
+func segmentOf(segments []attach.Segment, name string) int {
+	at := slices.IndexFunc(segments, func(s attach.Segment) bool { return s.Name == name })
+	if at < 0 {
+		at = slices.IndexFunc(segments, func(s attach.Segment) bool { return s.Named(name) })
+	}
+	return at
 }
 
 // shorten cuts a name that was chosen elsewhere and may be of any length.

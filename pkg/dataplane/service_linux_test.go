@@ -5,16 +5,19 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
 
 	"github.com/zlayer/zlayer-cni/internal/failpoint"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach"
@@ -398,6 +401,7 @@ func TestRestartKeepsServices(t *testing.T) {
 		"joined":   {Name: "j", Mode: Dedicated, Reach: All},
 		"isolated": {Name: "bank/i", Mode: Dedicated, Reach: Itself},
 		"shared":   {Name: strings.Repeat("long", 1000), Mode: Shared},
+		"long":     {Name: strings.Repeat("bank", 1000), Mode: Dedicated, Reach: Itself},
 	}
 	addr := map[string]string{}
 	for container, service := range services {
@@ -416,7 +420,7 @@ func TestRestartKeepsServices(t *testing.T) {
 			t.Errorf("service %.20s: faults %v and %v", name, was.Fault, is.Fault)
 		}
 		if was.Mode != is.Mode || was.Bridge != is.Bridge || was.Device.PublicKey != is.Device.PublicKey || was.Device.ListenPort != is.Device.ListenPort ||
-			!slices.Equal(was.Blocks, is.Blocks) || was.Sandboxes != is.Sandboxes || was.Isolated != is.Isolated {
+			!slices.Equal(was.Blocks, is.Blocks) || !slices.Equal(was.Addresses, is.Addresses) || was.Sandboxes != is.Sandboxes || was.Isolated != is.Isolated {
 			t.Errorf("service %.20s is %+v after a restart, before %+v", name, is, was)
 		}
 	}
@@ -428,8 +432,10 @@ func TestRestartKeepsServices(t *testing.T) {
 			t.Errorf("sandboxes of the %s service do not reach each other after a restart", container)
 		}
 	}
-	if reaches(t, "joined", addr["isolated"]) {
-		t.Error("after a restart, an isolated service is reached")
+	for _, isolated := range []string{"isolated", "long"} {
+		if reaches(t, "joined", addr[isolated]) {
+			t.Errorf("after a restart, the %s service is reached", isolated)
+		}
 	}
 	for container := range services {
 		for _, suffix := range []string{"", "2"} {
@@ -522,5 +528,198 @@ func TestServiceWhoseRemovalFailsIsRemovedLater(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestServiceKeepsItsBlocksWhenItCannotGrow lets the firewall refuse a block that
+// another service gets afterwards.
+func TestServiceKeepsItsBlocksWhenItCannotGrow(t *testing.T) {
+	d := newRunningPlane(t)
+	full := ServiceRequest{Name: "full", Mode: Dedicated, Reach: Itself}
+	for i := range 14 { // the highest block lacks the broadcast address, and one is the service's own
+		mustAttach(t, d, join(t, fmt.Sprintf("full%d", i), full))
+	}
+	before := servicesOf(t, d)["full"].Blocks
+	more := join(t, "more", full)
+	t.Setenv(failpoint.Env, failServiceBlocks+"=error")
+	if _, err := d.Attach(t.Context(), more); err == nil {
+		t.Fatal("no error")
+	}
+	t.Setenv(failpoint.Env, "")
+	if after := servicesOf(t, d)["full"].Blocks; !slices.Equal(before, after) {
+		t.Errorf("blocks %v after a refusal, before %v", after, before)
+	}
+	other := mustAttach(t, d, join(t, "other", ServiceRequest{Name: "other", Mode: Dedicated}))
+	mustAttach(t, d, more)
+	for _, block := range servicesOf(t, d)["full"].Blocks {
+		if block.Contains(other.Addrs[0]) {
+			t.Errorf("block %s has an address of another service, %s", block, other.Addrs[0])
+		}
+	}
+}
+
+// TestServiceChurnKeepsAddressesInBlocks lets sandboxes come and go at once, so
+// that blocks do as well.
+func TestServiceChurnKeepsAddressesInBlocks(t *testing.T) {
+	d := newRunningPlane(t)
+	service := ServiceRequest{Name: "churn", Mode: Dedicated, Reach: Itself}
+	var reqs []AttachRequest
+	for i := range 40 {
+		reqs = append(reqs, join(t, fmt.Sprintf("churn%d", i), service))
+	}
+	all := func(do func(AttachRequest) error) {
+		var wg sync.WaitGroup
+		for _, req := range reqs {
+			wg.Go(func() {
+				if err := do(req); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	detach := func(req AttachRequest) error { return d.Detach(t.Context(), req.Key) }
+	attachIn := func(req AttachRequest) error {
+		attached, err := d.Attach(t.Context(), req)
+		if err != nil {
+			return err
+		}
+		blocks := d.current().services.blocks(service.Name)
+		for _, addr := range attached.Addrs {
+			if !slices.ContainsFunc(blocks, func(b netip.Prefix) bool { return b.Contains(addr) }) {
+				return fmt.Errorf("address %s is in none of the blocks %v", addr, blocks)
+			}
+		}
+		return nil
+	}
+	for range 3 {
+		all(attachIn)
+		all(func(req AttachRequest) error { return errors.Join(detach(req), attachIn(req)) })
+		all(detach)
+		wantSegments(t, d, "default")
+		wantNothing(t, d)
+	}
+}
+
+// TestDetachThatFailedHalfWayLeavesTheService repeats it, as runtimes do.
+func TestDetachThatFailedHalfWayLeavesTheService(t *testing.T) {
+	d := newRunningPlane(t)
+	for _, point := range []string{"dataplane/detached", "dataplane/released"} {
+		t.Run(point, func(t *testing.T) {
+			req := join(t, strings.ReplaceAll(point, "/", "-"), ServiceRequest{Name: "half", Mode: Dedicated})
+			mustAttach(t, d, req)
+			t.Setenv(failpoint.Env, point+"=error")
+			if err := d.Detach(t.Context(), req.Key); err == nil {
+				t.Fatal("no error")
+			}
+			t.Setenv(failpoint.Env, "")
+			if point == "dataplane/detached" { // it still has its address
+				elsewhere := req
+				elsewhere.Service = ServiceRequest{}
+				if _, err := d.Attach(t.Context(), elsewhere); !errors.Is(err, ipam.ErrTaken) {
+					t.Errorf("attached elsewhere with an address of the service's: %v", err)
+				}
+			}
+			if err := d.Detach(t.Context(), req.Key); err != nil {
+				t.Fatal(err)
+			}
+			wantSegments(t, d, "default")
+			for _, pool := range d.current().addresses.stats() {
+				if pool.Used > 0 || pool.Blocked > 0 {
+					t.Errorf("of %s, %d addresses are used and %d in blocks", pool.Prefix, pool.Used, pool.Blocked)
+				}
+			}
+		})
+	}
+}
+
+// TestServiceMovesToAnotherPort has somebody take its port while the daemon is
+// away. The node is as ready as ever.
+func TestServiceMovesToAnotherPort(t *testing.T) {
+	d := newRunningPlane(t)
+	addr := mustAttach(t, d, join(t, "one", ServiceRequest{Name: "moves", Mode: Dedicated})).Addrs[0].String()
+	mustAttach(t, d, join(t, "two", ServiceRequest{Name: "moves", Mode: Dedicated}))
+	before := servicesOf(t, d)["moves"]
+	if err := d.current().services.lower(); err != nil {
+		t.Fatal(err)
+	}
+	device, err := netlink.LinkByName(before.Device.Device)
+	if err == nil {
+		err = netlink.LinkDel(device) // a kernel device would keep its port
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	taken, err := net.ListenUDP("udp", &net.UDPAddr{Port: before.Device.ListenPort})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = taken.Close() }()
+	d = restart(t, d)
+	after := servicesOf(t, d)["moves"]
+	if after.Fault != nil || after.Device.ListenPort == before.Device.ListenPort || after.Device.PublicKey != before.Device.PublicKey {
+		t.Errorf("service is %+v, want it on another port than %d", after, before.Device.ListenPort)
+	}
+	if waiting := d.Waiting(); len(waiting) > 0 {
+		t.Errorf("the node waits for %v", waiting)
+	}
+	if !reaches(t, "two", addr) {
+		t.Error("its sandboxes do not reach each other")
+	}
+	if local := d.LocalServices(); len(local) != 1 || local[0].Port != after.Device.ListenPort {
+		t.Errorf("the others are told %+v", local)
+	}
+}
+
+// TestServicesAreTold counts the calls that say so.
+func TestServicesAreTold(t *testing.T) {
+	d := newPlane(t)
+	var told atomic.Int32
+	d.cfg.OnServices = func() { told.Add(1) }
+	if err := d.SetNodes(t.Context(), clusterOfOne()); err != nil {
+		t.Fatal(err)
+	}
+	status, err := d.SetupService(t.Context(), ServiceRequest{Name: "told", Mode: Dedicated})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []LocalService{{Name: "told", PublicKey: status.Device.PublicKey.String(), Port: 51821, Blocks: status.Blocks}}
+	if local := d.LocalServices(); told.Load() == 0 || !slices.EqualFunc(local, want, LocalService.Equal) {
+		t.Errorf("after %d calls the services are %+v, want %+v", told.Load(), local, want)
+	}
+	before := told.Load()
+	if err := d.TeardownService(t.Context(), "told"); err != nil {
+		t.Fatal(err)
+	}
+	if local := d.LocalServices(); told.Load() == before || len(local) > 0 {
+		t.Errorf("after the teardown the services are %+v", local)
+	}
+}
+
+func TestServicesWhoseDevicesWouldHaveOneName(t *testing.T) {
+	all := newServices(t.TempDir())
+	record := serviceRecord{Name: "a", Mode: Dedicated}
+	if err := all.enter(&service{record: record}); err != nil {
+		t.Fatal(err)
+	}
+	if err := all.enter(&service{record: record}); !errors.Is(err, ErrConflict) {
+		t.Errorf("a second device %s: %v", serviceDevice("a"), err)
+	}
+}
+
+func TestServicePortsEndWhereUDPDoes(t *testing.T) {
+	d := newPlane(t)
+	set := clusterOfOne()
+	set.ListenPort = 65533
+	if err := d.SetNodes(t.Context(), set); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	made := 0
+	for ; err == nil; made++ {
+		_, err = d.SetupService(t.Context(), ServiceRequest{Name: fmt.Sprintf("svc%d", made), Mode: Dedicated})
+	}
+	if made != 3 || !errors.Is(err, ErrLimit) {
+		t.Errorf("set-up %d failed: %v; want the third, for want of a port", made, err)
 	}
 }

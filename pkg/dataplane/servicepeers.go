@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -60,8 +61,8 @@ func (d *Dataplane) followServices(ctx context.Context, parts *parts) {
 }
 
 // setServicePeers plans the peers of a service and gives them to firewall and
-// device: a new one is let in before it can send, one that is gone can no longer
-// send when it is let out.
+// device. One of them that fails keeps nothing from the other: a peer that is gone
+// is locked out by either.
 func (d *Dataplane) setServicePeers(ctx context.Context, parts *parts, s *service) error {
 	plan, problems := d.servicePlan(s, nil)
 	peers, refused := wireguard.Plan(plan)
@@ -71,15 +72,14 @@ func (d *Dataplane) setServicePeers(ctx context.Context, parts *parts, s *servic
 	}
 	same := slices.EqualFunc(peers, s.peers, func(a, b wireguard.Peer) bool { return slices.Equal(a.AllowedIPs, b.AllowedIPs) })
 	parts.services.change(func() { s.peers, s.problems = peers, problems })
+	var errs []error
 	if !same {
-		if err := d.applyFirewall(ctx, parts, nil); err != nil {
-			return err
-		}
+		errs = append(errs, d.applyFirewall(ctx, parts, nil)) // raise applies it again after an error
 	}
 	if err := s.device.SetPeers(ctx, peers); err != nil {
-		return fmt.Errorf("set peers: %w", err)
+		errs = append(errs, fmt.Errorf("set peers: %w", err))
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // servicePlan is what a service's peers follow from: the nodes that host it and

@@ -72,10 +72,9 @@ func (s *services) copies() []service {
 func (d *Dataplane) serviceStatus(ctx context.Context, parts *parts, s service) (ServiceStatus, error) {
 	record := s.record
 	status := ServiceStatus{Name: record.Name, Mode: record.Mode, Held: record.Held, Sandboxes: len(s.used)}
-	for _, segment := range parts.attacher.Segments() {
-		if segment.Named(record.Name) {
-			status.Bridge = segment.Bridge
-		}
+	segments := parts.attacher.Segments()
+	if at := segmentOf(segments, record.Name); at >= 0 {
+		status.Bridge = segments[at].Bridge
 	}
 	if record.Mode != Dedicated {
 		return status, nil
@@ -83,15 +82,18 @@ func (d *Dataplane) serviceStatus(ctx context.Context, parts *parts, s service) 
 	status.Isolated, status.Table, status.Blocks = record.Isolated, record.table(), slices.Clone(record.Blocks)
 	status.Addresses = parts.addresses.held(serviceOwner(record.Name))
 	status.Problems, status.Fault = slices.Clone(s.problems), s.fault
-	status.Device.Device = serviceDevice(record.Name)
+	status.Device = wireguard.Status{Device: serviceDevice(record.Name), PublicKey: s.key.PublicKey(), ListenPort: record.port(parts.port)}
 	if s.device == nil {
 		return status, nil
 	}
 	read, err := s.device.Status(ctx)
-	if errors.Is(err, wireguard.ErrClosed) {
-		return status, nil
+	if err != nil {
+		if errors.Is(err, wireguard.ErrClosed) {
+			err = nil
+		}
+		return status, err
 	}
 	status.Device = read
 	status.Fault = errors.Join(status.Fault, s.device.Ready(), read.Fault)
-	return status, err
+	return status, nil
 }
