@@ -2,8 +2,11 @@ package attach
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach/internal/rtnl"
 )
@@ -48,7 +51,18 @@ func (a *Attacher) reconcile(ctx context.Context, adopt func(*slot) error) error
 		return err
 	}
 	a.tryIPv6(slot)
-	return a.repair(slot, "")
+	return a.repairAll(slot)
+}
+
+// repairAll is repair for all. A link may vanish between what is read and what
+// is written, with its sandbox; then all is read again, and it is nobody's.
+func (a *Attacher) repairAll(slot *slot) error {
+	const tries = 10
+	for try := 1; ; try++ {
+		if err := a.repair(slot, ""); !errors.Is(err, unix.ENODEV) || try == tries {
+			return err
+		}
+	}
 }
 
 // remakeBridges makes the bridges anew that someone removed. Their ports come
