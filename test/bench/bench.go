@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -54,6 +55,7 @@ func (b *bench) all() []block {
 		{"memory", "overlayd's memory with 110 pods and 10 peers", b.memory},
 		{"peers", "a large cluster's peers", b.peers},
 		{"nodes", "a large cluster's Nodes, from a real API server", b.nodes},
+		{"services", "dedicated services of a node", b.services},
 		{"throughput", "pod to pod across nodes", b.throughput},
 	}
 }
@@ -192,6 +194,9 @@ type clusterSpec struct {
 	dualStack bool
 	strangers []cluster.Entry
 	wide      bool // enough room for thousands of nodes
+	roomy     bool // slices with room for hundreds of services
+	// backend is that of all nodes, the command line's if empty.
+	backend string
 	// kubeconfig is that of an API server to take nodes from.
 	kubeconfig string
 }
@@ -202,9 +207,10 @@ func (b *bench) newCluster(spec clusterSpec) (*cluster.Cluster, error) {
 		Binaries:     b.binaries,
 		Dir:          filepath.Join(b.dir, spec.name),
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
-		Backend:      b.backend,
+		Backend:      cmp.Or(spec.backend, b.backend),
 		Strangers:    spec.strangers,
 		Kubeconfig:   spec.kubeconfig,
+		Slices:       map[string][]netip.Prefix{},
 	}
 	if spec.wide {
 		config.ClusterCIDRs[0] = netip.MustParsePrefix("10.0.0.0/8")
@@ -213,7 +219,11 @@ func (b *bench) newCluster(spec clusterSpec) (*cluster.Cluster, error) {
 		config.ClusterCIDRs = append(config.ClusterCIDRs, netip.MustParsePrefix("fd42::/48"))
 	}
 	for i := range spec.nodes {
-		config.NodeNames = append(config.NodeNames, fmt.Sprintf("%s-node%d", spec.name, i+1))
+		name := fmt.Sprintf("%s-node%d", spec.name, i+1)
+		config.NodeNames = append(config.NodeNames, name)
+		if spec.roomy {
+			config.Slices[name] = roomySlices(i + 1)
+		}
 	}
 	return cluster.New(config)
 }
