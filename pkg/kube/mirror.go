@@ -129,6 +129,13 @@ func (m *mirror[T]) Fault() error {
 	return m.fault
 }
 
+// Standing tells whether the mirror shows what is so now: a watch follows it.
+func (m *mirror[T]) Standing() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.synced && m.since.IsZero()
+}
+
 // oneLine is an error in one line.
 type oneLine struct{ error }
 

@@ -134,9 +134,10 @@ func checkUnlabelled(id PodID, pod Pod) error {
 }
 
 // namespace finds the annotations of a namespace. The watch may not have shown
-// it yet: then it is read once.
+// it yet, or be lost: then it is read once, since a pod that an older one lets
+// into everything stays there.
 func (k *Kube) namespace(ctx context.Context, name string) (namespace, error) {
-	if found, ok := k.namespaces.Get(name); ok {
+	if found, ok := k.namespaces.Get(name); ok && k.namespaces.Standing() {
 		return found, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, podTimeout)

@@ -3,6 +3,7 @@ package kube
 import (
 	"errors"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -89,6 +90,61 @@ func TestServiceOfAPod(t *testing.T) {
 	}
 	if reads := l.Reads("/api/v1/namespaces/plain"); reads == 0 {
 		t.Error("a namespace that the watch has not shown was not read")
+	}
+}
+
+// TestLostWatchOfNamespaces has a namespace cut its services off while nothing
+// shows it: no pod may start as if it had not.
+func TestLostWatchOfNamespaces(t *testing.T) {
+	l := newLab(t)
+	l.Create("namespaces", apiserver.Object{"kind": "Namespace", "apiVersion": "v1", "metadata": apiserver.Object{"name": "tenant"}})
+	l.Create("pods", tenantPod("tenant", "web", apiserver.Object{ServiceLabel: "web"}, nil))
+	l.start()
+	eventually(t, func() error {
+		if !l.kube.pods.Synced() || !l.kube.namespaces.Standing() {
+			return errors.New("pods and namespaces are not known")
+		}
+		return nil
+	})
+	read := l.Reads("/api/v1/namespaces/tenant")
+	reach := func() dataplane.Reach {
+		t.Helper()
+		request, err := l.kube.Service(t.Context(), PodID{Namespace: "tenant", Name: "web"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return request.Reach
+	}
+	if got := reach(); got != dataplane.All || l.Reads("/api/v1/namespaces/tenant") != read {
+		t.Errorf("reach %v, and a namespace that the watch shows was read", got)
+	}
+
+	l.Refuse(func(r *http.Request) int {
+		if r.URL.Path == "/api/v1/namespaces" {
+			return http.StatusForbidden
+		}
+		return 0
+	})
+	l.Break()
+	l.Mend()
+	eventually(t, func() error {
+		if l.kube.namespaces.Standing() {
+			return errors.New("the watch stands")
+		}
+		return nil
+	})
+	l.Edit("namespaces", "", "tenant", func(o apiserver.Object) { annotate(o, JoinGlobal, "false") })
+	if got := reach(); got != dataplane.Itself {
+		t.Errorf("reach %v, but the namespace has cut its services off", got)
+	}
+	l.Refuse(func(r *http.Request) int {
+		if strings.HasPrefix(r.URL.Path, "/api/v1/namespaces") {
+			return http.StatusForbidden
+		}
+		return 0
+	})
+	if got, err := l.kube.Service(t.Context(), PodID{Namespace: "tenant", Name: "web"}); err == nil {
+		t.Errorf("service %+v of a namespace that nobody knows", got)
 	}
 }
 
