@@ -2,11 +2,15 @@ package kube
 
 import (
 	"net/http"
+	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
 	"github.com/zlayer/zlayer-cni/test/apiserver"
 )
 
@@ -20,9 +24,13 @@ func (l *lab) metadataAndStatus() apiserver.Object {
 // served has a daemon write what it writes, and ends it.
 func (l *lab) served() {
 	l.t.Helper()
-	l.start()
+	services := []wireguard.NodeService{webService("10.244.0.240/28")}
+	l.start(func(c *Config) {
+		c.Services = func() ([]wireguard.NodeService, []wireguard.Problem) { return services, nil }
+	})
 	eventually(l.t, l.quiet)
 	l.annotation(PublicKey, keyFor("self"))
+	l.annotation(Services, formatServices(services))
 	l.stop()
 }
 
@@ -47,6 +55,7 @@ func TestForget(t *testing.T) {
 	}
 	want := []string{
 		"annotation " + PublicKey + " of node self", "annotation " + Endpoint + " of node self", "annotation " + MTU + " of node self",
+		"annotation " + Services + " of node self",
 		"condition NetworkUnavailable of node self",
 	}
 	if diff := cmp.Diff(want, removed); diff != "" {
@@ -104,7 +113,7 @@ func TestForgetTellsWhatIsRefused(t *testing.T) {
 		},
 		{
 			name: "the condition", refuse: func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "/status") },
-			failure: "remove condition NetworkUnavailable of node self: ", removed: 3,
+			failure: "remove condition NetworkUnavailable of node self: ", removed: 4,
 		},
 	}
 	for _, tt := range tests {
@@ -125,5 +134,26 @@ func TestForgetTellsWhatIsRefused(t *testing.T) {
 				t.Errorf("removed %v, want %d", removed, tt.removed)
 			}
 		})
+	}
+}
+
+// TestTeardownPolicyAllowsForget holds the annotations that deploy/teardown.yaml
+// lets a teardown remove against those that Forget removes.
+func TestTeardownPolicyAllowsForget(t *testing.T) {
+	text, err := os.ReadFile("../../deploy/teardown.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := regexp.MustCompile(`k in variables\.newAnnotations\s+\|\| k in \[([^]]*)\]`).FindSubmatch(text)
+	if list == nil {
+		t.Fatal("no list of annotations")
+	}
+	var allowed []string
+	for _, key := range regexp.MustCompile(`"([^"]*)"`).FindAllSubmatch(list[1], -1) {
+		allowed = append(allowed, string(key[1]))
+	}
+	slices.Sort(allowed)
+	if diff := cmp.Diff(slices.Sorted(slices.Values(published())), allowed); diff != "" {
+		t.Errorf("annotations (-published +allowed):\n%s", diff)
 	}
 }

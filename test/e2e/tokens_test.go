@@ -126,11 +126,11 @@ func tryTeardownTokens(t *testing.T) {
 	token := tokenOf(t, teardownAccount(), own)
 	admin := lab.client.CoreV1().Nodes()
 	for _, node := range []string{own, other} {
-		written := fmt.Sprintf(`{"metadata":{"annotations":{%q:"x",%q:"1s"}}}`, annotations+"public-key", annotations+"keepalive")
+		written := fmt.Sprintf(`{"metadata":{"annotations":{%q:"x",%q:"{}",%q:"1s"}}}`, annotations+"public-key", annotations+"services", annotations+"keepalive")
 		if _, err := admin.Patch(t.Context(), node, types.MergePatchType, []byte(written), metav1.PatchOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		removed := fmt.Sprintf(`{"metadata":{"annotations":{%q:null,%q:null}}}`, annotations+"public-key", annotations+"keepalive")
+		removed := fmt.Sprintf(`{"metadata":{"annotations":{%q:null,%q:null,%q:null}}}`, annotations+"public-key", annotations+"services", annotations+"keepalive")
 		t.Cleanup(func() {
 			if _, err := admin.Patch(context.Background(), node, types.MergePatchType, []byte(removed), metav1.PatchOptions{}); err != nil {
 				t.Error(err)
@@ -146,6 +146,7 @@ func tryTeardownTokens(t *testing.T) {
 			return err
 		}, true},
 		{"no own key", without(own, annotations+"public-key"), true},
+		{"no own services", without(own, annotations+"services"), true},
 
 		{"another node's key", without(other, annotations+"public-key"), false},
 		{"an own endpoint", token.annotate(own, annotations+"endpoint"), false},
