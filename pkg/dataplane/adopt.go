@@ -27,6 +27,7 @@ func (d *Dataplane) adopt(ctx context.Context, made *parts) (err error) {
 		return fmt.Errorf("adopt attachments: %w", err)
 	}
 	d.adoptServices(made, attached)
+	d.planServices(made)
 	d.adoptGuests(made)
 	pins := []firewall.Pin{}
 	for _, a := range attached {

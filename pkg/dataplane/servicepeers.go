@@ -64,12 +64,7 @@ func (d *Dataplane) followServices(ctx context.Context, parts *parts) {
 // device. One of them that fails keeps nothing from the other: a peer that is gone
 // is locked out by either.
 func (d *Dataplane) setServicePeers(ctx context.Context, parts *parts, s *service) error {
-	plan, problems := d.servicePlan(s, nil)
-	peers, refused := wireguard.Plan(plan)
-	problems = append(problems, refused...)
-	for i := range problems {
-		problems[i].Err = fmt.Errorf("service %s: %w", shorten(s.record.Name), problems[i].Err)
-	}
+	peers, problems := d.planServicePeers(s)
 	same := slices.EqualFunc(peers, s.peers, func(a, b wireguard.Peer) bool { return slices.Equal(a.AllowedIPs, b.AllowedIPs) })
 	parts.services.change(func() { s.peers, s.problems = peers, problems })
 	var errs []error
@@ -80,6 +75,28 @@ func (d *Dataplane) setServicePeers(ctx context.Context, parts *parts, s *servic
 		errs = append(errs, fmt.Errorf("set peers: %w", err))
 	}
 	return errors.Join(errs...)
+}
+
+// planServices plans the peers of services that are not up yet, so that the
+// firewall goes on to let through what an earlier run let through.
+func (d *Dataplane) planServices(parts *parts) {
+	for _, name := range parts.services.names() {
+		if s := parts.services.get(name); s.record.Mode == Dedicated {
+			peers, problems := d.planServicePeers(s)
+			parts.services.change(func() { s.peers, s.problems = peers, problems })
+		}
+	}
+}
+
+// planServicePeers returns the peers of a service and what was refused.
+func (d *Dataplane) planServicePeers(s *service) ([]wireguard.Peer, []wireguard.Problem) {
+	plan, problems := d.servicePlan(s, nil)
+	peers, refused := wireguard.Plan(plan)
+	problems = append(problems, refused...)
+	for i := range problems {
+		problems[i].Err = fmt.Errorf("service %s: %w", shorten(s.record.Name), problems[i].Err)
+	}
+	return peers, problems
 }
 
 // servicePlan is what a service's peers follow from: the nodes that host it and
