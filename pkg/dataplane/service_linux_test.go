@@ -723,3 +723,27 @@ func TestServicePortsEndWhereUDPDoes(t *testing.T) {
 		t.Errorf("set-up %d failed: %v; want the third, for want of a port", made, err)
 	}
 }
+
+// TestNodeWithoutFreeAddressesSaysSo has a service hold half of what there is.
+func TestNodeWithoutFreeAddressesSaysSo(t *testing.T) {
+	d := newPlane(t)
+	set := clusterOfOne()
+	set.Nodes[0].Slices = prefixes("10.200.1.0/28") // blocks of four
+	if err := d.SetNodes(t.Context(), set); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"a", "b"} {
+		if _, err := d.SetupService(t.Context(), ServiceRequest{Name: name, Mode: Dedicated}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 6 { // of 16, 8 less the broadcast address are in blocks, one is no host's and one the node's
+		if waiting := d.Waiting(); len(waiting) > 0 {
+			t.Errorf("before sandbox %d: %v", i, waiting)
+		}
+		mustAttach(t, d, request(t, fmt.Sprintf("s%d", i), fmt.Sprintf("s%d", i)))
+	}
+	if waiting := d.Waiting(); len(waiting) != 1 || !strings.Contains(waiting[0], "no free address in 10.200.1.0/28") {
+		t.Errorf("with no address left: %v", waiting)
+	}
+}

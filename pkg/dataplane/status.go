@@ -112,8 +112,8 @@ func (d *Dataplane) Waiting() []string {
 		reasons = append(reasons, fault.Error())
 	}
 	for _, pool := range parts.addresses.stats() {
-		if uint64(pool.Used) >= pool.Capacity {
-			reasons = append(reasons, fmt.Sprintf("no free address in %s: all %d are used", pool.Prefix, pool.Capacity))
+		if pool.Free() == 0 {
+			reasons = append(reasons, fmt.Sprintf("no free address in %s: all %d are used or in blocks of services", pool.Prefix, pool.Capacity))
 		}
 	}
 	return reasons

@@ -182,7 +182,7 @@ func TestAddressesOfABlock(t *testing.T) {
 	if addr := allocate(t, p, "a"); addr != netip.MustParseAddr("10.0.0.1") {
 		t.Errorf("outside the blocks, a gets %s", addr)
 	}
-	wantStats := Stats{Prefix: netip.MustParsePrefix("10.0.0.0/28"), Capacity: 14, Blocked: 7, Used: 4}
+	wantStats := Stats{Prefix: netip.MustParsePrefix("10.0.0.0/28"), Capacity: 14, Blocked: 7, Used: 4, UsedInBlocks: 3}
 	if diff := cmp.Diff(wantStats, p.Stats(), cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
 		t.Errorf("stats (-want +got):\n%s", diff)
 	}

@@ -55,7 +55,13 @@ type Stats struct {
 	Blocked  uint64 // those of them that are in blocks, in use or not, at most math.MaxUint64
 	Used     int    // addresses with an owner, in blocks or not
 	Resting  int    // freed addresses that wait for their turn again, in blocks or not
+	// UsedInBlocks counts those of Used that are in blocks.
+	UsedInBlocks int
 }
+
+// Free counts what Allocate may still give: addresses without an owner that are
+// in no block, at most math.MaxUint64.
+func (s Stats) Free() uint64 { return s.Capacity - s.Blocked - uint64(s.Used-s.UsedInBlocks) }
 
 // NewPool returns a pool of prefix, which must be masked. It never hands out
 // the IPv4 network and broadcast address (of a /30 or wider: RFC 3021), the
@@ -157,8 +163,16 @@ func (p *Pool) Stats() Stats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	stats := Stats{Prefix: p.prefix, Capacity: p.capacity, Blocked: p.blockedLocked(), Used: len(p.owners), Resting: p.free.queue.Len()}
+	if len(p.blocks) == 0 {
+		return stats
+	}
 	for _, b := range p.blocks {
 		stats.Resting += b.free.queue.Len()
+	}
+	for addr := range p.owners {
+		if p.shelfLocked(addr) != p.free {
+			stats.UsedInBlocks++
+		}
 	}
 	return stats
 }
