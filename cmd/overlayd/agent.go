@@ -258,13 +258,17 @@ func (d *daemon) compareSetup(ctx context.Context, setup agentSetup, named bool)
 	return nil
 }
 
-// teardownGlobal takes down the overlay that an agent set up. The answer is sent
-// before it goes.
+// teardownGlobal takes down the overlay that an agent set up, unless something
+// uses it or is about to. The answer is sent before it goes.
 func (d *daemon) teardownGlobal() error {
 	agent, ok := d.nodes.(*agentNodes)
 	if !ok {
 		return fmt.Errorf("the overlay follows file or cluster: `overlayd teardown` removes it: %w", dataplane.ErrConflict)
 	}
+	if !d.underWay.TryLock() {
+		return fmt.Errorf("the overlay is in use by a request that is under way: %w", dataplane.ErrConflict)
+	}
+	defer d.underWay.Unlock()
 	if !agent.told() {
 		return nil
 	}

@@ -128,6 +128,12 @@ func TestAgentsOverlayLife(t *testing.T) {
 func (n *node) takeDown(client *shim.Client, untouched string) {
 	n.t.Helper()
 	mustCall[*shim.OK](n.t, client, &shim.TeardownGlobalOverlay{})
+	n.awaitTakenDown(untouched)
+}
+
+// awaitTakenDown wants the daemon to become as before the first set-up.
+func (n *node) awaitTakenDown(untouched string) {
+	n.t.Helper()
 	eventually(n.t, func() error {
 		if status, body := n.get("/healthz"); status != http.StatusServiceUnavailable || !strings.Contains(body, "no agent") {
 			return fmt.Errorf("healthz: %d %s", status, body)

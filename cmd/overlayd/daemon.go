@@ -49,8 +49,12 @@ type daemon struct {
 	installer *installer
 	// end ends the process in good order.
 	end context.CancelFunc
-	// again is why another run shall follow, nil if none shall.
+	// again is why another run shall follow, nil if none shall. Once it is
+	// set, nothing changes the data plane any more.
 	again atomic.Pointer[error]
+	// underWay is read-locked by the requests that change the data plane, and
+	// locked by the one that takes it down.
+	underWay sync.RWMutex
 
 	triedOnce sync.Once
 	// tried is closed when the data plane has been brought up, or could not be.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/zlayer/zlayer-cni/pkg/dataplane"
 	"github.com/zlayer/zlayer-cni/pkg/shim"
 )
 
@@ -22,8 +23,23 @@ func (d *daemon) Handle(ctx context.Context, request shim.Request) (shim.Respons
 	return response, nil
 }
 
-// dispatch knows the operations; what it does not name is a later version's.
+// dispatch lets no overlay be taken down while something may come to need it.
 func (d *daemon) dispatch(ctx context.Context, request shim.Request) (shim.Response, error) {
+	switch request.(type) {
+	case *shim.Ready, *shim.Status, *shim.ListGuests, *shim.TeardownGlobalOverlay, *shim.Shutdown: // these need nothing of it
+	default:
+		d.underWay.RLock()
+		defer d.underWay.RUnlock()
+		if again := d.again.Load(); again != nil {
+			return nil, fmt.Errorf("%w: %w", *again, dataplane.ErrNotReady)
+		}
+	}
+	return d.dispatchShared(ctx, request)
+}
+
+// dispatchShared knows the operations; what it does not name is a later
+// version's.
+func (d *daemon) dispatchShared(ctx context.Context, request shim.Request) (shim.Response, error) {
 	switch r := request.(type) {
 	case *shim.AttachContainer:
 		return d.attach(ctx, r)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,13 +39,7 @@ func runCommand() *cobra.Command {
 			}
 			for {
 				err := run(cmd.Context(), config, cmd.ErrOrStderr())
-				switch {
-				case errors.Is(err, errMoved):
-				case errors.Is(err, errTornDown):
-					if err := removeOverlay(cmd.Context(), config); err != nil {
-						return err
-					}
-				default:
+				if !errors.Is(err, errMoved) && !errors.Is(err, errTornDown) {
 					return err
 				}
 			}
@@ -56,14 +51,17 @@ func runCommand() *cobra.Command {
 }
 
 // removeOverlay removes what the data plane put into the kernel, and puts the
-// host's settings back.
+// host's settings back. Who is told to end meanwhile finishes first: nobody else
+// would.
 func removeOverlay(ctx context.Context, config Config) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), teardownTimeout)
+	defer cancel()
 	err := dataplane.Teardown(ctx, slog.New(slog.DiscardHandler))
 	if err == nil {
 		_, err = forwarding.Restore(config.SysctlDir, config.StateDir)
 	}
 	if err != nil {
-		return fmt.Errorf("remove the overlay that the agent took down: %w", err)
+		return fmt.Errorf("remove the overlay that an agent set up: %w", err)
 	}
 	return nil
 }
@@ -136,7 +134,11 @@ func run(ctx context.Context, config Config, logOut io.Writer) error {
 	d.graves = &graveyard{dir: cni.TombstoneDir(config.StateDir), log: log, detach: d.plane.Detach}
 	log.Info("starting", "op", "run", "version", buildVersion(), "node", config.NodeName, "public_key", d.plane.PublicKey(),
 		"socket", config.Socket, "kubernetes", config.Kubernetes)
-	return d.run(ctx, socket, metrics)
+	err = d.run(ctx, socket, metrics)
+	if errors.Is(err, errTornDown) { // while no other daemon may begin
+		err = cmp.Or(errors.Join(removeOverlay(ctx, config), dataplane.Forget(config.StateDir)), err)
+	}
+	return err
 }
 
 // openSource reads what the source of nodes knows already. The cluster's needs

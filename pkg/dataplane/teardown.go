@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"slices"
 
+	"github.com/zlayer/zlayer-cni/internal/failpoint"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/firewall"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
@@ -19,6 +22,9 @@ import (
 // what is gone already is no error. Keys and settings on disk stay.
 func Teardown(ctx context.Context, log *slog.Logger) error {
 	var errs []error
+	if err := failpoint.Hit("dataplane/teardown"); err != nil {
+		return err
+	}
 	attacher, err := attach.New(attach.Config{Log: log})
 	if err == nil {
 		err = attacher.Teardown(ctx)
@@ -36,6 +42,18 @@ func Teardown(ctx context.Context, log *slog.Logger) error {
 	}
 	if err != nil {
 		return fmt.Errorf("remove firewall: %w", err)
+	}
+	return nil
+}
+
+// Forget removes from stateDir what was asked for within an overlay that is gone:
+// added peers, reserved addresses and registered names. No Dataplane may run; what
+// is not there is none to remove. The node's key stays.
+func Forget(stateDir string) error {
+	for _, dir := range []string{peersDir, reservationsDir, namesDir} {
+		if err := os.RemoveAll(filepath.Join(stateDir, dir)); err != nil {
+			return fmt.Errorf("forget the overlay: %w", err)
+		}
 	}
 	return nil
 }
