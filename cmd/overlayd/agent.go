@@ -125,7 +125,8 @@ func (a *agentNodes) Fault() error {
 	return a.fault
 }
 
-// setUp takes an agent's word for the overlay. The same again is fine.
+// setUp takes an agent's word for the overlay. The same again is fine; a first
+// one that fails leaves nothing, so that the agent can say something else.
 func (a *agentNodes) setUp(ctx context.Context, setup agentSetup) error {
 	a.turn.Lock()
 	defer a.turn.Unlock()
@@ -135,15 +136,19 @@ func (a *agentNodes) setUp(ctx context.Context, setup agentSetup) error {
 	if known != nil && *known != setup {
 		return fmt.Errorf("the overlay is set up with cluster %s, slice %s and UDP port %d: tear it down first: %w", known.Cluster, known.Slice, known.Port, dataplane.ErrConflict)
 	}
-	if known == nil {
-		if err := a.keep(setup); err != nil {
-			return err
-		}
-		a.mu.Lock()
-		a.setup = &setup
-		a.mu.Unlock()
+	if known != nil {
+		return a.bringUp(ctx, setup)
 	}
-	return a.bringUp(ctx, setup)
+	if err := a.keep(setup); err != nil {
+		return err
+	}
+	if err := a.bringUp(ctx, setup); err != nil {
+		return errors.Join(err, a.drop(), removeOverlay(ctx, a.config))
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.setup = &setup
+	return nil
 }
 
 // told tells whether an agent has set the overlay up, in this run or an earlier.
@@ -183,12 +188,20 @@ func (a *agentNodes) bringUp(ctx context.Context, setup agentSetup) error {
 func (a *agentNodes) forget() error {
 	a.turn.Lock()
 	defer a.turn.Unlock()
-	if err := os.Remove(agentFile(a.config)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("forget what the agent set up: %w", err)
+	if err := a.drop(); err != nil {
+		return err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.setup = nil
+	return nil
+}
+
+// drop forgets the set-up for the next run.
+func (a *agentNodes) drop() error {
+	if err := os.Remove(agentFile(a.config)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("forget what the agent set up: %w", err)
+	}
 	return nil
 }
 

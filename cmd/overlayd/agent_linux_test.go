@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -186,6 +187,39 @@ func TestAgentsMistakesChangeNothing(t *testing.T) {
 		t.Errorf("a refused set-up is on disk: %v", err)
 	}
 	mustCall[*shim.BridgeName](t, client, agentSays())
+}
+
+// TestFailedSetupIsForgotten has another program hold the UDP port.
+func TestFailedSetupIsForgotten(t *testing.T) {
+	n := newAgentNode(t)
+	client, before := n.client(), n.kernelState()
+	var taken net.PacketConn
+	if err := n.ns.Do(func() (err error) {
+		taken, err = net.ListenPacket("udp", ":51820")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = taken.Close() }()
+	for range 2 {
+		wantRefused(t, client, agentSays(), shim.CodeInternal, "51820")
+	}
+	if diff := cmp.Diff(before, n.kernelState()); diff != "" {
+		t.Errorf("kernel (-before +after):\n%s", diff)
+	}
+	if _, err := os.Stat(filepath.Join(n.dir, "state", "overlay.json")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a set-up that failed is on disk: %v", err)
+	}
+	corrected := setups()["slice"]
+	corrected.WGPort = 40000
+	mustCall[*shim.BridgeName](t, client, corrected)
+	if status := n.status(); !status.Ready || status.ListenPort != 40000 || status.SliceCIDR != corrected.SliceCIDR {
+		t.Errorf("status after the corrected set-up: %+v", status)
+	}
+	if got := newSandbox(t, "pod").attach(t, client); !corrected.SliceCIDR.Contains(got.IP) {
+		t.Errorf("the sandbox got %s", got.IP)
+	}
+	n.audit()
 }
 
 // TestAgentWithoutASlice gets the one that its node's name is carved.
