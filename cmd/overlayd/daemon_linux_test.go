@@ -132,7 +132,7 @@ func checkTeardown(t *testing.T, n, untouched *node) {
 		t.Errorf("kernel after teardown (-untouched +torn down):\n%s", diff)
 	}
 	out, stderr, err = n.run("teardown", "--config", n.config, "--purge")
-	if err != nil || out != fmt.Sprintf("nothing of ours was there\nremoved %s/key\nremoved %s.lock\nremoved %s\n", state, n.socket, state) {
+	if err != nil || out != fmt.Sprintf("nothing of ours was there\nremoved %s.lock\nremoved %s/key\nremoved %s\n", n.socket, state, state) {
 		t.Errorf("purge: %v\n%s%s", err, out, stderr)
 	}
 }
