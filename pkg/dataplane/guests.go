@@ -254,8 +254,12 @@ func (d *Dataplane) RemoveGuest(ctx context.Context, name string) error {
 	}
 	d.guests.drop(name)
 	// The peer goes first: nobody else may get the addresses while it can use them.
-	if err := errors.Join(d.applyGuests(ctx, parts), d.guests.store.remove(name)); err != nil {
-		d.guests.put(record)
+	err := d.applyGuests(ctx, parts)
+	if err == nil {
+		err = d.guests.store.remove(name)
+	}
+	if err != nil {
+		d.guests.put(record) // with its key: it can be removed again, or added as it was
 		return fmt.Errorf("remove guest %s: %w", shorten(name), err)
 	}
 	parts.addresses.release(guestOwner(name))

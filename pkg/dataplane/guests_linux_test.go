@@ -310,6 +310,27 @@ func TestGuestWhosePrivateKeyIsLost(t *testing.T) {
 	}
 }
 
+// TestGuestThatCannotBeRemovedStaysAsItIs has the removal fail before its peer is
+// gone.
+func TestGuestThatCannotBeRemovedStaysAsItIs(t *testing.T) {
+	d := newReachablePlane(t)
+	first := mustAddGuest(t, d, "vm")
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := d.RemoveGuest(ended, "vm"); !errors.Is(err, context.Canceled) {
+		t.Fatalf("error %v, want context.Canceled", err)
+	}
+	wantFiles(t, d, guestsDir, 2)
+	if diff := cmp.Diff(identity(first), identity(mustAddGuest(t, d, "vm"))); diff != "" {
+		t.Errorf("added again (-before +after):\n%s", diff)
+	}
+	if err := d.RemoveGuest(t.Context(), "vm"); err != nil {
+		t.Fatal(err)
+	}
+	wantFiles(t, d, guestsDir, 0)
+	wantNothing(t, d)
+}
+
 // TestGuestOfAnotherSliceIsNoPeer restarts the node with another slice.
 func TestGuestOfAnotherSliceIsNoPeer(t *testing.T) {
 	d := newReachablePlane(t)

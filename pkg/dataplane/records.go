@@ -110,9 +110,13 @@ func (r records[T]) key(name string) (wireguard.PrivateKey, error) {
 	return wireguard.LoadKey(r.path(name, keySuffix))
 }
 
-// remove removes a record and its key. What is not there is none to remove.
+// remove removes a record, and then its key: no record stays without. What is
+// not there is none to remove.
 func (r records[T]) remove(name string) error {
-	return errors.Join(removeFile(r.path(name, recordSuffix)), removeFile(r.path(name, keySuffix)))
+	if err := removeFile(r.path(name, recordSuffix)); err != nil {
+		return err
+	}
+	return removeFile(r.path(name, keySuffix))
 }
 
 func removeFile(path string) error {
