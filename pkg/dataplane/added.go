@@ -140,18 +140,37 @@ func (d *Dataplane) RemovePeer(ctx context.Context, service, publicKey string) e
 	d.added.changing.Lock()
 	defer d.added.changing.Unlock()
 	peer, known := d.added.get(service, publicKey)
+	if !known && d.isPeer(service, publicKey) {
+		return fmt.Errorf("remove peer %s: it is a node's, and goes with that: %w", publicKey, ErrConflict)
+	}
 	if !known {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		if service == "" && slices.ContainsFunc(d.peers, func(p wireguard.Peer) bool { return p.PublicKey.String() == publicKey }) {
-			return fmt.Errorf("remove peer %s: it is a node's, and goes with that: %w", publicKey, ErrConflict)
-		}
 		return nil
 	}
 	if err := d.changeAdded(ctx, peer, false); err != nil {
 		return fmt.Errorf("remove peer %s: %w", publicKey, err)
 	}
 	return nil
+}
+
+// isPeer tells whether a service's device, or the cluster's, has a peer of that
+// key.
+func (d *Dataplane) isPeer(service, publicKey string) bool {
+	is := func(p wireguard.Peer) bool { return p.PublicKey.String() == publicKey }
+	if service == "" {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return slices.ContainsFunc(d.peers, is)
+	}
+	parts := d.current()
+	if parts == nil {
+		return false
+	}
+	found := false
+	parts.services.change(func() {
+		s := parts.services.all[service]
+		found = s != nil && slices.ContainsFunc(s.peers, is)
+	})
+	return found
 }
 
 // SetAllowedIP adds a prefix to a peer of AddPeer, or takes it away. What is so

@@ -218,6 +218,29 @@ func TestNodeWinsOverAddedPeer(t *testing.T) {
 	wantPeers(t, d, "", "at the end", node)
 }
 
+// TestPeerOfANodeIsNotRemoved is about the peers that no AddPeer added.
+func TestPeerOfANodeIsNotRemoved(t *testing.T) {
+	eachScope(t, func(t *testing.T, d *Dataplane, service string) {
+		set := twoNodes(t)
+		key := set.Nodes[1].PublicKey
+		if service != "" {
+			key = newPublicKey(t)
+			set.Nodes[1].Services = []wireguard.NodeService{{Name: service, PublicKey: key, Port: 51821, Blocks: prefixes("10.200.2.16/28")}}
+		}
+		if err := d.SetNodes(t.Context(), set); err != nil {
+			t.Fatal(err)
+		}
+		before := peersIn(t, d, service)
+		if err := d.RemovePeer(t.Context(), service, key); !errors.Is(err, ErrConflict) || len(before) != 1 {
+			t.Errorf("remove the node's of %v: %v, want ErrConflict", before, err)
+		}
+		wantPeers(t, d, service, "afterwards", before...)
+		if err := d.RemovePeer(t.Context(), service, newPublicKey(t)); err != nil {
+			t.Errorf("remove nobody's: %v", err)
+		}
+	})
+}
+
 func TestConcurrentChangesOfAPeerAreAllKept(t *testing.T) {
 	eachScope(t, func(t *testing.T, d *Dataplane, service string) {
 		key := newPublicKey(t)
