@@ -58,13 +58,14 @@ func Forget(stateDir string) error {
 	return nil
 }
 
-// removeDevices removes the cluster's device, which may have left only routes,
-// and those of services.
+// removeDevices removes the cluster's device and those of services. Each may have
+// left only routes.
 func removeDevices(ctx context.Context) []error {
 	found, err := wireguard.List(ctx)
 	errs := []error{err}
 	for _, link := range append(found, wireguard.Link{Name: deviceName()}) {
 		errs = append(errs, wireguard.Remove(ctx, link))
 	}
+	errs = append(errs, wireguard.RemoveRefusals(ctx, firstServiceTable+1, firstServiceTable+serviceSlots))
 	return slices.DeleteFunc(errs, func(err error) bool { return err == nil })
 }

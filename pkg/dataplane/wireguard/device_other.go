@@ -20,6 +20,9 @@ func Open(context.Context, Config) (*Device, error) { return nil, errors.ErrUnsu
 // Remove returns errors.ErrUnsupported.
 func Remove(context.Context, Link) error { return errors.ErrUnsupported }
 
+// RemoveRefusals returns errors.ErrUnsupported.
+func RemoveRefusals(context.Context, int, int) error { return errors.ErrUnsupported }
+
 // List returns errors.ErrUnsupported.
 func List(context.Context) ([]Link, error) { return nil, errors.ErrUnsupported }
 

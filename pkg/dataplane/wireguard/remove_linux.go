@@ -51,12 +51,34 @@ func removeRefusals(table int) error {
 	if err != nil {
 		return err
 	}
+	return errors.Join(routes.removeRefusals(), routes.close())
+}
+
+func (s *routeSocket) removeRefusals() error {
 	const noLink = 0
-	found, err := routes.ours(noLink)
-	if err == nil {
-		err = routes.remove(found, noLink)
+	found, err := s.ours(noLink)
+	if err != nil {
+		return err
 	}
-	return errors.Join(err, routes.close())
+	return s.remove(found, noLink)
+}
+
+// RemoveRefusals removes the routes that refuse from all tables between first and
+// last, which Remove misses where a device is gone already: they outlive it, and
+// [List] no longer tells its table. Routes of others stay.
+func RemoveRefusals(ctx context.Context, first, last int) error {
+	routes, err := openRouteSocket(first)
+	for table := first; table <= last && err == nil; table++ {
+		routes.table = uint32(table)
+		err = cmp.Or(context.Cause(ctx), routes.removeRefusals())
+	}
+	if routes != nil {
+		err = errors.Join(err, routes.close())
+	}
+	if err != nil {
+		return fmt.Errorf("remove the routes of WireGuard devices that are gone: %w", err)
+	}
+	return nil
 }
 
 // List returns the devices of ours that the kernel has, with whatever process
