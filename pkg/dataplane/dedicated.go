@@ -169,7 +169,7 @@ func (d *Dataplane) raiseShared(ctx context.Context, parts *parts, s *service) e
 }
 
 func (d *Dataplane) raiseDedicated(ctx context.Context, parts *parts, s *service) error {
-	if err := d.raiseBlocks(ctx, parts, s); err != nil {
+	if err := d.raiseBlocks(parts, s); err != nil {
 		return err
 	}
 	if err := d.raiseShared(ctx, parts, s); err != nil {
@@ -186,7 +186,7 @@ func (d *Dataplane) raiseDedicated(ctx context.Context, parts *parts, s *service
 
 // raiseBlocks gives a dedicated service its blocks and its own addresses: those
 // it had, and new ones where it has none in a slice.
-func (d *Dataplane) raiseBlocks(ctx context.Context, parts *parts, s *service) error {
+func (d *Dataplane) raiseBlocks(parts *parts, s *service) error {
 	had, err := parts.addresses.claimBlocks(s.record.Blocks)
 	if err != nil {
 		d.log.Warn("service loses blocks", "op", "service", "service", shorten(s.record.Name), "err", err)

@@ -67,12 +67,16 @@ func (b *bench) measureServices(ctx context.Context, backend string) (result ser
 		return result, err
 	}
 	var nodes []serviceNode
+	defer func() {
+		for _, node := range nodes {
+			_ = node.client.Close()
+		}
+	}()
 	for _, node := range c.Nodes {
 		client, err := node.Dial(ctx)
 		if err != nil {
 			return result, err
 		}
-		defer func() { _ = client.Close() }()
 		nodes = append(nodes, serviceNode{Node: node, client: client})
 	}
 	few, many := nodes[0], nodes[1]
