@@ -220,8 +220,11 @@ func (d *Dataplane) changeAdded(ctx context.Context, peer AddedPeer, keep bool) 
 }
 
 func (d *Dataplane) changeClusterPeer(ctx context.Context, peer AddedPeer, keep bool) error {
-	d.setNodes.Lock()
-	defer d.setNodes.Unlock()
+	unlock, err := d.setNodes.take(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	running := d.current()
 	if running == nil {
 		return fmt.Errorf("%s: %w", d.whyWaiting(), ErrNotReady)

@@ -102,7 +102,7 @@ type Dataplane struct {
 	upOnce sync.Once
 	up     chan struct{} // closed when parts is set
 
-	setNodes sync.Mutex // serializes what changes with the node set; taken before mu
+	setNodes turn // serializes what changes with the node set; taken before mu
 
 	mu       sync.Mutex          // guards the fields below
 	parts    *parts              // nil until this node has slices
@@ -114,6 +114,13 @@ type Dataplane struct {
 	moved    bool                // the set gives this node other slices than parts has
 	fault    error               // the last resync's, nil when all was well
 }
+
+// turn is a lock that is waited for no longer than a context. The zero value is
+// free.
+type turn struct{ lock keylock.Lock }
+
+// take waits for the turn and returns the function that gives it back.
+func (t *turn) take(ctx context.Context) (give func(), err error) { return t.lock.Lock(ctx, "") }
 
 // parts exist once the node knows its slices.
 type parts struct {
@@ -215,10 +222,13 @@ func (d *Dataplane) resync(ctx context.Context, parts *parts) {
 // reconcile compares every part with the kernel and writes the differences. The
 // device does so itself, in its Run, and only its MTU follows from elsewhere.
 func (d *Dataplane) reconcile(ctx context.Context, parts *parts) error {
-	d.setNodes.Lock()
+	unlock, err := d.setNodes.take(ctx)
+	if err != nil {
+		return err
+	}
 	mtuErr := d.followMTU(ctx, parts)
-	d.setNodes.Unlock()
-	err := errors.Join(
+	unlock()
+	err = errors.Join(
 		mtuErr, forwarding.Enable(d.cfg.Sysctls, d.cfg.StateDir),
 		parts.attacher.Reconcile(ctx),
 		d.applyFirewall(ctx, parts, nil),

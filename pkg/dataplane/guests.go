@@ -167,8 +167,11 @@ func (d *Dataplane) addGuest(ctx context.Context, name string) (config GuestConf
 	if name == "" || len(name) > maxGuestName || strings.ContainsFunc(name, unicode.IsControl) {
 		return config, fmt.Errorf("the name of a guest has 1 to %d bytes and no control characters: %w", maxGuestName, ErrInvalid)
 	}
-	d.setNodes.Lock()
-	defer d.setNodes.Unlock()
+	unlock, err := d.setNodes.take(ctx)
+	if err != nil {
+		return config, err
+	}
+	defer unlock()
 	parts := d.current()
 	if parts == nil {
 		return config, fmt.Errorf("%s: %w", d.whyWaiting(), ErrNotReady)
@@ -242,8 +245,11 @@ func (d *Dataplane) applyGuests(ctx context.Context, parts *parts) error {
 // RemoveGuest takes a guest's place back. One that is not there is none to
 // remove.
 func (d *Dataplane) RemoveGuest(ctx context.Context, name string) error {
-	d.setNodes.Lock()
-	defer d.setNodes.Unlock()
+	unlock, err := d.setNodes.take(ctx)
+	if err != nil {
+		return fmt.Errorf("remove guest %s: %w", shorten(name), err)
+	}
+	defer unlock()
 	parts := d.current()
 	if parts == nil {
 		return fmt.Errorf("remove guest %s: %s: %w", shorten(name), d.whyWaiting(), ErrNotReady)
@@ -254,7 +260,7 @@ func (d *Dataplane) RemoveGuest(ctx context.Context, name string) error {
 	}
 	d.guests.drop(name)
 	// The peer goes first: nobody else may get the addresses while it can use them.
-	err := d.applyGuests(ctx, parts)
+	err = d.applyGuests(ctx, parts)
 	if err == nil {
 		err = d.guests.store.remove(name)
 	}

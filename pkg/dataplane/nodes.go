@@ -38,8 +38,11 @@ func (d *Dataplane) SetNodes(ctx context.Context, set NodeSet) error {
 	if len(set.Cluster) == 0 {
 		return fmt.Errorf("set nodes: no prefix of the cluster: %w", ErrInvalid)
 	}
-	d.setNodes.Lock()
-	defer d.setNodes.Unlock()
+	unlock, err := d.setNodes.take(ctx)
+	if err != nil {
+		return fmt.Errorf("set nodes: %w", err)
+	}
+	defer unlock()
 	own, waiting := d.ownSlices(set.Nodes)
 	d.mu.Lock()
 	d.nodes, d.waiting, d.cluster = slices.Clone(set.Nodes), waiting, slices.Clone(set.Cluster)
