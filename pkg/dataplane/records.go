@@ -119,6 +119,36 @@ func (r records[T]) remove(name string) error {
 	return removeFile(r.path(name, keySuffix))
 }
 
+// removeStrayKeys removes the keys of things that have neither a record nor a name
+// in known: a process that died between the two left them. A record that cannot be
+// read keeps its key. Nobody may make a thing meanwhile.
+func (r records[T]) removeStrayKeys(known []string) error {
+	entries, err := os.ReadDir(r.dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	keep := map[string]bool{}
+	for _, entry := range entries {
+		if thing, is := strings.CutSuffix(entry.Name(), recordSuffix); is {
+			keep[filepath.Join(r.dir, thing+keySuffix)] = true
+		}
+	}
+	for _, name := range known {
+		keep[r.path(name, keySuffix)] = true
+	}
+	var errs []error
+	for _, entry := range entries {
+		path := filepath.Join(r.dir, entry.Name())
+		if strings.HasSuffix(path, keySuffix) && !strings.HasPrefix(entry.Name(), ".") && !keep[path] {
+			errs = append(errs, removeFile(path))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 func removeFile(path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
