@@ -185,7 +185,8 @@ func (d *Dataplane) Run(ctx context.Context) error {
 	}
 	parts := d.current()
 	defer func() {
-		if err := errors.Join(parts.services.lower(), parts.device.Close()); err != nil {
+		noted := d.noteGuests(context.WithoutCancel(ctx), parts)
+		if err := errors.Join(noted, parts.services.lower(), parts.device.Close()); err != nil {
 			d.log.Warn("close WireGuard devices", "op", "run", "err", err)
 		}
 	}()

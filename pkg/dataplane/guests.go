@@ -63,6 +63,8 @@ type guestRecord struct {
 	Name      string       `json:"name"`
 	PublicKey string       `json:"publicKey"`
 	Addresses []netip.Addr `json:"addresses"`
+	// Endpoint is where the guest was reached last, as far as it is known.
+	Endpoint netip.AddrPort `json:"endpoint,omitzero"`
 }
 
 func (r guestRecord) recordName() string { return r.Name }
@@ -76,17 +78,20 @@ func guestPeer(name string) string  { return "guest " + name }
 type guests struct {
 	store records[guestRecord]
 
-	mu  sync.Mutex // guards all
+	mu  sync.Mutex // guards what follows
 	all map[string]guestRecord
+	// begun is where the device may look for guests of an earlier run. It stays as it
+	// was at the start: where they went since, the device knows better.
+	begun map[string]netip.AddrPort
 }
 
 // loadGuests returns those of an earlier run, with the error of what could not be
 // read.
 func loadGuests(stateDir string) (*guests, error) {
-	g := &guests{store: records[guestRecord]{filepath.Join(stateDir, guestsDir)}, all: map[string]guestRecord{}}
+	g := &guests{store: records[guestRecord]{filepath.Join(stateDir, guestsDir)}, all: map[string]guestRecord{}, begun: map[string]netip.AddrPort{}}
 	recorded, err := g.store.load()
 	for _, record := range recorded {
-		g.all[record.Name] = record
+		g.all[record.Name], g.begun[record.Name] = record, record.Endpoint
 	}
 	return g, err
 }
@@ -115,19 +120,32 @@ func (g *guests) drop(name string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	delete(g.all, name)
+	delete(g.begun, name)
 }
 
-// peers are the guests as the cluster's device knows them. They have to begin.
+func (g *guests) begunAt(name string) netip.AddrPort {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.begun[name]
+}
+
+// peers are the guests as the cluster's device knows them. They have to begin,
+// but for those of an earlier run.
 func (g *guests) peers() []wireguard.Peer {
 	var nodes []Node
+	begun := map[string]netip.AddrPort{}
 	for _, record := range g.list() {
 		node := Node{Name: guestPeer(record.Name), PublicKey: record.PublicKey}
 		for _, addr := range record.Addresses {
 			node.Slices = append(node.Slices, netip.PrefixFrom(addr, addr.BitLen()))
 		}
 		nodes = append(nodes, node)
+		begun[node.Name] = g.begunAt(record.Name)
 	}
 	peers, _ := wireguard.Plan(wireguard.PlanInput{Nodes: nodes}) // keys and addresses are ours: none is refused
+	for i := range peers {
+		peers[i].Endpoint = begun[peers[i].Node]
+	}
 	return peers
 }
 
@@ -270,6 +288,33 @@ func (d *Dataplane) RemoveGuest(ctx context.Context, name string) error {
 	}
 	parts.addresses.release(guestOwner(name))
 	d.log.Info("guest removed", "op", "guest", "guest", name)
+	return nil
+}
+
+// noteGuests writes down where the guests are reached now. After a restart a
+// userspace device knows nothing of them, and a guest that goes on with its old
+// session would be silent for 15 s, until it gives that up.
+func (d *Dataplane) noteGuests(ctx context.Context, parts *parts) error {
+	if len(d.guests.list()) == 0 {
+		return nil
+	}
+	status, err := parts.device.Status(ctx)
+	if err != nil {
+		return fmt.Errorf("note where guests are: %w", err)
+	}
+	d.setNodes.Lock() // no guest comes or goes meanwhile
+	defer d.setNodes.Unlock()
+	for _, guest := range d.guests.seen(status.Peers) {
+		record, known := d.guests.get(guest.Name)
+		if !known || !guest.Peer.Endpoint.IsValid() || guest.Peer.Endpoint == record.Endpoint {
+			continue
+		}
+		record.Endpoint = guest.Peer.Endpoint
+		if err := d.guests.store.put(record); err != nil {
+			return fmt.Errorf("note where guest %s is: %w", shorten(guest.Name), err)
+		}
+		d.guests.put(record)
+	}
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/zlayer/zlayer-cni/internal/failpoint"
@@ -135,6 +137,52 @@ func TestGuestAndSandboxReachEachOtherUntilItIsRemoved(t *testing.T) {
 	}
 	if reaches(t, "laptop", sandbox.Addrs[0].String()) {
 		t.Error("a guest that was removed is still let in")
+	}
+}
+
+// guestEndpoint is where the device reaches the only guest.
+func guestEndpoint(t *testing.T, d *Dataplane) netip.AddrPort {
+	t.Helper()
+	guests, err := d.Guests(t.Context())
+	if err != nil || len(guests) != 1 {
+		t.Fatalf("guests: %+v, %v", guests, err)
+	}
+	return guests[0].Peer.Endpoint
+}
+
+// moveGuest makes the device believe that the guest was heard of elsewhere.
+func moveGuest(t *testing.T, key string, to netip.AddrPort) {
+	t.Helper()
+	client, err := wgctrl.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = client.Close() }()
+	public, err := wgtypes.ParseKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	peer := wgtypes.PeerConfig{PublicKey: public, UpdateOnly: true, Endpoint: net.UDPAddrFromAddrPort(to)}
+	if err := client.ConfigureDevice(deviceName(), wgtypes.Config{Peers: []wgtypes.PeerConfig{peer}}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestGuestIsKnownWhereItWasAfterARestart is about guests on nodes whose device
+// forgets its peers' endpoints with the daemon.
+func TestGuestIsKnownWhereItWasAfterARestart(t *testing.T) {
+	d := newReachablePlane(t)
+	key := mustAddGuest(t, d, "laptop").PublicKey
+	home := netip.MustParseAddrPort("192.0.2.9:41000")
+	moveGuest(t, key, home)
+	for range 2 { // the second time writes nothing
+		if err := d.noteGuests(t.Context(), d.current()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d = restartWith(t, d, reachable())
+	if at := guestEndpoint(t, d); at != home {
+		t.Errorf("after a restart the guest is at %v, want %v", at, home)
 	}
 }
 

@@ -104,6 +104,9 @@ func (d *Dataplane) watchHealth(ctx context.Context, parts *parts) {
 			}
 		}
 		parts.health.keep(devices)
+		if err := d.noteGuests(ctx, parts); err != nil && ctx.Err() == nil {
+			d.log.Warn("guests not noted, will try again", "op", "health", "err", err)
+		}
 	}
 }
 
