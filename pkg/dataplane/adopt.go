@@ -70,6 +70,9 @@ func (d *Dataplane) adoptServices(made *parts, attached []attach.Attachment) {
 			made.services.adopt(recordOf(segment, attached, made.slices))
 		}
 	}
+	if err := made.services.store.removeStrayKeys(made.services.names()); err != nil {
+		d.log.Warn("keys of services that were never made stay", "op", "adopt", "err", err)
+	}
 	for _, name := range made.services.names() {
 		s := made.services.get(name)
 		for _, a := range attached {

@@ -93,7 +93,7 @@ func loadGuests(stateDir string) (*guests, error) {
 	for _, record := range recorded {
 		g.all[record.Name], g.begun[record.Name] = record, record.Endpoint
 	}
-	return g, err
+	return g, errors.Join(err, g.store.removeStrayKeys(nil))
 }
 
 // list is in the order of names.
@@ -302,8 +302,11 @@ func (d *Dataplane) noteGuests(ctx context.Context, parts *parts) error {
 	if err != nil {
 		return fmt.Errorf("note where guests are: %w", err)
 	}
-	d.setNodes.Lock() // no guest comes or goes meanwhile
-	defer d.setNodes.Unlock()
+	unlock, err := d.setNodes.take(ctx) // no guest comes or goes meanwhile
+	if err != nil {
+		return fmt.Errorf("note where guests are: %w", err)
+	}
+	defer unlock()
 	for _, guest := range d.guests.seen(status.Peers) {
 		record, known := d.guests.get(guest.Name)
 		if !known || !guest.Peer.Endpoint.IsValid() || guest.Peer.Endpoint == record.Endpoint {

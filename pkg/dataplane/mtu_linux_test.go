@@ -18,8 +18,11 @@ func TestEveryPartFollowsTheMTU(t *testing.T) {
 	const wanted = 1300
 	links := []string{bridge, serviceDevice("bank/vault")}
 	follow := func() error {
-		d.setNodes.Lock()
-		defer d.setNodes.Unlock()
+		unlock, err := d.setNodes.take(t.Context())
+		if err != nil {
+			return err
+		}
+		defer unlock()
 		return d.followMTU(t.Context(), d.current())
 	}
 	wantMTU := func(when string) {
