@@ -232,6 +232,9 @@ func (d *daemon) setupGlobal(ctx context.Context, r *shim.SetupGlobalOverlay) (s
 // name is carved.
 func (d *daemon) setupOf(r *shim.SetupGlobalOverlay) (agentSetup, error) {
 	setup := agentSetup{Cluster: r.ClusterCIDR, Slice: r.SliceCIDR, Port: cmp.Or(int(r.WGPort), d.config.ListenPort)}
+	if err := checkUAPIDir(r.UAPISocketDir); err != nil {
+		return setup, err
+	}
 	if setup.Slice.IsValid() {
 		return setup, setup.check()
 	}
@@ -248,6 +251,15 @@ func (d *daemon) setupOf(r *shim.SetupGlobalOverlay) (agentSetup, error) {
 	}
 	setup.Slice = carved[d.config.NodeName]
 	return setup, setup.check()
+}
+
+// checkUAPIDir refuses a folder in which nobody would find a device's socket.
+func checkUAPIDir(dir string) error {
+	switch filepath.Clean(cmp.Or(dir, wireguard.UAPIDir)) {
+	case wireguard.UAPIDir, "/run/wireguard": // by the link /var/run
+		return nil
+	}
+	return fmt.Errorf("uapi_socket_dir: %s, but WireGuard's tools look in %s alone: leave it out: %w", dir, wireguard.UAPIDir, dataplane.ErrInvalid)
 }
 
 // compareSetup refuses what contradicts the overlay that file or cluster set up.

@@ -180,13 +180,22 @@ func TestAgentsMistakesChangeNothing(t *testing.T) {
 			wantRefused(t, client, request, shim.CodeInvalid, tc.want)
 		})
 	}
+	for _, dir := range []string{"/run/wg", "wireguard", "/var/run/wireguard/../wg"} {
+		request := agentSays()
+		request.UAPISocketDir = dir
+		wantRefused(t, client, request, shim.CodeInvalid, "uapi_socket_dir: "+dir)
+	}
 	if diff := cmp.Diff(before, n.kernelState()); diff != "" {
 		t.Errorf("kernel (-before +after):\n%s", diff)
 	}
 	if _, err := os.Stat(filepath.Join(n.dir, "state", "overlay.json")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a refused set-up is on disk: %v", err)
 	}
-	mustCall[*shim.BridgeName](t, client, agentSays())
+	for _, dir := range []string{"", "/run/wireguard", "/var/run/wireguard/"} {
+		request := agentSays()
+		request.UAPISocketDir = dir
+		mustCall[*shim.BridgeName](t, client, request)
+	}
 }
 
 // TestFailedSetupIsForgotten has another program hold the UDP port.

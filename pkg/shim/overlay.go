@@ -29,7 +29,7 @@ type OverlayOptions struct {
 
 	Socket        string // by default DefaultSocket
 	Dial          DialOptions
-	UAPISocketDir string // where a userspace device may serve WireGuard's control socket
+	UAPISocketDir string // where a userspace device shall serve WireGuard's control socket; overlayd takes /var/run/wireguard alone
 	DataDir       string // of PersistIPAMState
 }
 

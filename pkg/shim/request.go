@@ -28,7 +28,7 @@ type SetupGlobalOverlay struct {
 
 	// What follows is our addition.
 	NAT           *NATConfig `json:"nat,omitempty"`             // NATEnabled is its Enabled
-	UAPISocketDir string     `json:"uapi_socket_dir,omitempty"` // where a userspace device may serve WireGuard's control socket
+	UAPISocketDir string     `json:"uapi_socket_dir,omitempty"` // where a userspace device shall serve WireGuard's control socket; overlayd takes /var/run/wireguard alone
 }
 
 // TeardownGlobalOverlay removes the node's WireGuard device. Answer: *OK.

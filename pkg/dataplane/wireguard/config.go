@@ -28,6 +28,10 @@ const (
 // RouteProtocol is the protocol number ("z") that marks routes as the daemon's.
 const RouteProtocol = 122
 
+// UAPIDir is where userspace devices serve their control sockets: the only place
+// where wgctrl and wg look for them.
+const UAPIDir = "/var/run/wireguard"
+
 // ErrClosed tells that a Device was closed.
 var ErrClosed = errors.New("device is closed")
 

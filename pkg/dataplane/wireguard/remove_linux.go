@@ -125,7 +125,7 @@ func ourLink(link netlink.Link) (Link, error) {
 // removeStaleSocket removes what a killed process left for wgctrl, and the
 // folder if nobody else has something in it.
 func removeStaleSocket(name string) error {
-	defer func() { _ = os.Remove(uapiDir) }()
+	defer func() { _ = os.Remove(UAPIDir) }()
 	conn, err := net.Dial("unix", uapiPath(name))
 	switch {
 	case err == nil:

@@ -12,14 +12,11 @@ import (
 	"golang.zx2c4.com/wireguard/device"
 )
 
-// uapiDir is the only place where wgctrl and wg look for userspace devices.
-const uapiDir = "/var/run/wireguard"
-
 // uapiTries is how often the folder is made, which the removal of another
 // device takes away when it is empty.
 const uapiTries = 10
 
-func uapiPath(name string) string { return filepath.Join(uapiDir, name+".sock") }
+func uapiPath(name string) string { return filepath.Join(UAPIDir, name+".sock") }
 
 // uapiServer answers wgctrl and wg for a wireguard-go device.
 type uapiServer struct {
@@ -53,7 +50,7 @@ func listenUAPI(path string) (*net.UnixListener, error) {
 	var listener *net.UnixListener
 	err := error(unix.ENOENT)
 	for try := 0; errors.Is(err, unix.ENOENT) && try < uapiTries; try++ {
-		if err = os.MkdirAll(uapiDir, 0o755); err != nil {
+		if err = os.MkdirAll(UAPIDir, 0o755); err != nil {
 			return nil, err
 		}
 		listener, err = net.ListenUnix("unix", addr)
