@@ -46,6 +46,26 @@ func TestDocNames(t *testing.T) {
 	}
 }
 
+// TestDocTablesNameOnce checks that no table of the architecture describes a
+// package twice.
+func TestDocTablesNameOnce(t *testing.T) {
+	const name = "docs/architecture.md"
+	row := regexp.MustCompile("^\\| `((?:cmd|internal|pkg)/[a-z/-]+)` \\|")
+	for table := range strings.SplitSeq(read(t, name), "\n\n") {
+		seen := map[string]bool{}
+		for line := range strings.Lines(table) {
+			match := row.FindStringSubmatch(line)
+			if match == nil {
+				continue
+			}
+			if seen[match[1]] {
+				t.Errorf("%s has two rows for %s", name, match[1])
+			}
+			seen[match[1]] = true
+		}
+	}
+}
+
 // TestNoMachinePaths checks that nothing depends on where someone once worked.
 func TestNoMachinePaths(t *testing.T) {
 	// Folders of a home or a checkout; the parts are joined here so that this
