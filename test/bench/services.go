@@ -66,20 +66,13 @@ func (b *bench) measureServices(ctx context.Context, backend string) (result ser
 	if err := c.Start(ctx); err != nil {
 		return result, err
 	}
-	var nodes []serviceNode
-	defer func() {
-		for _, node := range nodes {
-			_ = node.client.Close()
-		}
-	}()
-	for _, node := range c.Nodes {
-		client, err := node.Dial(ctx)
-		if err != nil {
+	few, many := serviceNode{Node: c.Nodes[0]}, serviceNode{Node: c.Nodes[1]}
+	for _, node := range []*serviceNode{&few, &many} {
+		if node.client, err = node.Dial(ctx); err != nil {
 			return result, err
 		}
-		nodes = append(nodes, serviceNode{Node: node, client: client})
 	}
-	few, many := nodes[0], nodes[1]
+	defer func() { err = errors.Join(err, few.client.Close(), many.client.Close()) }()
 	if result.before, _, err = settledMemory(ctx, many.PID()); err != nil {
 		return result, err
 	}

@@ -59,7 +59,7 @@ func (p *dataPorts) of(to netip.Addr, size int) map[int]bool {
 func TestAServiceUsesItsOwnPort(t *testing.T) {
 	lab := newServiceLab(t)
 	there := lab.Nodes[1]
-	inClear := startWatch(t, lab.Fabric.NS(), lab.status(there).OverlayCIDRs...)
+	wire := startWatch(t, lab.Fabric.NS(), lab.status(there).OverlayCIDRs...)
 	ports := &dataPorts{seen: map[int]map[int]bool{}}
 	seeFrames(t, lab.Fabric.NS(), frameKind{unix.SOCK_RAW, unix.ETH_P_ALL}, ports.see)
 	portOf := func(service cluster.Service) map[int]bool {
@@ -92,7 +92,7 @@ func TestAServiceUsesItsOwnPort(t *testing.T) {
 			}
 		}
 	}
-	if leaked := inClear.clear(t); len(leaked) > 0 {
+	if leaked := wire.clear(t); len(leaked) > 0 {
 		t.Errorf("%d packets crossed the underlay in clear, the first: %s", len(leaked), leaked[0])
 	}
 }
