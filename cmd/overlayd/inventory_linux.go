@@ -10,12 +10,13 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/zlayer/zlayer-cni/internal/linkalias"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/firewall"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
 )
 
 // aliasMark begins the alias of every link of ours.
-const aliasMark = "zlayer/1 "
+const aliasMark = linkalias.Mark + " "
 
 // takeInventory reads the network namespace of the process.
 func takeInventory() (inventory, error) {

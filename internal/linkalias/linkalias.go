@@ -59,12 +59,18 @@ func Escape(s string) string {
 // Digest stands for a name that is too long for an alias, as "sha256:" and 64
 // hexadecimal digits. The digest of a digest is itself.
 func Digest(name string) string {
-	digits, found := strings.CutPrefix(name, digestMark)
-	if raw, err := hex.DecodeString(digits); found && err == nil && len(raw) == sha256.Size {
+	if IsDigest(name) {
 		return name
 	}
 	sum := sha256.Sum256([]byte(name))
 	return digestMark + hex.EncodeToString(sum[:])
+}
+
+// IsDigest tells whether name has the form of what Digest returns.
+func IsDigest(name string) bool {
+	digits, found := strings.CutPrefix(name, digestMark)
+	raw, err := hex.DecodeString(digits)
+	return found && err == nil && len(raw) == sha256.Size
 }
 
 func plainByte(c byte) bool {

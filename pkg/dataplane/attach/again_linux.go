@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/zlayer/zlayer-cni/internal/linkalias"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach/internal/rtnl"
 )
 
@@ -62,7 +63,7 @@ func (a *Attacher) lookAt(ctx context.Context, e entry, spec Spec) (link rtnl.Li
 // sameRequest refuses a request that would need another attachment.
 func sameRequest(have Attachment, spec Spec) error {
 	switch {
-	case digestOf(have.Segment) != digestOf(spec.Segment):
+	case linkalias.Digest(have.Segment) != linkalias.Digest(spec.Segment):
 		return fmt.Errorf("it is on segment %s: %w", shorten(have.Segment), ErrConflict)
 	case !slices.Equal(have.Addrs, spec.Addrs):
 		return fmt.Errorf("it has the addresses %v, not %v: %w", have.Addrs, spec.Addrs, ErrConflict)

@@ -7,15 +7,8 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
-)
 
-const (
-	// aliasMark begins the alias of every link of ours, with the format's version.
-	aliasMark = "zlayer/1"
-	// aliasMax is the kernel's limit in bytes (IFALIASZ less its terminating zero).
-	aliasMax = 255
-	// nameDigest begins the digest that stands for a segment's or network's name too long for an alias.
-	nameDigest = "sha256:"
+	"github.com/zlayer/zlayer-cni/internal/linkalias"
 )
 
 // portAlias renders what a port's alias says:
@@ -32,21 +25,21 @@ func portAlias(a Attachment) (string, error) {
 	for _, addr := range a.Addrs {
 		addrs = append(addrs, addr.String())
 	}
-	key := " id=" + escape(a.Key.ContainerID) + " if=" + escape(a.Key.IfName)
+	key := " id=" + linkalias.Escape(a.Key.ContainerID) + " if=" + linkalias.Escape(a.Key.IfName)
 	digest := " key=" + a.Key.ID()
 	if a.Key.ContainerID == "" {
 		key = digest
 	}
 	segment := ""
-	if !isDigest(aliasSegment(a.Segment)) {
-		segment = " segment=" + escape(a.Segment)
+	if !linkalias.IsDigest(aliasSegment(a.Segment)) {
+		segment = " segment=" + linkalias.Escape(a.Segment)
 	}
 	rest := " mac=" + a.MAC.String() + " addrs=" + strings.Join(addrs, ",")
 	if a.Network != "" {
-		rest += " network=" + escape(aliasNetwork(a.Network))
+		rest += " network=" + linkalias.Escape(aliasNetwork(a.Network))
 	}
-	for _, alias := range []string{aliasMark + key + segment + rest, aliasMark + digest + segment + rest, aliasMark + digest + rest} {
-		if len(alias) <= aliasMax {
+	for _, alias := range []string{linkalias.Mark + key + segment + rest, linkalias.Mark + digest + segment + rest, linkalias.Mark + digest + rest} {
+		if len(alias) <= linkalias.Max {
 			return alias, nil
 		}
 	}
@@ -55,7 +48,7 @@ func portAlias(a Attachment) (string, error) {
 
 // aliasNetwork is the network as a port's alias names it.
 func aliasNetwork(network string) string {
-	if digest := digestOf(network); len(escape(network)) > len(digest) {
+	if digest := linkalias.Digest(network); len(linkalias.Escape(network)) > len(digest) {
 		return digest
 	}
 	return network
@@ -65,7 +58,7 @@ func aliasNetwork(network string) string {
 // Segment and Network are empty if the alias left them out. Words it does not
 // know are skipped.
 func parsePortAlias(alias string) (Attachment, error) {
-	words, err := aliasWords(alias)
+	words, err := linkalias.Words(alias)
 	if err != nil {
 		return Attachment{}, err
 	}
@@ -96,7 +89,7 @@ func parsePortAlias(alias string) (Attachment, error) {
 // table=NUMBER. The digest stands for a name that is too long; table is left
 // out where there is none.
 func bridgeAlias(segment string, table uint32) string {
-	alias := aliasMark + " segment=" + escape(aliasSegment(segment))
+	alias := linkalias.Mark + " segment=" + linkalias.Escape(aliasSegment(segment))
 	if table != 0 {
 		alias += " table=" + strconv.FormatUint(uint64(table), 10)
 	}
@@ -106,8 +99,8 @@ func bridgeAlias(segment string, table uint32) string {
 // aliasSegment is the segment as a bridge's alias names it, with room for any
 // table, so that the name does not depend on that.
 func aliasSegment(segment string) string {
-	if len(aliasMark+" segment= table=4294967295")+len(escape(segment)) > aliasMax {
-		return digestOf(segment)
+	if len(linkalias.Mark+" segment= table=4294967295")+len(linkalias.Escape(segment)) > linkalias.Max {
+		return linkalias.Digest(segment)
 	}
 	return segment
 }
@@ -115,7 +108,7 @@ func aliasSegment(segment string) string {
 // parseBridgeAlias reads what bridgeAlias wrote, in this version or earlier. A
 // table that no segment can have is none: the bridge is ours all the same.
 func parseBridgeAlias(alias string) (segment string, table uint32, err error) {
-	words, err := aliasWords(alias)
+	words, err := linkalias.Words(alias)
 	if err != nil {
 		return "", 0, err
 	}
@@ -127,66 +120,6 @@ func parseBridgeAlias(alias string) (segment string, table uint32, err error) {
 		number = 0
 	}
 	return words["segment"], uint32(number), nil
-}
-
-// aliasWords splits an alias into its unescaped words.
-func aliasWords(alias string) (map[string]string, error) {
-	rest, ours := strings.CutPrefix(alias, aliasMark+" ")
-	if !ours {
-		return nil, errors.New("alias is not ours")
-	}
-	words := map[string]string{}
-	for _, word := range strings.Split(rest, " ") {
-		name, value, found := strings.Cut(word, "=")
-		if _, twice := words[name]; !found || twice || name == "" {
-			return nil, fmt.Errorf("alias holds the word %q", word)
-		}
-		plain, err := unescape(value)
-		if err != nil {
-			return nil, err
-		}
-		words[name] = plain
-	}
-	return words, nil
-}
-
-// escape keeps an alias to one line of words: everything but letters, digits
-// and a few signs becomes a percent sign and two hexadecimal digits.
-func escape(s string) string {
-	const digits = "0123456789abcdef"
-	var b strings.Builder
-	for _, c := range []byte(s) {
-		if plainByte(c) {
-			b.WriteByte(c)
-			continue
-		}
-		b.Write([]byte{'%', digits[c>>4], digits[c&15]})
-	}
-	return b.String()
-}
-
-func plainByte(c byte) bool {
-	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("._-/:,", c) >= 0
-}
-
-func unescape(s string) (string, error) {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		switch {
-		case plainByte(s[i]):
-			b.WriteByte(s[i])
-		case s[i] == '%' && i+2 < len(s):
-			high, low := strings.IndexByte("0123456789abcdef", s[i+1]), strings.IndexByte("0123456789abcdef", s[i+2])
-			if high < 0 || low < 0 {
-				return "", fmt.Errorf("alias holds the escape %q", s[i:i+3])
-			}
-			b.WriteByte(byte(high<<4 | low))
-			i += 2
-		default:
-			return "", fmt.Errorf("alias holds the byte %q", s[i])
-		}
-	}
-	return b.String(), nil
 }
 
 // parseMAC reads a hardware address that a sandbox may have.

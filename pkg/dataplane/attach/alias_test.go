@@ -10,6 +10,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/zlayer/zlayer-cni/internal/linkalias"
 )
 
 var sandboxMAC = net.HardwareAddr{2, 0, 0, 0, 0, 5}
@@ -58,11 +60,11 @@ func TestPortAlias(t *testing.T) {
 		},
 		{
 			"a long network gives way to its digest", Attachment{Key: Key{ContainerID: "c1", IfName: "eth0"}, Segment: "default", MAC: sandboxMAC, Addrs: both, Network: long},
-			"zlayer/1 id=c1 if=eth0 segment=default mac=02:00:00:00:00:05 addrs=10.42.0.5,fd42::5 network=" + digestOf(long),
+			"zlayer/1 id=c1 if=eth0 segment=default mac=02:00:00:00:00:05 addrs=10.42.0.5,fd42::5 network=" + linkalias.Digest(long),
 		},
 		{
 			"all of it long", Attachment{Key: Key{ContainerID: long, IfName: "eth0"}, Segment: long[:120], MAC: sandboxMAC, Addrs: longest, Network: long},
-			"zlayer/1 key=" + digest + " mac=02:00:00:00:00:05 addrs=255.255.255.254,fd00:1111:2222:3333:4444:5555:6666:7777 network=" + digestOf(long),
+			"zlayer/1 key=" + digest + " mac=02:00:00:00:00:05 addrs=255.255.255.254,fd00:1111:2222:3333:4444:5555:6666:7777 network=" + linkalias.Digest(long),
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -132,14 +134,14 @@ func TestBridgeAlias(t *testing.T) {
 		"default":                  "default",
 		"shop/web front":           "shop/web front",
 		strings.Repeat("s", 221):   strings.Repeat("s", 221),
-		strings.Repeat("s", 222):   digestOf(strings.Repeat("s", 222)),
-		strings.Repeat("ä", 100):   digestOf(strings.Repeat("ä", 100)), // three bytes each when escaped, twice
-		strings.Repeat("\n", 4096): digestOf(strings.Repeat("\n", 4096)),
+		strings.Repeat("s", 222):   linkalias.Digest(strings.Repeat("s", 222)),
+		strings.Repeat("ä", 100):   linkalias.Digest(strings.Repeat("ä", 100)), // three bytes each when escaped, twice
+		strings.Repeat("\n", 4096): linkalias.Digest(strings.Repeat("\n", 4096)),
 	} {
 		for _, table := range []uint32{0, 1, 1000, math.MaxUint32} {
 			alias := bridgeAlias(name, table)
 			got, gotTable, err := parseBridgeAlias(alias)
-			if err != nil || got != want || gotTable != table || len(alias) > aliasMax {
+			if err != nil || got != want || gotTable != table || len(alias) > linkalias.Max {
 				t.Errorf("segment %.20q: alias %q reads %q, table %d, %v, want %.80q, table %d", name, alias, got, gotTable, err, want, table)
 			}
 			if again := bridgeAlias(got, gotTable); again != alias {
@@ -171,7 +173,7 @@ func FuzzParseAlias(f *testing.F) {
 	for _, seed := range []string{
 		"", "zlayer/1 segment=default", "zlayer/1 id=c1 if=eth0 segment=default mac=02:00:00:00:00:05 addrs=10.42.0.5,fd42::5",
 		"zlayer/1 id=c1 if=eth0 segment=default mac=02:00:00:00:00:05 addrs=10.42.0.5,fd42::5 network=pods",
-		"zlayer/1 id=c1 if=eth0 mac=02:00:00:00:00:05 addrs=fd42::5 network=" + digestOf("pods"), "zlayer/1 key=00 mac=02:00:00:00:00:05 addrs=::2 network=%20",
+		"zlayer/1 id=c1 if=eth0 mac=02:00:00:00:00:05 addrs=fd42::5 network=" + linkalias.Digest("pods"), "zlayer/1 key=00 mac=02:00:00:00:00:05 addrs=::2 network=%20",
 		"zlayer/1 segment=web table=1000", "zlayer/1 segment=web table=4294967295", "zlayer/1 segment=web table=254", "zlayer/1 segment=web table=%31",
 		"zlayer/1 segment=web table=-1 later=word", "zlayer/1 segment=web table=1 table=2", "zlayer/1 table=1",
 		"zlayer/1 key=00 mac=02:00:00:00:00:05 addrs=::2 later=word", "zlayer/1 id=%41%zz", "zlayer/1 =", "zlayer/1 addrs=,",
@@ -181,7 +183,7 @@ func FuzzParseAlias(f *testing.F) {
 	f.Fuzz(func(t *testing.T, alias string) {
 		if segment, table, err := parseBridgeAlias(alias); err == nil {
 			again, tableAgain, err := parseBridgeAlias(bridgeAlias(segment, table))
-			if err != nil || digestOf(again) != digestOf(segment) || tableAgain != table || checkTable(table) != nil {
+			if err != nil || linkalias.Digest(again) != linkalias.Digest(segment) || tableAgain != table || checkTable(table) != nil {
 				t.Errorf("segment %q, table %d of %q read back as %q, table %d, %v", segment, table, alias, again, tableAgain, err)
 			}
 		}
@@ -216,7 +218,7 @@ func FuzzPortAlias(f *testing.F) {
 		}
 		give := Attachment{Key: Key{ContainerID: container, IfName: ifName}, Segment: segment, MAC: deriveMAC("sandbox", container), Addrs: addrs, Network: network}
 		alias, err := portAlias(give)
-		if err != nil || len(alias) > aliasMax {
+		if err != nil || len(alias) > linkalias.Max {
 			t.Fatalf("portAlias = %q, %v", alias, err)
 		}
 		got, err := parsePortAlias(alias)

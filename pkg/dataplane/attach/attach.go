@@ -38,6 +38,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+
+	"github.com/zlayer/zlayer-cni/internal/linkalias"
 )
 
 // RouteProtocol marks our routes and neighbours in the kernel ("z").
@@ -110,12 +112,14 @@ func (k Key) String() string {
 // OfNetwork tells whether the attachment was made with this Network, of which
 // the alias may have kept only the digest.
 func (a Attachment) OfNetwork(network string) bool {
-	return a.Network == network || a.Network != "" && network != "" && digestOf(a.Network) == digestOf(network)
+	return a.Network == network || a.Network != "" && network != "" && linkalias.Digest(a.Network) == linkalias.Digest(network)
 }
 
 // OfSegment tells whether the attachment is on that segment, of which the alias
 // may have kept only the digest.
-func (a Attachment) OfSegment(name string) bool { return digestOf(a.Segment) == digestOf(name) }
+func (a Attachment) OfSegment(name string) bool {
+	return linkalias.Digest(a.Segment) == linkalias.Digest(name)
+}
 
 // shorten cuts what was chosen elsewhere and may be of any length.
 func shorten(s string) string {
@@ -194,7 +198,7 @@ type Segment struct {
 
 // Named tells whether the segment has that name, of which the alias may have kept
 // only the digest.
-func (s Segment) Named(name string) bool { return digestOf(s.Name) == digestOf(name) }
+func (s Segment) Named(name string) bool { return linkalias.Digest(s.Name) == linkalias.Digest(name) }
 
 // Config configures an Attacher.
 type Config struct {

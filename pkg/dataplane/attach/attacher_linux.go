@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/zlayer/zlayer-cni/internal/keylock"
+	"github.com/zlayer/zlayer-cni/internal/linkalias"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach/internal/rtnl"
 )
 
@@ -110,11 +111,11 @@ func (a *Attacher) Lookup(key Key) (_ Attachment, found bool) {
 func (a *Attacher) Segments() []Segment {
 	ports := map[string]int{}
 	for _, attachment := range a.List() {
-		ports[digestOf(attachment.Segment)]++
+		ports[linkalias.Digest(attachment.Segment)]++
 	}
 	var list []Segment
 	for _, s := range a.table.allSegments() {
-		list = append(list, s.public(ports[digestOf(s.name)]))
+		list = append(list, s.public(ports[linkalias.Digest(s.name)]))
 	}
 	return list
 }

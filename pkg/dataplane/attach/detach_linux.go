@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/zlayer/zlayer-cni/internal/failpoint"
+	"github.com/zlayer/zlayer-cni/internal/linkalias"
 )
 
 // Detach takes a sandbox off its segment. It needs no namespace; a sandbox that
@@ -116,7 +117,7 @@ func (a *Attacher) teardown(ctx context.Context) error {
 
 func find(segments []segment, name string) (segment, bool) {
 	for _, s := range segments {
-		if digestOf(s.name) == digestOf(name) {
+		if linkalias.Digest(s.name) == linkalias.Digest(name) {
 			return s, true
 		}
 	}

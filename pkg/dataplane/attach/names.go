@@ -2,7 +2,6 @@ package attach
 
 import (
 	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"net"
 	"net/netip"
@@ -10,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/zlayer/zlayer-cni/internal/linkalias"
 	"github.com/zlayer/zlayer-cni/internal/linkname"
 )
 
@@ -55,22 +55,8 @@ func deriveMAC(role, owner string) net.HardwareAddr {
 }
 
 // bridgeMAC is the hardware address of a segment's bridge.
-func bridgeMAC(segment string) net.HardwareAddr { return deriveMAC("bridge", digestOf(segment)) }
-
-// digestOf stands for the name of a segment or network that is too long for an
-// alias.
-func digestOf(name string) string {
-	if isDigest(name) {
-		return name
-	}
-	sum := sha256.Sum256([]byte(name))
-	return nameDigest + hex.EncodeToString(sum[:])
-}
-
-func isDigest(name string) bool {
-	digits, found := strings.CutPrefix(name, nameDigest)
-	raw, err := hex.DecodeString(digits)
-	return found && err == nil && len(raw) == sha256.Size
+func bridgeMAC(segment string) net.HardwareAddr {
+	return deriveMAC("bridge", linkalias.Digest(segment))
 }
 
 // validate checks what can be wrong with a Spec on any node.

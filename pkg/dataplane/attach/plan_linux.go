@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/zlayer/zlayer-cni/internal/linkalias"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach/internal/rtnl"
 )
 
@@ -32,14 +33,14 @@ type plan struct {
 func (p *plan) run() []repair {
 	bridges := map[string]segment{}
 	for _, s := range p.segments {
-		bridges[digestOf(s.name)] = s
+		bridges[linkalias.Digest(s.name)] = s
 		p.bridge(s)
 	}
 	busy := map[netip.Addr]bool{} // held by attachments on their way in or out: their own call writes for them
 	var want []rtnl.Route
 	neighbours := map[int]map[netip.Addr]entry{} // by link
 	for _, e := range p.entries {
-		bridge, found := bridges[digestOf(e.Segment)]
+		bridge, found := bridges[linkalias.Digest(e.Segment)]
 		if e.state != attached || !found {
 			for _, addr := range e.Addrs {
 				busy[addr] = true

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/zlayer/zlayer-cni/internal/failpoint"
+	"github.com/zlayer/zlayer-cni/internal/linkalias"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach/internal/rtnl"
 )
 
@@ -172,7 +173,7 @@ func (a *Attacher) unfinishedBridge(slot *slot, s segment) (rtnl.Link, bool, err
 		return link, false, nil
 	}
 	name, _, aliasErr := parseBridgeAlias(link.Alias)
-	return link, link.Alias == "" || aliasErr == nil && digestOf(name) == digestOf(s.name), nil
+	return link, link.Alias == "" || aliasErr == nil && linkalias.Digest(name) == linkalias.Digest(s.name), nil
 }
 
 // finishBridge configures a bridge; what it has already stays.

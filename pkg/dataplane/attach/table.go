@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+
+	"github.com/zlayer/zlayer-cni/internal/linkalias"
 )
 
 // state is how far an attachment is.
@@ -89,11 +91,11 @@ func (t *table) putLocked(e entry) error {
 // checkMACLocked refuses a hardware address that the bridge already knows
 // behind another port, or as its own.
 func (t *table) checkMACLocked(id string, a Attachment) error {
-	if s, found := t.segments[digestOf(a.Segment)]; found && slices.Equal(s.mac, a.MAC) {
+	if s, found := t.segments[linkalias.Digest(a.Segment)]; found && slices.Equal(s.mac, a.MAC) {
 		return fmt.Errorf("hardware address %s is the bridge's: %w", a.MAC, ErrConflict)
 	}
 	for other, e := range t.entries {
-		if other == id || digestOf(e.Segment) != digestOf(a.Segment) {
+		if other == id || linkalias.Digest(e.Segment) != linkalias.Digest(a.Segment) {
 			continue
 		}
 		if slices.Equal(e.MAC, a.MAC) || slices.Equal(e.HostMAC, a.MAC) || slices.Equal(e.MAC, a.HostMAC) {
@@ -169,9 +171,9 @@ func (t *table) all() []entry {
 func (t *table) segment(name string) (segment, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	id := digestOf(name)
+	id := linkalias.Digest(name)
 	s, found := t.segments[id]
-	if found && s.name != name && !isDigest(name) { // known by its digest until now
+	if found && s.name != name && !linkalias.IsDigest(name) { // known by its digest until now
 		t.renameLocked(id, name)
 		s = t.segments[id]
 	}
@@ -194,9 +196,9 @@ func (t *table) renameLocked(id, name string) {
 func (t *table) putSegment(s segment) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.segments[digestOf(s.name)] = s
+	t.segments[linkalias.Digest(s.name)] = s
 	for key, e := range t.entries { // a bridge made anew may have another name
-		if digestOf(e.Segment) == digestOf(s.name) && e.Bridge != s.bridge {
+		if linkalias.Digest(e.Segment) == linkalias.Digest(s.name) && e.Bridge != s.bridge {
 			e.Bridge = s.bridge
 			t.entries[key] = e
 		}
@@ -208,9 +210,9 @@ func (t *table) putSegment(s segment) {
 func (t *table) dropSegment(name string) (_ segment, found bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	id := digestOf(name)
+	id := linkalias.Digest(name)
 	for _, e := range t.entries {
-		if digestOf(e.Segment) == id {
+		if linkalias.Digest(e.Segment) == id {
 			return segment{}, true, fmt.Errorf("sandbox %s is on it: %w", e.Key, ErrInUse)
 		}
 	}
