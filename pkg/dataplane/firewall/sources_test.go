@@ -211,8 +211,9 @@ func testAnUnpinnedPortSendsNothing(t *testing.T, group int) {
 	}
 	in.send(t, reserved)
 	before, counted := n.counters(t, nil)
-	if want := map[string]uint64{CounterUnpinned: uint64(len(frames)) + 1}; !cmp.Equal(want, counted) {
-		t.Errorf("counted %v, want %v", counted, want)
+	// The pod's kernel may have had something to say by itself, as of its groups.
+	if want := uint64(len(frames)) + 1; len(counted) != 1 || counted[CounterUnpinned] < want {
+		t.Errorf("counted %v, want %d %s and nothing else", counted, want, CounterUnpinned)
 	}
 	mustPin(t, n.firewall, p.pin)
 	good := ether(mac(bridgeMAC), p.pin.MAC, unix.ETH_P_IP, packet4(ipPod, "192.0.2.9", unix.IPPROTO_UDP, udpTo(1, 1, "pinned")))
