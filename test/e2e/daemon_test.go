@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -32,6 +33,8 @@ const (
 	notReadyTaint     = "overlay.zlayer.dev/not-ready"
 	daemonSocket      = "/run/zlayer/overlayd.sock"
 	metricsURL        = "http://127.0.0.1:9551/metrics"
+	// controllerManager is its process, of whose name the kernel keeps 15 bytes.
+	controllerManager = "kube-controller"
 )
 
 // status asks the node's daemon as `overlayd status` does, from outside of the
@@ -121,7 +124,7 @@ func (n *node) process(wanted string) (int, error) {
 // killDaemon kills it without warning and waits until its successor serves.
 func killDaemon(t *testing.T, n *node) {
 	t.Helper()
-	pid := kill(t, n, daemonName)
+	pid := signal(t, n, daemonName, syscall.SIGKILL)
 	eventually(t, "the killed daemon of "+n.name+" is back", func(ctx context.Context) error {
 		if now, err := n.daemonProcess(); err != nil || now == pid {
 			return errors.Join(err, fmt.Errorf("process %d", now))
@@ -130,16 +133,12 @@ func killDaemon(t *testing.T, n *node) {
 	})
 }
 
-// kill ends a process of the node without warning, and returns which it was.
-func kill(t *testing.T, n *node, name string) int {
+// signal sends a signal to a process of the node, and returns which it was.
+func signal(t *testing.T, n *node, name string, what syscall.Signal) int {
 	t.Helper()
 	pid, err := n.process(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	process, err := os.FindProcess(pid)
 	if err == nil {
-		err = process.Kill()
+		err = syscall.Kill(pid, what)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -207,18 +206,33 @@ func sumSamples(page, name string, want ...string) (float64, error) {
 }
 
 // TestNodesAreReady checks what an installed network looks like: the taint is
-// gone, the condition set, and each daemon has the others as peers.
+// gone, the condition set, and each daemon has the others as peers. It stays like
+// that: a taint and a condition that are put back to what they were at the
+// start of a node are mended.
 func TestNodesAreReady(t *testing.T) {
 	watchWire(t)
 	awaitServing(t)
 	for _, n := range lab.nodes {
-		eventually(t, "node "+n.name+" is ready", func(ctx context.Context) error {
+		ready := func(ctx context.Context) error {
 			object, err := lab.client.CoreV1().Nodes().Get(ctx, n.name, metav1.GetOptions{})
 			if err != nil {
 				return err
 			}
 			return nodeReady(object)
-		})
+		}
+		eventually(t, "node "+n.name+" is ready", ready)
+		undo(t, n, `{"spec":{"taints":[{"key":"`+notReadyTaint+`","effect":"PreferNoSchedule"}]}}`)
+		eventually(t, "node "+n.name+" is ready after it got the taint", ready)
+		undo(t, n, `{"status":{"conditions":[{"type":"NetworkUnavailable","status":"True","reason":"NoRoute"}]}}`, "status")
+		eventually(t, "node "+n.name+" is ready after its condition has changed", ready)
+	}
+}
+
+// undo changes a Node, or a part of it, as somebody else would.
+func undo(t *testing.T, n *node, patch string, part ...string) {
+	t.Helper()
+	if _, err := lab.client.CoreV1().Nodes().Patch(t.Context(), n.name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, part...); err != nil {
+		t.Fatal(err)
 	}
 }
 

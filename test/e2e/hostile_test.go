@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -99,7 +100,7 @@ func recountSlices(t *testing.T) {
 		t.Error(err)
 		return
 	}
-	kill(t, lab.nodes[0], "kube-controller") // the kernel keeps 15 bytes of a name
+	signal(t, lab.nodes[0], controllerManager, syscall.SIGKILL)
 	err = poll(ctx, patience, func(ctx context.Context) error {
 		now, err := holder(ctx)
 		if err == nil && now == before {

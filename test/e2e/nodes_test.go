@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os/exec"
 	"slices"
+	"syscall"
 	"testing"
 	"time"
 
@@ -150,20 +151,29 @@ func TestPeersFollowNodes(t *testing.T) {
 
 	exorcise(t, g.name)
 	awaitPeer(t, "a deleted node", g.name, noPeer)
+	awaitServing(t) // with no peer of any name, or of none, but the cluster's
 
 	g.slices, g.annotations["public-key"] = ghostSlices(202), third
 	haunt(t, g)
 	awaitPeer(t, "another machine of the same name", g.name, hasPeer(third, g.slices))
 	exorcise(t, g.name)
 	awaitPeer(t, "a deleted node", g.name, noPeer)
+	awaitServing(t) // with no peer of any name, or of none, but the cluster's
 }
 
 // TestSliceComesLate has a Node get its slices after it has said its key, as
-// those of new machines do.
+// those of new machines do. Until every daemon has looked at it, the controller
+// manager is held; a later Node that is a peer shows that they have.
 func TestSliceComesLate(t *testing.T) {
 	awaitServing(t)
-	key := newKey(t)
+	release := holdControllerManager(t)
+	key, laterKey := newKey(t), newKey(t)
 	g := haunt(t, ghost{name: "ghost-late", annotations: map[string]string{"public-key": key, "endpoint": "192.0.2.2:51820"}})
+	later := ghost{name: "ghost-later", slices: ghostSlices(203), annotations: map[string]string{"public-key": laterKey, "endpoint": "192.0.2.3:51820"}}
+	haunt(t, later)
+	awaitPeer(t, "a node that came after one without slices", later.name, hasPeer(laterKey, later.slices))
+	awaitPeer(t, "a node without slices", g.Name, noPeer)
+	release()
 	eventually(t, "the controller manager gives the node slices", func(ctx context.Context) (err error) {
 		g, err = lab.client.CoreV1().Nodes().Get(ctx, g.Name, metav1.GetOptions{})
 		if err == nil && len(g.Spec.PodCIDRs) == 0 {
@@ -172,6 +182,20 @@ func TestSliceComesLate(t *testing.T) {
 		return err
 	})
 	awaitPeer(t, "a node whose slices came late", g.Name, hasPeer(key, g.Spec.PodCIDRs))
+}
+
+// holdControllerManager stops its process until the returned function or the end
+// of the test lets it go on.
+func holdControllerManager(t *testing.T) (release func()) {
+	t.Helper()
+	pid := signal(t, lab.nodes[0], controllerManager, syscall.SIGSTOP)
+	release = func() {
+		if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+			t.Errorf("let the controller manager go on: %v", err)
+		}
+	}
+	t.Cleanup(release)
+	return release
 }
 
 func sorted(list []string) []string { return slices.Sorted(slices.Values(list)) }

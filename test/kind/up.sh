@@ -68,7 +68,7 @@ while read -r pod node _; do
   kubectl -n zlayer-check exec "$pod" -- /agnhost connect --timeout=5s web.zlayer-check.svc.cluster.local:80 </dev/null &&
     echo "  $node -> service web by its name  ok" || failed=1
 done <<<"$pods"
-kubectl delete -f "$here/check.yaml" --wait=false >/dev/null
+kubectl delete -f "$here/check.yaml" >/dev/null
 [ $failed -eq 0 ]
 
 say "the cluster is up"
