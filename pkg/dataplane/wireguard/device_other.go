@@ -63,3 +63,5 @@ func (d *Device) Run(context.Context) error { return errors.ErrUnsupported }
 
 // Close returns errors.ErrUnsupported.
 func (d *Device) Close() error { return errors.ErrUnsupported }
+
+func smallPages() {}
