@@ -20,6 +20,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/retry"
 
 	"github.com/zlayer/zlayer-cni/pkg/shim"
 )
@@ -221,17 +222,32 @@ func TestNodesAreReady(t *testing.T) {
 			return nodeReady(object)
 		}
 		eventually(t, "node "+n.name+" is ready", ready)
-		undo(t, n, `{"spec":{"taints":[{"key":"`+notReadyTaint+`","effect":"PreferNoSchedule"}]}}`)
+		// A patch of the taints would replace them all, the control plane's own too.
+		changeNode(t, n.name, func(object *corev1.Node) {
+			object.Spec.Taints = append(object.Spec.Taints, corev1.Taint{Key: notReadyTaint, Effect: corev1.TaintEffectPreferNoSchedule})
+		})
 		eventually(t, "node "+n.name+" is ready after it got the taint", ready)
-		undo(t, n, `{"status":{"conditions":[{"type":"NetworkUnavailable","status":"True","reason":"NoRoute"}]}}`, "status")
+		patch := `{"status":{"conditions":[{"type":"NetworkUnavailable","status":"True","reason":"NoRoute"}]}}`
+		if _, err := lab.client.CoreV1().Nodes().Patch(t.Context(), n.name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, "status"); err != nil {
+			t.Fatal(err)
+		}
 		eventually(t, "node "+n.name+" is ready after its condition has changed", ready)
 	}
 }
 
-// undo changes a Node, or a part of it, as somebody else would.
-func undo(t *testing.T, n *node, patch string, part ...string) {
+// changeNode changes a Node as somebody else would.
+func changeNode(t *testing.T, name string, change func(*corev1.Node)) {
 	t.Helper()
-	if _, err := lab.client.CoreV1().Nodes().Patch(t.Context(), n.name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, part...); err != nil {
+	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
+		object, err := lab.client.CoreV1().Nodes().Get(t.Context(), name, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		change(object)
+		_, err = lab.client.CoreV1().Nodes().Update(t.Context(), object, metav1.UpdateOptions{})
+		return err
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
 }

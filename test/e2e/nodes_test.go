@@ -16,7 +16,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/util/retry"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
@@ -135,18 +134,7 @@ func TestPeersFollowNodes(t *testing.T) {
 	haunt(t, g)
 	awaitPeer(t, "a new node", g.name, hasPeer(first, g.slices))
 
-	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
-		object, err := lab.client.CoreV1().Nodes().Get(t.Context(), g.name, metav1.GetOptions{})
-		if err != nil {
-			return err
-		}
-		object.Annotations[annotations+"public-key"] = second
-		_, err = lab.client.CoreV1().Nodes().Update(t.Context(), object, metav1.UpdateOptions{})
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	changeNode(t, g.name, func(object *corev1.Node) { object.Annotations[annotations+"public-key"] = second })
 	awaitPeer(t, "a node's new key", g.name, hasPeer(second, g.slices))
 
 	exorcise(t, g.name)
