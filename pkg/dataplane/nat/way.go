@@ -1,0 +1,18 @@
+package nat
+
+import "net/netip"
+
+// Way is a means to send packets from this node: the WireGuard port itself, or
+// an allocation at a relay. Safe for concurrent use.
+type Way interface {
+	// Send sends a STUN packet to an address. It does not block for long, and an
+	// error says only that this packet was not sent.
+	Send(packet []byte, to netip.AddrPort) error
+	// Endpoint is where the WireGuard device has to send so that its packets reach
+	// to by this way: to itself, or an address on this node where a relay's client
+	// listens.
+	Endpoint(to netip.AddrPort) (netip.AddrPort, error)
+	// Remote is the inverse of Endpoint: whom the device reaches at endpoint, if
+	// that is of this way.
+	Remote(endpoint netip.AddrPort) (to netip.AddrPort, ok bool)
+}
