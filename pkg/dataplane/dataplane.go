@@ -73,6 +73,10 @@ type Config struct {
 	NoMasquerade []netip.Prefix
 	// OnServices is called when LocalServices may return something else. It must not block; nil is fine.
 	OnServices func()
+	// NAT says how ways through NATs are looked for.
+	NAT NATConfig
+	// OnCandidates is called when Candidates may return something else. It must not block; nil is fine.
+	OnCandidates func()
 	// OnPeer is called, from Run, with what changed of a peer. It must not block; nil is fine.
 	OnPeer func(PeerNews)
 	// HealthInterval is how often peers are looked at; 0 is 10 s: often enough to tell within a minute, and seldom enough
@@ -113,6 +117,7 @@ type Dataplane struct {
 	waiting  string              // why parts is nil, or what is wrong with this node's own entry
 	moved    bool                // the set gives this node other slices than parts has
 	fault    error               // the last resync's, nil when all was well
+	nat      natTraversal        // finds ways through NATs, nil while that is off
 }
 
 // turn is a lock that is waited for no longer than a context. The zero value is
@@ -126,6 +131,7 @@ func (t *turn) take(ctx context.Context) (give func(), err error) { return t.loc
 type parts struct {
 	slices    []netip.Prefix
 	port      int            // WireGuard's UDP port
+	nat       NATConfig      // how ways through NATs are looked for
 	cluster   []netip.Prefix // as change last gave it to the firewall; guarded by Dataplane.setNodes
 	addresses *addresses
 	device    *wireguard.Device

@@ -30,6 +30,8 @@ type PeerNews struct {
 	Answers bool
 	// Endpoint is where it is reached now, if that changed since it was first known; else the zero value.
 	Endpoint netip.AddrPort
+	// Connection says how, if Endpoint is set and ways through NATs were looked for.
+	Connection Connection
 }
 
 // healthWatch is what is known of the peers of all devices. Safe for concurrent
@@ -200,6 +202,7 @@ func (d *Dataplane) tellPeers(news []PeerNews) {
 	for _, one := range news {
 		switch {
 		case !one.Answers:
+			one.Connection = d.connectionTo(one.PublicKey)
 			d.log.Info("peer is reached elsewhere", "op", "health", "node", one.Node, "endpoint", one.Endpoint)
 		case one.Health.State == wireguard.Unhealthy:
 			d.log.Warn("peer does not answer", "op", "health", "node", one.Node, "reason", one.Health.Reason)

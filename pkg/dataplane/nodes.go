@@ -23,6 +23,8 @@ type NodeSet struct {
 	// ListenPort is WireGuard's UDP port, where the source tells it; else Config's.
 	// As the slices, it is taken from the first set.
 	ListenPort int
+	// NAT is how ways through NATs are looked for, likewise.
+	NAT *NATConfig
 }
 
 // SetNodes replaces the whole node set, this node included. The first set that
@@ -54,7 +56,7 @@ func (d *Dataplane) SetNodes(ctx context.Context, set NodeSet) error {
 		return fmt.Errorf("node %s: %s: %w", d.cfg.Node, waiting, ErrNotReady)
 	}
 	if running == nil {
-		err := d.bringUp(ctx, own, cmp.Or(set.ListenPort, d.cfg.ListenPort), peers)
+		err := d.bringUp(ctx, own, set, peers)
 		if err != nil {
 			d.mu.Lock()
 			d.waiting = err.Error()
@@ -202,9 +204,10 @@ func (d *Dataplane) ownSlices(nodes []Node) (own []netip.Prefix, waiting string)
 
 // bringUp makes or adopts everything on this node. What was made before an
 // error stays for the next try, which adopts it.
-func (d *Dataplane) bringUp(ctx context.Context, own []netip.Prefix, port int, peers []wireguard.Peer) (err error) {
+func (d *Dataplane) bringUp(ctx context.Context, own []netip.Prefix, set NodeSet, peers []wireguard.Peer) (err error) {
 	made := &parts{
-		slices: own, port: port, services: newServices(d.cfg.StateDir), reservations: newReservations(d.cfg.StateDir),
+		slices: own, port: cmp.Or(set.ListenPort, d.cfg.ListenPort), nat: set.natOr(d.cfg.NAT),
+		services: newServices(d.cfg.StateDir), reservations: newReservations(d.cfg.StateDir),
 	}
 	if made.addresses, err = newAddresses(own); err != nil {
 		return err

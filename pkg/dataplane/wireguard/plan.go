@@ -31,6 +31,9 @@ type Node struct {
 	Keepalive time.Duration
 	// Services are the dedicated services that the node hosts.
 	Services []NodeService
+	// Candidates are further addresses at which the node may be reached through
+	// NATs, each as "host/192.0.2.1:51820". A plan does not look at them.
+	Candidates []string
 }
 
 // NodeService is what is told about a dedicated service of a node.
@@ -48,7 +51,8 @@ type NodeService struct {
 // Equal tells whether both say the same.
 func (n Node) Equal(o Node) bool {
 	return n.Name == o.Name && n.PublicKey == o.PublicKey && n.Endpoint == o.Endpoint && n.Keepalive == o.Keepalive &&
-		slices.Equal(n.Slices, o.Slices) && slices.EqualFunc(n.Services, o.Services, NodeService.Equal)
+		slices.Equal(n.Slices, o.Slices) && slices.EqualFunc(n.Services, o.Services, NodeService.Equal) &&
+		slices.Equal(n.Candidates, o.Candidates)
 }
 
 // Equal tells whether both say the same.

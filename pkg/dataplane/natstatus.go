@@ -1,0 +1,143 @@
+package dataplane
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/nat"
+)
+
+// NATStatus is what is known of ways through NATs. The counters begin with the
+// process.
+type NATStatus struct {
+	// Enabled tells whether ways are looked for. Without, all below is zero.
+	Enabled bool
+	// Mapping is "endpoint-independent" or "symmetric", empty while it is not known.
+	Mapping string
+	// Candidates are those of this node, best first.
+	Candidates []NATCandidate
+	// Peers are those for which a way was looked for, in the order of their names.
+	Peers []NATPath
+	// Checks counts the packets by which ways are tried.
+	Checks NATChecks
+	// Relay is this node's own relay, nil if it relays for nobody.
+	Relay *RelayStatus
+}
+
+// NATCandidate is an address at which this node may be reached.
+type NATCandidate struct {
+	Candidate nat.Candidate
+	// Since is when it was found.
+	Since time.Time
+}
+
+// Connection says how a peer is reached.
+type Connection string
+
+// The kinds of connections.
+const (
+	// Direct needs nobody's help.
+	Direct Connection = "direct"
+	// HolePunched goes through mappings that both ends opened.
+	HolePunched Connection = "hole-punched"
+	// Relayed goes by a relay.
+	Relayed Connection = "relayed"
+)
+
+// Connections are all kinds.
+func Connections() []Connection { return []Connection{Direct, HolePunched, Relayed} }
+
+// NATPath is the way to one peer of the cluster's device.
+type NATPath struct {
+	// Node is the peer's name, PublicKey its key.
+	Node      string
+	PublicKey wgtypes.Key
+	// Connection is empty while there is no way.
+	Connection Connection
+	// Endpoint is the peer's address on this way, zero while there is none.
+	Endpoint netip.AddrPort
+	// RTT is the round trip of the last check of this way, 0 if none was answered.
+	RTT time.Duration
+	// Since is when the way was taken.
+	Since time.Time
+}
+
+// NATChecks counts checks of ways to peers.
+type NATChecks struct {
+	// Sent are those of this node, Answered those of them that had an answer.
+	Sent, Answered uint64
+	// Refused are packets that claim to be a peer's check and are not.
+	Refused uint64
+}
+
+// RelayStatus counts what this node relays for others.
+type RelayStatus struct {
+	// Sessions are the allocations that stand now.
+	Sessions int
+	// Bytes were passed on, in either direction.
+	Bytes uint64
+	// Refused are requests that were refused, and packets to where none may go.
+	Refused uint64
+}
+
+// natTraversal finds ways through NATs. Safe for concurrent use.
+type natTraversal interface {
+	// Status returns what is known now, without waiting for anybody.
+	Status() NATStatus
+	// Tick does at once what else is done at intervals: it asks the servers, and
+	// looks for better ways. It returns when the servers have answered or not.
+	Tick(ctx context.Context) error
+}
+
+// traversal returns what finds ways through NATs, nil while that is off.
+func (d *Dataplane) traversal() natTraversal {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.nat
+}
+
+// NATStatus returns what is known of ways through NATs.
+func (d *Dataplane) NATStatus() NATStatus {
+	traversal := d.traversal()
+	if traversal == nil {
+		return NATStatus{}
+	}
+	return traversal.Status()
+}
+
+// NATTick does one round of upkeep of ways through NATs, of which there is none
+// while that is off.
+func (d *Dataplane) NATTick(ctx context.Context) error {
+	traversal := d.traversal()
+	if traversal == nil {
+		return nil
+	}
+	if err := traversal.Tick(ctx); err != nil {
+		return fmt.Errorf("look for ways through NATs: %w", err)
+	}
+	return nil
+}
+
+// Candidates are the addresses at which this node may be reached, for others to
+// know. Config.OnCandidates tells when they change.
+func (d *Dataplane) Candidates() []nat.Candidate {
+	var candidates []nat.Candidate
+	for _, known := range d.NATStatus().Candidates {
+		candidates = append(candidates, known.Candidate)
+	}
+	return candidates
+}
+
+// connectionTo says how a peer is reached, empty if that is not known.
+func (d *Dataplane) connectionTo(key wgtypes.Key) Connection {
+	for _, path := range d.NATStatus().Peers {
+		if path.PublicKey == key {
+			return path.Connection
+		}
+	}
+	return ""
+}
