@@ -237,7 +237,8 @@ func responseVectors() []struct {
 				`"peers":[{"public_key":"` + keyA + `","endpoint":"","allowed_ips":"","last_handshake_unix_secs":0,"health":"healthy"}],"problem":"port in use"}],` +
 				`"segments":[{"name":"web","bridge":"zl-web-b","ports":3,"mode":"dedicated"}],` +
 				`"nat":{"enabled":true,"nat_type":"symmetric","candidates":[{"candidate_type":"server_reflexive","address":"[2001:db8::1]:51820","priority":50,"discovered_at":1700000000}],` +
-				`"peers":[{"public_key":"` + keyB + `","node":"n2","connection_type":"hole-punched","endpoint":"192.0.2.2:4000"}]}}`,
+				`"peers":[{"public_key":"` + keyB + `","node":"n2","connection_type":"hole-punched","endpoint":"192.0.2.2:4000","rtt_micros":23000,"since_unix_secs":1700000100}],` +
+				`"relay":{"sessions":2,"bytes":4096,"refused":1}}}`,
 			&StatusSnapshot{
 				PeerCount: 1, ServiceCount: 1, Peers: []PeerStatus{{PublicKey: keyB, Health: HealthUnhealthy, HealthReason: "3 probes lost", RTTMicros: 420}},
 				DedicatedServices: []DedicatedServiceStatus{{
@@ -249,7 +250,8 @@ func responseVectors() []struct {
 				NAT: &NATStatus{
 					Enabled: true, NATType: "symmetric",
 					Candidates: []NATCandidate{{Type: CandidateServerReflexive, Address: netip.MustParseAddrPort("[2001:db8::1]:51820"), Priority: 50, DiscoveredUnixSecs: 1700000000}},
-					Peers:      []NATPeer{{PublicKey: keyB, Node: "n2", Connection: ConnectionHolePunched, Endpoint: "192.0.2.2:4000"}},
+					Peers:      []NATPeer{{PublicKey: keyB, Node: "n2", Connection: ConnectionHolePunched, Endpoint: "192.0.2.2:4000", RTTMicros: 23000, SinceUnixSecs: 1700000100}},
+					Relay:      &NATRelay{Sessions: 2, Bytes: 4096, Refused: 1},
 				},
 			},
 		},
@@ -291,6 +293,7 @@ func eventVectors() []struct {
 	}{
 		{"peer health", `{"frame":"event","event":"peer_health_changed","pubkey":"` + keyA + `","healthy":false}`, &PeerHealthChanged{Pubkey: keyA}},
 		{"nat endpoint", `{"frame":"event","event":"nat_endpoint_changed","pubkey":"` + keyA + `","endpoint":"1.2.3.4:5"}`, &NATEndpointChanged{Pubkey: keyA, Endpoint: "1.2.3.4:5"}},
+		{"nat endpoint, with all additions", `{"frame":"event","event":"nat_endpoint_changed","pubkey":"` + keyA + `","endpoint":"1.2.3.4:5","connection_type":"relayed"}`, &NATEndpointChanged{Pubkey: keyA, Endpoint: "1.2.3.4:5", Connection: ConnectionRelayed}},
 		{"lost", `{"frame":"event","event":"lost","count":3}`, &Lost{Count: 3}},
 	}
 }

@@ -10,6 +10,8 @@ type PeerHealthChanged struct {
 type NATEndpointChanged struct {
 	Pubkey   string `json:"pubkey"`
 	Endpoint string `json:"endpoint"`
+
+	Connection ConnectionType `json:"connection_type,omitempty"` // our addition; empty: not known
 }
 
 // Lost tells that this subscriber was too slow and missed Count events, the

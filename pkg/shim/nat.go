@@ -17,7 +17,7 @@ type NATConfig struct {
 	Enabled                 bool         `json:"enabled"`
 	STUNServers             []STUNServer `json:"stun_servers,omitempty"` // none: nobody outside is asked for this node's address
 	TURNServers             []TURNServer `json:"turn_servers,omitempty"`
-	HolePunchTimeoutSecs    uint32       `json:"hole_punch_timeout_secs"`    // for one candidate
+	HolePunchTimeoutSecs    uint32       `json:"hole_punch_timeout_secs"`    // for one round of tries with a peer
 	STUNRefreshIntervalSecs uint32       `json:"stun_refresh_interval_secs"` // between two rounds of upkeep
 	MaxCandidatePairs       uint32       `json:"max_candidate_pairs"`        // tried for one peer, best first
 	RelayServer             *RelayServer `json:"relay_server,omitempty"`     // nil: this node relays for nobody
@@ -140,7 +140,9 @@ type NATStatus struct {
 	Enabled    bool           `json:"enabled"`
 	NATType    string         `json:"nat_type,omitempty"`   // "endpoint-independent" or "symmetric"; empty: not known
 	Candidates []NATCandidate `json:"candidates,omitempty"` // of this node, best first
-	Peers      []NATPeer      `json:"peers,omitempty"`
+	Peers      []NATPeer      `json:"peers,omitempty"`      // for which a way was looked for
+
+	Relay *NATRelay `json:"relay,omitempty"` // nil: this node relays for nobody
 }
 
 // NATCandidate is an address at which this node may be reached.
@@ -167,6 +169,16 @@ type NATPeer struct {
 	Node       string         `json:"node,omitempty"`
 	Connection ConnectionType `json:"connection_type"`
 	Endpoint   string         `json:"endpoint"` // in use now; empty: none
+
+	RTTMicros     uint64 `json:"rtt_micros,omitempty"`      // of the last check of this way; 0: none was answered
+	SinceUnixSecs int64  `json:"since_unix_secs,omitempty"` // when this way was taken; 0: not known
+}
+
+// NATRelay counts what this node relays for others.
+type NATRelay struct {
+	Sessions uint32 `json:"sessions"` // that stand now
+	Bytes    uint64 `json:"bytes"`    // passed on, in either direction
+	Refused  uint64 `json:"refused"`  // requests, and packets to where none may go
 }
 
 // ConnectionType says how a peer is reached.
