@@ -135,6 +135,7 @@ type parts struct {
 	cluster   []netip.Prefix // as change last gave it to the firewall; guarded by Dataplane.setNodes
 	addresses *addresses
 	device    *wireguard.Device
+	traversal *traversal // nil while no ways through NATs are looked for
 	attacher  *attach.Attacher
 
 	services     *services
@@ -204,6 +205,9 @@ func (d *Dataplane) Run(ctx context.Context) error {
 	group.Go(func() error { d.resync(ctx, parts); return nil })
 	group.Go(func() error { parts.background.run(ctx); return nil })
 	group.Go(func() error { d.watchHealth(ctx, parts); return nil })
+	if parts.traversal != nil {
+		group.Go(func() error { return parts.traversal.run(ctx) })
+	}
 	if err := group.Wait(); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("run data plane: %w", err)
 	}

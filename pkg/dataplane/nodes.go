@@ -92,7 +92,7 @@ func (d *Dataplane) clusterPlan(added *AddedPeer) wireguard.PlanInput {
 
 // setPeers gives the cluster's device its peers and the guests.
 func (d *Dataplane) setPeers(ctx context.Context, running *parts, peers []wireguard.Peer) error {
-	if err := running.device.SetPeers(ctx, slices.Concat(peers, d.guests.peers())); err != nil {
+	if err := running.device.SetPeers(ctx, slices.Concat(running.traversal.steer(peers), d.guests.peers())); err != nil {
 		return fmt.Errorf("set peers: %w", err)
 	}
 	return nil
@@ -225,6 +225,9 @@ func (d *Dataplane) bringUp(ctx context.Context, own []netip.Prefix, set NodeSet
 	if err != nil {
 		return err
 	}
+	if made.traversal, err = d.newTraversal(made); err != nil {
+		return err
+	}
 	if made.device, err = d.openDevice(ctx, made, mtu); err != nil {
 		return err
 	}
@@ -233,6 +236,9 @@ func (d *Dataplane) bringUp(ctx context.Context, own []netip.Prefix, set NodeSet
 	}
 	d.mu.Lock()
 	d.parts = made
+	if made.traversal != nil {
+		d.nat = made.traversal
+	}
 	d.mu.Unlock()
 	if err := d.raiseServices(ctx, made); err != nil {
 		d.log.Warn("not all services are up, will try again", "op", "bring up", "err", err)
@@ -262,7 +268,7 @@ func (d *Dataplane) openDevice(ctx context.Context, made *parts, mtu int) (*wire
 	device, err := wireguard.Open(ctx, wireguard.Config{
 		Name: deviceName(), Backend: d.cfg.Backend, PrivateKey: d.key, ListenPort: made.port,
 		MTU: mtu, Addresses: nodeAddrs, Refuse: made.slices, Log: d.log,
-		OnRebuilt: func() { d.afterRebuild(made) },
+		OnRebuilt: func() { d.afterRebuild(made) }, OnSTUN: made.traversal.onSTUN(),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open WireGuard device: %w", err)

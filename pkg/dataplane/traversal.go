@@ -1,0 +1,264 @@
+package dataplane
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/nat"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
+)
+
+const (
+	// natPurpose tells the secrets of two nodes for NAT traversal from others.
+	natPurpose = "zlayer nat 1"
+	// rouseTime bounds the wait for answers to what only has to be sent.
+	rouseTime = 500 * time.Millisecond
+)
+
+// traversal has the cluster's device reach peers through NATs: it joins that
+// device, the node set and a nat.Agent, which decides.
+type traversal struct {
+	plane *Dataplane
+	parts *parts
+	agent *nat.Agent
+
+	mu    sync.Mutex // guards the fields below
+	paths map[wgtypes.Key]netip.AddrPort
+	since map[nat.Candidate]time.Time
+}
+
+// newTraversal returns nil if ways through NATs are not looked for. The device of
+// made is opened afterwards, and hands STUN packets to it.
+func (d *Dataplane) newTraversal(made *parts) (*traversal, error) {
+	if !made.nat.Enabled {
+		return nil, nil
+	}
+	t := &traversal{
+		plane: d, parts: made,
+		paths: map[wgtypes.Key]netip.AddrPort{}, since: map[nat.Candidate]time.Time{},
+	}
+	var err error
+	t.agent, err = nat.New(nat.Options{
+		Config: nat.Config{
+			STUNServers: made.nat.STUNServers, HolePunchTimeout: made.nat.HolePunchTimeout,
+			RefreshInterval: made.nat.STUNRefresh, MaxCandidatePairs: made.nat.MaxCandidatePairs,
+		},
+		Key:    d.key.PublicKey(),
+		Shared: t.shared, Direct: t, Device: t,
+		Hosts:      func() ([]netip.Addr, error) { return nat.HostAddrs(d.clusterPrefixes()) },
+		ListenPort: func() int { return made.port },
+		Resolve: func(ctx context.Context, host string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		},
+		OnCandidates: t.noteCandidates,
+		OnPath:       t.tellPath,
+		Log:          d.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// shared is the secret of this node and a peer.
+func (t *traversal) shared(peer wgtypes.Key) ([]byte, error) {
+	return t.plane.key.Shared(peer, natPurpose)
+}
+
+// onSTUN is what the device calls, nil without a traversal.
+func (t *traversal) onSTUN() func(from netip.AddrPort, packet []byte) {
+	if t == nil {
+		return nil
+	}
+	return func(from netip.AddrPort, packet []byte) { t.agent.Deliver(t, from, packet) }
+}
+
+// run looks for ways until ctx ends.
+func (t *traversal) run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return t.agent.Run(ctx) })
+	group.Go(func() error {
+		if err := nat.WatchNetwork(ctx, t.agent.Changed); err != nil {
+			return fmt.Errorf("watch the network for NAT traversal: %w", err)
+		}
+		return nil
+	})
+	return group.Wait()
+}
+
+// Send implements nat.Way: by the device's own port.
+func (t *traversal) Send(packet []byte, to netip.AddrPort) error {
+	return t.parts.device.SendSTUN(packet, to)
+}
+
+// Endpoint implements nat.Way.
+func (t *traversal) Endpoint(to netip.AddrPort) (netip.AddrPort, error) { return to, nil }
+
+// Remote implements nat.Way.
+func (t *traversal) Remote(endpoint netip.AddrPort) (netip.AddrPort, bool) {
+	return endpoint, endpoint.IsValid() && !endpoint.Addr().IsLoopback()
+}
+
+// Peers implements nat.Device.
+func (t *traversal) Peers(ctx context.Context) ([]nat.PeerState, error) {
+	status, err := t.parts.device.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	states := make([]nat.PeerState, len(status.Peers))
+	for i, peer := range status.Peers {
+		states[i] = nat.PeerState{
+			Key: peer.PublicKey, Endpoint: peer.Endpoint, LastHandshake: peer.LastHandshake,
+			RxBytes: peer.RxBytes, TxBytes: peer.TxBytes,
+		}
+	}
+	return states, nil
+}
+
+// Use implements nat.Device.
+func (t *traversal) Use(ctx context.Context, peer wgtypes.Key, endpoint netip.AddrPort) error {
+	unlock, err := t.plane.setNodes.take(ctx)
+	if err != nil {
+		return fmt.Errorf("switch peer: %w", err)
+	}
+	defer unlock()
+	t.mu.Lock()
+	if endpoint.IsValid() {
+		t.paths[peer] = endpoint
+	} else {
+		delete(t.paths, peer)
+	}
+	t.mu.Unlock()
+	return t.plane.setPeers(ctx, t.parts, t.plane.currentPeers())
+}
+
+// Rouse implements nat.Device.
+func (t *traversal) Rouse(ctx context.Context, peers []wgtypes.Key) {
+	targets := map[wgtypes.Key]netip.Addr{}
+	for _, peer := range t.plane.currentPeers() {
+		if slices.Contains(peers, peer.PublicKey) && len(peer.AllowedIPs) > 0 {
+			targets[peer.PublicKey] = nodeAddress(peer.AllowedIPs[0])
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, rouseTime)
+	defer cancel()
+	if _, err := t.parts.device.Probe(ctx, targets); err != nil && !errors.Is(err, wireguard.ErrClosed) && ctx.Err() == nil {
+		t.plane.log.Debug("rouse peers", "op", "nat", "err", err)
+	}
+}
+
+// steer returns peers with the endpoints that were found, and tells the agent
+// of all that are nodes. The caller holds Dataplane.setNodes.
+func (t *traversal) steer(peers []wireguard.Peer) []wireguard.Peer {
+	if t == nil {
+		return peers
+	}
+	nodes := t.plane.nodesByName()
+	told := make([]nat.Peer, 0, len(peers))
+	steered := slices.Clone(peers)
+	known := make(map[wgtypes.Key]bool, len(peers))
+	t.mu.Lock()
+	for i := range steered {
+		peer := &steered[i]
+		known[peer.PublicKey] = true
+		if node, is := nodes[peer.Node]; is {
+			told = append(told, nat.Peer{Key: peer.PublicKey, Node: peer.Node, Endpoint: peer.Endpoint, Candidates: candidatesOf(node)})
+		}
+		if endpoint, found := t.paths[peer.PublicKey]; found {
+			peer.Endpoint, peer.Host = endpoint, ""
+		}
+	}
+	maps.DeleteFunc(t.paths, func(key wgtypes.Key, _ netip.AddrPort) bool { return !known[key] })
+	t.mu.Unlock()
+	t.agent.SetPeers(told)
+	return steered
+}
+
+// candidatesOf leaves out those that make no sense: whoever read them has told
+// of that.
+func candidatesOf(node Node) []nat.Candidate {
+	var candidates []nat.Candidate
+	for _, text := range node.Candidates {
+		if candidate, err := nat.ParseCandidate(text); err == nil {
+			candidates = append(candidates, candidate)
+		}
+	}
+	nat.Sort(candidates)
+	return candidates
+}
+
+// noteCandidates remembers since when this node's candidates are known, and
+// passes on that they changed.
+func (t *traversal) noteCandidates() {
+	now := time.Now()
+	own := t.agent.Candidates()
+	t.mu.Lock()
+	for _, candidate := range own {
+		t.since[candidate] = cmp.Or(t.since[candidate], now)
+	}
+	maps.DeleteFunc(t.since, func(candidate nat.Candidate, _ time.Time) bool { return !slices.Contains(own, candidate) })
+	t.mu.Unlock()
+	if t.plane.cfg.OnCandidates != nil {
+		t.plane.cfg.OnCandidates()
+	}
+}
+
+// tellPath logs how a peer is reached from now on.
+func (t *traversal) tellPath(news nat.PathNews) {
+	t.plane.log.Info("path to peer", "op", "nat", "node", news.Node, "path", news.Path, "remote", news.Remote, "before", news.Was)
+}
+
+// Tick implements natTraversal.
+func (t *traversal) Tick(ctx context.Context) error { return t.agent.Tick(ctx) }
+
+// Status implements natTraversal.
+func (t *traversal) Status() NATStatus {
+	known := t.agent.Status()
+	status := NATStatus{Enabled: true, Checks: NATChecks{Refused: known.Refused}}
+	if known.Mapping != nat.MappingUnknown {
+		status.Mapping = string(known.Mapping)
+	}
+	t.mu.Lock()
+	for _, candidate := range known.Candidates {
+		status.Candidates = append(status.Candidates, NATCandidate{Candidate: candidate, Since: t.since[candidate]})
+	}
+	t.mu.Unlock()
+	for _, peer := range known.Peers {
+		path := NATPath{Node: peer.Node, PublicKey: peer.Key, Endpoint: peer.Remote, RTT: peer.RTT, Since: peer.Since}
+		if peer.Path != nat.Unreached {
+			path.Connection = Connection(peer.Path)
+		}
+		status.Peers = append(status.Peers, path)
+	}
+	slices.SortFunc(status.Peers, func(a, b NATPath) int { return cmp.Compare(a.Node, b.Node) })
+	return status
+}
+
+// currentPeers are those of the cluster's device, without guests.
+func (d *Dataplane) currentPeers() []wireguard.Peer {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.peers
+}
+
+// nodesByName are those of the node set.
+func (d *Dataplane) nodesByName() map[string]Node {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	nodes := make(map[string]Node, len(d.nodes))
+	for _, node := range d.nodes {
+		nodes[node.Name] = node
+	}
+	return nodes
+}
