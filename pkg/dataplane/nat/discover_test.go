@@ -81,7 +81,7 @@ func honest(at, seen string) func(*Discoverer, TransactionID, int) {
 }
 
 func TestDiscoverMapping(t *testing.T) {
-	const s1, s2, s3, s2b = "192.0.2.1:3478", "192.0.2.2:3478", "192.0.2.3:3478", "192.0.2.2:3479"
+	const s1, s2, s3, s4, s2b = "192.0.2.1:3478", "192.0.2.2:3478", "192.0.2.3:3478", "192.0.2.4:3478", "192.0.2.2:3479"
 	const six1, six2 = "[2001:db8::1]:3478", "[2001:db8::2]:3478"
 	const here, other, third = "203.0.113.7:40001", "203.0.113.7:40002", "203.0.113.8:40001"
 	const here6 = "[2001:db8:7::7]:51820"
@@ -113,6 +113,7 @@ func TestDiscoverMapping(t *testing.T) {
 		"two differ":         {map[string]string{s1: other, s2: here}, []string{s1, s2}, symmetric(here, other), none, nil},
 		"all differ":         {map[string]string{s1: other, s2: here, s3: third}, []string{s1, s2, s3}, symmetric(here, other, third), none, nil},
 		"one of three lies":  {map[string]string{s1: here, s2: other, s3: here}, []string{s1, s2, s3}, independent(here), none, map[string]string{s2: "but most say 203.0.113.7:40001"}},
+		"two of four":        {map[string]string{s1: here, s2: other, s3: here, s4: third}, []string{s1, s2, s3, s4}, symmetric(here, other, third), none, nil},
 		"first liar":         {map[string]string{s1: other, s2: here, s3: here}, []string{s1, s2, s3}, independent(here), none, map[string]string{s1: "but most say"}},
 		"two ports differ":   {map[string]string{s2: here, s2b: other}, []string{s2, s2b}, unknown(here), none, nil},
 		"two ports, a voice": {map[string]string{s1: here, s2: other, s2b: other}, []string{s1, s2, s2b}, symmetric(here, other), none, nil},
