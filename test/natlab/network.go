@@ -1,0 +1,244 @@
+//go:build linux
+
+package natlab
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/zlayer/zlayer-cni/test/netlab"
+)
+
+// fabricLink is the bridge in the namespace of a netlab.Fabric.
+const fabricLink = "fabric"
+
+// network is a fabric with a gateway that leads out of it.
+type network struct {
+	fabric  *netlab.Fabric
+	gateway *netlab.NS
+	link    string  // of the gateway, to this network
+	owner   *Router // whose LAN it is; nil for the internet
+	v4, v6  []*pool // none where the network lacks the family
+	members []netip.Addr
+	ports   int // how many links were plugged in
+}
+
+// pool is a prefix whose addresses are given out one after the other. The first
+// is the gateway's.
+type pool struct {
+	prefix netip.Prefix
+	last   netip.Addr
+}
+
+// lease is an address with its way out.
+type lease struct {
+	addr    netip.Prefix
+	gateway netip.Addr
+}
+
+func newPool(prefix string) *pool { return poolOf(netip.MustParsePrefix(prefix)) }
+
+func poolOf(prefix netip.Prefix) *pool {
+	return &pool{prefix: prefix.Masked(), last: prefix.Masked().Addr().Next()}
+}
+
+func (p *pool) gateway() netip.Addr { return p.prefix.Addr().Next() }
+
+func (p *pool) take() (lease, error) {
+	next := p.last.Next()
+	if !p.prefix.Contains(next.Next()) { // the last one is IPv4's broadcast
+		return lease{}, fmt.Errorf("%s has no more addresses", p.prefix)
+	}
+	p.last = next
+	return lease{addr: netip.PrefixFrom(next, p.prefix.Bits()), gateway: p.gateway()}, nil
+}
+
+// take returns the next address of a family, out of its prefixes in turn.
+func (n *network) take(v6 bool) (lease, error) {
+	pools, family := &n.v4, "IPv4"
+	if v6 {
+		pools, family = &n.v6, "IPv6"
+	}
+	if len(*pools) == 0 {
+		return lease{}, fmt.Errorf("the network has no %s", family)
+	}
+	first := (*pools)[0]
+	*pools = append((*pools)[1:], first)
+	taken, err := first.take()
+	if err != nil {
+		return lease{}, err
+	}
+	n.members = append(n.members, taken.addr.Addr())
+	return taken, nil
+}
+
+// takeAfter returns the next address of old's family, out of another prefix if
+// there is one.
+func (n *network) takeAfter(old lease) (lease, error) {
+	next, err := n.take(old.addr.Addr().Is6())
+	if err == nil && next.gateway == old.gateway && old.addr.Addr().Is4() && len(n.v4) > 1 {
+		return n.take(false)
+	}
+	return next, err
+}
+
+// open gives the gateway's link its addresses and lets it forward.
+func (n *network) open() error {
+	if err := setSysctls(n.gateway, map[string]string{
+		"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1",
+		"ipv6/conf/all/accept_dad": "0", "ipv6/conf/" + n.link + "/accept_dad": "0",
+		// Machines of one network reach each other by the gateway where their prefixes differ.
+		"ipv4/conf/all/send_redirects": "0", "ipv4/conf/" + n.link + "/send_redirects": "0",
+	}); err != nil {
+		return err
+	}
+	return withLink(n.gateway, n.link, func(handle *netlink.Handle, link netlink.Link) error {
+		for _, p := range append(append([]*pool{}, n.v4...), n.v6...) {
+			if err := addAddress(handle, link, netip.PrefixFrom(p.gateway(), p.prefix.Bits())); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// join plugs a machine into the network by a link of the given name, with
+// addresses of the families it asks for and default routes.
+func (n *network) join(ns *netlab.NS, link string, v4, v6 bool) ([]lease, error) {
+	var leases []lease
+	for _, family := range []struct{ v6, wanted bool }{{false, v4}, {true, v6}} {
+		if !family.wanted {
+			continue
+		}
+		taken, err := n.take(family.v6)
+		if err != nil {
+			return nil, err
+		}
+		leases = append(leases, taken)
+	}
+	if err := n.plug(ns, link); err != nil {
+		return nil, err
+	}
+	err := withLink(ns, link, func(handle *netlink.Handle, link netlink.Link) error {
+		for _, l := range leases {
+			if err := l.assign(handle, link); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return leases, err
+}
+
+// plug makes a link of ns into the fabric.
+func (n *network) plug(ns *netlab.NS, name string) error {
+	n.ports++
+	file, err := ns.Open()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = file.Close() }()
+	err = withLink(n.fabric.NS(), fabricLink, func(handle *netlink.Handle, bridge netlink.Link) error {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.MasterIndex, attrs.Flags = fmt.Sprintf("port%d", n.ports), bridge.Attrs().Index, net.FlagUp
+		return handle.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: name, PeerNamespace: netlink.NsFd(int(file.Fd()))})
+	})
+	if err != nil {
+		return fmt.Errorf("plug %s of %s into %s: %w", name, ns.Name, n.fabric.NS().Name, err)
+	}
+	return withLink(ns, name, func(handle *netlink.Handle, link netlink.Link) error { return handle.LinkSetUp(link) })
+}
+
+// route has the gateway send what is for prefix to via.
+func (n *network) route(prefix netip.Prefix, via netip.Addr) error {
+	return withLink(n.gateway, n.link, func(handle *netlink.Handle, link netlink.Link) error {
+		return replaceRoute(handle, link, prefix, via)
+	})
+}
+
+// changed lets the network's owner know of members it did not have.
+func (n *network) changed() error {
+	if n.owner == nil {
+		return nil
+	}
+	return n.owner.apply()
+}
+
+// assign gives link the address and its default route.
+func (l lease) assign(handle *netlink.Handle, link netlink.Link) error {
+	if err := addAddress(handle, link, l.addr); err != nil {
+		return err
+	}
+	any4, any6 := netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")
+	if l.gateway.Is6() {
+		return replaceRoute(handle, link, any6, l.gateway)
+	}
+	return replaceRoute(handle, link, any4, l.gateway)
+}
+
+// addresses returns the lease of each family.
+func addresses(leases []lease) (v4, v6 netip.Addr) {
+	for _, l := range leases {
+		if addr := l.addr.Addr(); addr.Is4() {
+			v4 = addr
+		} else {
+			v6 = addr
+		}
+	}
+	return v4, v6
+}
+
+func addAddress(handle *netlink.Handle, link netlink.Link, prefix netip.Prefix) error {
+	addr := &netlink.Addr{IPNet: ipNet(prefix)}
+	if prefix.Addr().Is6() {
+		addr.Flags = unix.IFA_F_NODAD
+	}
+	if err := handle.AddrAdd(link, addr); err != nil {
+		return fmt.Errorf("add %s to %s: %w", prefix, link.Attrs().Name, err)
+	}
+	return nil
+}
+
+func replaceRoute(handle *netlink.Handle, link netlink.Link, prefix netip.Prefix, via netip.Addr) error {
+	route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(prefix), Gw: via.AsSlice()}
+	if err := handle.RouteReplace(route); err != nil {
+		return fmt.Errorf("route %s by %s via %s: %w", prefix, link.Attrs().Name, via, err)
+	}
+	return nil
+}
+
+func ipNet(prefix netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: prefix.Addr().AsSlice(), Mask: net.CIDRMask(prefix.Bits(), prefix.Addr().BitLen())}
+}
+
+func withLink(ns *netlab.NS, name string, do func(*netlink.Handle, netlink.Link) error) error {
+	handle, err := ns.Handle()
+	if err != nil {
+		return err
+	}
+	defer handle.Close()
+	link, err := handle.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("find link %s of %s: %w", name, ns.Name, err)
+	}
+	return do(handle, link)
+}
+
+// setSysctls writes values below /proc/sys/net, which shows the namespace of
+// the thread that opens it.
+func setSysctls(ns *netlab.NS, values map[string]string) error {
+	return ns.Do(func() error {
+		var errs []error
+		for name, value := range values {
+			errs = append(errs, os.WriteFile(filepath.Join("/proc/sys/net", name), []byte(value), 0o644))
+		}
+		return errors.Join(errs...)
+	})
+}
