@@ -45,6 +45,8 @@ type RelayConfig struct {
 	ListenPort uint16
 	// External is where others reach that port.
 	External netip.AddrPort
+	// TLSPort is the port for those who can reach nothing but TLS; 0 is none.
+	TLSPort uint16
 	// MaxSessions bounds how many nodes use it at a time.
 	MaxSessions int
 }

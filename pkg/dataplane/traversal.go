@@ -22,6 +22,10 @@ import (
 const (
 	// natPurpose tells the secrets of two nodes for NAT traversal from others.
 	natPurpose = "zlayer nat 1"
+	// relayPurpose does so for the use of relays.
+	relayPurpose = "zlayer relay 1"
+	// natRetry is the pause after a part of NAT traversal has ended.
+	natRetry = 10 * time.Second
 	// rouseTime bounds the wait for answers to what only has to be sent.
 	rouseTime = 500 * time.Millisecond
 )
@@ -29,9 +33,12 @@ const (
 // traversal has the cluster's device reach peers through NATs: it joins that
 // device, the node set and a nat.Agent, which decides.
 type traversal struct {
-	plane *Dataplane
-	parts *parts
-	agent *nat.Agent
+	plane  *Dataplane
+	parts  *parts
+	agent  *nat.Agent
+	server *nat.RelayServer // nil if this node relays for nobody
+	offer  string           // what others are told of it
+	look   chan struct{}    // whether a relay is needed may have changed
 
 	mu    sync.Mutex // guards the fields below
 	paths map[wgtypes.Key]netip.AddrPort
@@ -45,7 +52,7 @@ func (d *Dataplane) newTraversal(made *parts) (*traversal, error) {
 		return nil, nil
 	}
 	t := &traversal{
-		plane: d, parts: made,
+		plane: d, parts: made, look: make(chan struct{}, 1),
 		paths: map[wgtypes.Key]netip.AddrPort{}, since: map[nat.Candidate]time.Time{},
 	}
 	var err error
@@ -68,7 +75,8 @@ func (d *Dataplane) newTraversal(made *parts) (*traversal, error) {
 	if err != nil {
 		return nil, err
 	}
-	return t, nil
+	t.server, t.offer, err = d.newRelayServer(made.nat, made.port)
+	return t, err
 }
 
 // shared is the secret of this node and a peer.
@@ -88,13 +96,31 @@ func (t *traversal) onSTUN() func(from netip.AddrPort, packet []byte) {
 func (t *traversal) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return t.agent.Run(ctx) })
-	group.Go(func() error {
-		if err := nat.WatchNetwork(ctx, t.agent.Changed); err != nil {
-			return fmt.Errorf("watch the network for NAT traversal: %w", err)
-		}
-		return nil
-	})
+	group.Go(func() error { t.followRelays(ctx); return nil })
+	t.again(ctx, group, "watch the network", func(ctx context.Context) error { return nat.WatchNetwork(ctx, t.agent.Changed) })
+	if t.server != nil {
+		t.again(ctx, group, "relay for others", t.server.Run)
+	}
 	return group.Wait()
+}
+
+// again runs a part without which the rest goes on, and tries anew when it ends
+// before ctx does.
+func (t *traversal) again(ctx context.Context, group *errgroup.Group, what string, run func(context.Context) error) {
+	group.Go(func() error {
+		for {
+			err := run(ctx)
+			if ctx.Err() != nil {
+				return nil
+			}
+			t.plane.log.Warn(what+" ended, will try again", "op", "nat", "err", err)
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(natRetry):
+			}
+		}
+	})
 }
 
 // Send implements nat.Way: by the device's own port.
@@ -182,6 +208,9 @@ func (t *traversal) steer(peers []wireguard.Peer) []wireguard.Peer {
 	maps.DeleteFunc(t.paths, func(key wgtypes.Key, _ netip.AddrPort) bool { return !known[key] })
 	t.mu.Unlock()
 	t.agent.SetPeers(told)
+	if t.server != nil {
+		t.server.SetPeers(relayPeers(nodes, told))
+	}
 	return steered
 }
 
@@ -217,6 +246,10 @@ func (t *traversal) noteCandidates() {
 // tellPath logs how a peer is reached from now on.
 func (t *traversal) tellPath(news nat.PathNews) {
 	t.plane.log.Info("path to peer", "op", "nat", "node", news.Node, "path", news.Path, "remote", news.Remote, "before", news.Was)
+	select {
+	case t.look <- struct{}{}:
+	default:
+	}
 }
 
 // Tick implements natTraversal.
@@ -240,6 +273,9 @@ func (t *traversal) Status() NATStatus {
 			path.Connection = Connection(peer.Path)
 		}
 		status.Peers = append(status.Peers, path)
+	}
+	if t.server != nil {
+		status.Relay = relayStatus(t.server.Stats())
 	}
 	slices.SortFunc(status.Peers, func(a, b NATPath) int { return cmp.Compare(a.Node, b.Node) })
 	return status

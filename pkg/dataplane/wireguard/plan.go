@@ -34,6 +34,9 @@ type Node struct {
 	// Candidates are further addresses at which the node may be reached through
 	// NATs, each as "host/192.0.2.1:51820". A plan does not look at them.
 	Candidates []string
+	// Relay says how the node's relay is reached, as "udp=192.0.2.1:3478"; empty if it is none. A plan does not look at
+	// it either.
+	Relay string
 }
 
 // NodeService is what is told about a dedicated service of a node.
@@ -52,7 +55,7 @@ type NodeService struct {
 func (n Node) Equal(o Node) bool {
 	return n.Name == o.Name && n.PublicKey == o.PublicKey && n.Endpoint == o.Endpoint && n.Keepalive == o.Keepalive &&
 		slices.Equal(n.Slices, o.Slices) && slices.EqualFunc(n.Services, o.Services, NodeService.Equal) &&
-		slices.Equal(n.Candidates, o.Candidates)
+		slices.Equal(n.Candidates, o.Candidates) && n.Relay == o.Relay
 }
 
 // Equal tells whether both say the same.
