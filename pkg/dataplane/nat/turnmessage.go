@@ -9,7 +9,6 @@ import (
 // What of TURN (RFC 8656) and STUN (RFC 8489) is read from packets in place,
 // where a decoded copy of each packet would cost too much.
 const (
-	stunCookie     = 0x2112A442
 	stunHeader     = 20
 	channelHeader  = 4
 	channelFirst   = 0x4000
