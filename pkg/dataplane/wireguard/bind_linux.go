@@ -4,6 +4,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,6 +32,7 @@ type bind struct {
 	conn.Bind
 	ns      *namespace
 	out, in *gate
+	onSTUN  func(from netip.AddrPort, packet []byte) // may be nil
 	log     *slog.Logger
 
 	to6 atomic.Pointer[conn.Bind] // what sends to IPv6; nil before Open
@@ -39,8 +41,8 @@ type bind struct {
 	stop chan struct{} // closed with the sockets; nil while they are closed
 }
 
-func newBind(ns *namespace, out, in *gate, log *slog.Logger) *bind {
-	return &bind{Bind: conn.NewStdNetBind(), ns: ns, out: out, in: in, log: log}
+func newBind(cfg Config, ns *namespace, out, in *gate) *bind {
+	return &bind{Bind: conn.NewStdNetBind(), ns: ns, out: out, in: in, onSTUN: cfg.OnSTUN, log: cfg.Log}
 }
 
 // BatchSize returns what the package's buffers are cut for.
@@ -94,23 +96,41 @@ func (b *bind) sendBy(bufs [][]byte, endpoint conn.Endpoint) error {
 	return b.Bind.Send(bufs, endpoint)
 }
 
+// sendSTUN sends a packet that is none of wireguard-go's, past the gates.
+func (b *bind) sendSTUN(packet []byte, to netip.AddrPort) error {
+	b.mu.Lock()
+	closed := b.stop == nil
+	b.mu.Unlock()
+	if closed {
+		return net.ErrClosed
+	}
+	err := b.sendBy([][]byte{packet}, &conn.StdNetEndpoint{AddrPort: to})
+	var tried conn.ErrUDPGSODisabled // and then sent without
+	if errors.As(err, &tried) {
+		return tried.RetryErr
+	}
+	return err
+}
+
 // receiver gives a receive function of wireguard-go the 128 buffers it insists
 // on while its caller brings only batchSize: what does not fit waits for the
 // next call. It belongs to one goroutine.
 type receiver struct {
 	fn        conn.ReceiveFunc
 	out, in   *gate
+	onSTUN    func(from netip.AddrPort, packet []byte) // may be nil
 	log       *slog.Logger
 	stop      <-chan struct{}
 	bufs      [][]byte // the caller's, then our own
 	sizes     []int
 	endpoints []conn.Endpoint
-	next, end int // what waits in our own buffers
+	next, end int      // what waits in our own buffers
+	full      [][]byte // scratch of enter
 }
 
 func newReceiver(fn conn.ReceiveFunc, b *bind) *receiver {
 	r := &receiver{
-		fn: fn, out: b.out, in: b.in, log: b.log, stop: b.stop,
+		fn: fn, out: b.out, in: b.in, onSTUN: b.onSTUN, log: b.log, stop: b.stop,
 		bufs:      make([][]byte, conn.IdealBatchSize),
 		sizes:     make([]int, conn.IdealBatchSize),
 		endpoints: make([]conn.Endpoint, conn.IdealBatchSize),
@@ -139,7 +159,7 @@ func (r *receiver) receive(bufs [][]byte, sizes []int, endpoints []conn.Endpoint
 		copy(sizes, r.sizes[:first])
 		copy(endpoints, r.endpoints[:first])
 		r.next, r.end = first, n
-		r.in.enter(bufs[:first], r.out)
+		r.enter(bufs[:first], sizes)
 		return first, nil
 	}
 	n := 0
@@ -148,15 +168,49 @@ func (r *receiver) receive(bufs [][]byte, sizes []int, endpoints []conn.Endpoint
 		endpoints[n], r.endpoints[r.next] = r.endpoints[r.next], nil
 		r.next++
 	}
-	r.in.enter(bufs[:n], r.out)
+	r.enter(bufs[:n], sizes)
 	return n, nil
+}
+
+// enter counts into the gate what wireguard-go will not pass over.
+func (r *receiver) enter(bufs [][]byte, sizes []int) {
+	r.full = r.full[:0]
+	for i, buf := range bufs {
+		if sizes[i] > 0 {
+			r.full = append(r.full, buf)
+		}
+	}
+	r.in.enter(r.full, r.out)
+}
+
+// sift hands over the STUN messages among the n packets read. Their places stay,
+// as wireguard-go knows its buffers by them, but are empty then, and
+// wireguard-go passes over what is too short for a message.
+func (r *receiver) sift(n int) {
+	if r.onSTUN == nil {
+		return
+	}
+	for i, size := range r.sizes[:n] {
+		packet := r.bufs[i][:size]
+		if !isSTUN(packet) {
+			continue
+		}
+		if from, ok := r.endpoints[i].(*conn.StdNetEndpoint); ok {
+			r.onSTUN(plainAddrPort(from.AddrPort), packet)
+		}
+		r.sizes[i] = 0
+	}
 }
 
 func (r *receiver) read() (int, error) {
 	for {
 		n, err := r.fn(r.bufs, r.sizes, r.endpoints)
-		if err == nil || errors.Is(err, net.ErrClosed) {
-			return n, err
+		if err == nil {
+			r.sift(n)
+			return n, nil
+		}
+		if errors.Is(err, net.ErrClosed) {
+			return 0, err
 		}
 		r.log.Debug("receive from underlay", "err", err)
 		select {

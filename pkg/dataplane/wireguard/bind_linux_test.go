@@ -73,6 +73,55 @@ func TestReceiver(t *testing.T) {
 	})
 }
 
+// STUN messages among the others are handed over, wherever in a batch they are,
+// and then neither wireguard-go nor the gate sees anything of them.
+func TestReceiverSiftsSTUN(t *testing.T) {
+	from := netip.MustParseAddrPort("192.0.2.1:3478")
+	var given uint32
+	b := &bind{out: newGate(markOut, 1000), in: newGate(markIn, 1000), log: slog.New(slog.DiscardHandler), stop: make(chan struct{})}
+	b.onSTUN = func(source netip.AddrPort, packet []byte) {
+		if !isSTUN(packet) || source != from || binary.BigEndian.Uint32(packet[8:]) != given {
+			t.Errorf("was given %x from %v as number %d", packet, source, given)
+		}
+		given++
+	}
+	read := uint32(0)
+	r := newReceiver(func(bufs [][]byte, sizes []int, endpoints []conn.Endpoint) (int, error) {
+		for i := range bufs {
+			packet := []byte{4, 0, 0, 0, 'd', 'a', 't', 'a'}
+			if i%3 == 0 {
+				packet = stunMessage(read, 8)
+				read++
+			}
+			sizes[i] = copy(bufs[i], packet)
+			endpoints[i] = &conn.StdNetEndpoint{AddrPort: netip.AddrPortFrom(netip.MustParseAddr("::ffff:192.0.2.1"), 3478)}
+		}
+		return len(bufs), nil
+	}, b)
+	bufs, sizes, endpoints := buffers(batchSize), make([]int, batchSize), make([]conn.Endpoint, batchSize)
+	data := 0
+	for range 2 * conn.IdealBatchSize / batchSize {
+		n, err := r.receive(bufs, sizes, endpoints)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, size := range sizes[:n] {
+			if size > 0 && bufs[i][0] == 4 {
+				data++
+			} else if size > 0 {
+				t.Errorf("wireguard-go is given %x", bufs[i][:size])
+			}
+		}
+		bufs = buffers(batchSize) // wireguard-go keeps what it takes
+	}
+	if want := 2*conn.IdealBatchSize - int(read); data != want || given != read {
+		t.Errorf("%d packets of data, %d STUN messages, want %d and %d", data, given, want, read)
+	}
+	if inside := b.in.inside.Load(); inside != int64(data) {
+		t.Errorf("%d packets count as inside, want %d", inside, data)
+	}
+}
+
 func TestReceiverEndsWithItsSockets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bind{out: newGate(markOut, 10), in: newGate(markIn, 1), log: slog.New(slog.DiscardHandler), stop: make(chan struct{})}
@@ -133,7 +182,7 @@ func bindIn(t *testing.T, ns *netlab.NS) *bind {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = space.close() })
-	return newBind(space, newGate(markOut, 1000), newGate(markIn, 1000), slog.New(slog.DiscardHandler))
+	return newBind(Config{Log: slog.New(slog.DiscardHandler)}, space, newGate(markOut, 1000), newGate(markIn, 1000))
 }
 
 func listenIn(t *testing.T, ns *netlab.NS, at netip.AddrPort) (conn *net.UDPConn) {

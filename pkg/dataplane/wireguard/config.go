@@ -81,6 +81,13 @@ type Config struct {
 	// OnRebuilt is called from Run after the device had to be made or addressed
 	// anew, when routes with its addresses as their source are gone. May be nil.
 	OnRebuilt func()
+	// OnSTUN is given the STUN messages that come to the device's UDP port, which
+	// WireGuard does not see then or drops; see SendSTUN. It is called from
+	// goroutines that receive, from the device's first moment until Close has
+	// returned, and must not block nor wait for the device. The packet is valid
+	// only in the call, and may be from anybody; from has no zone. May be nil. A
+	// kernel device needs CAP_NET_RAW for it.
+	OnSTUN func(from netip.AddrPort, packet []byte)
 	// Resolve looks a host name up; nil means the system's resolver. It must
 	// return when its context ends.
 	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)

@@ -24,6 +24,7 @@ type Device struct {
 	greetings chan struct{} // there are peers to greet
 	readiness atomic.Pointer[error]
 	mtu       atomic.Int32
+	stun      atomic.Pointer[stunSender] // nil while there is none
 
 	// free holds one token while nobody works on the device; it guards all below.
 	free    chan struct{}
@@ -33,7 +34,8 @@ type Device struct {
 	backend Backend // Kernel or Userspace; constant once opened
 	index   int     // of the link; 0 while there is none
 	user    *userspace
-	planned bool // SetPeers was called
+	raw     *rawPort // of a kernel device, if there is OnSTUN
+	planned bool     // SetPeers was called
 	peers   []Peer
 	written map[wgtypes.Key]netip.AddrPort
 	greet   []wgtypes.Key // peers to greet
@@ -108,6 +110,7 @@ func (d *Device) start(ctx context.Context) error {
 		d.setReady(nil)
 		return nil
 	}
+	err = errors.Join(err, d.closeRaw())
 	if d.user != nil {
 		err = errors.Join(err, d.user.stop())
 		d.user = nil
@@ -130,7 +133,7 @@ func (d *Device) removeOwn() error {
 
 // release closes what the device holds in this process.
 func (d *Device) release() error {
-	var errs []error
+	errs := []error{d.closeRaw()}
 	if d.user != nil {
 		errs = append(errs, d.user.stop())
 		d.user = nil

@@ -21,6 +21,12 @@
 // [Health] concludes from a device's counters, and from probes where those are not
 // enough, which peers answer; it is pure.
 //
+// STUN messages may share the device's UDP port (Config.OnSTUN, [Device.SendSTUN]),
+// so that what a NAT makes of them is what it makes of WireGuard's: those of
+// userspace are sifted out of what its sockets receive, and beside the kernel's
+// socket, which nobody else can use, there are raw ones. What the messages mean
+// is not this package's business.
+//
 // The device outlives the process. A kernel device goes on by itself. A TUN
 // stays with its addresses and routes, so that nothing finds another way out,
 // and passes traffic again as soon as the next process has shaken hands.

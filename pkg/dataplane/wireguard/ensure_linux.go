@@ -62,9 +62,9 @@ func (d *Device) ensure(ctx context.Context) (err, partial error) {
 		return context.Cause(ctx), nil
 	}
 	peers := d.resolver.resolved(d.peers)
-	partial = d.ensureRoutes(peers)
+	partial = errors.Join(d.ensureSTUN(have.ListenPort), d.ensureRoutes(peers))
 	if d.planned {
-		partial = errors.Join(partial, d.ensurePeers(have, peers))
+		partial = errors.Join(partial, d.ensurePeers(have.Peers, peers))
 	}
 	return nil, partial
 }
@@ -226,8 +226,8 @@ func (d *Device) openClient() error {
 	return err
 }
 
-// ensureDevice sets key and port, and returns the peers that the device has.
-func (d *Device) ensureDevice() ([]wgtypes.Peer, error) {
+// ensureDevice sets key and port, and returns the device as it then is.
+func (d *Device) ensureDevice() (*wgtypes.Device, error) {
 	if d.user != nil {
 		if err := d.user.serve(d.cfg.Name); err != nil {
 			return nil, err
@@ -247,14 +247,15 @@ func (d *Device) ensureDevice() ([]wgtypes.Peer, error) {
 	}
 	if port := d.cfg.ListenPort; port != 0 && have.ListenPort != port {
 		config.ListenPort, differs = &port, true
+		have.ListenPort = port
 	}
 	if !differs {
-		return have.Peers, nil
+		return have, nil
 	}
 	if err := d.wg.ConfigureDevice(d.cfg.Name, config); err != nil {
 		return nil, fmt.Errorf("set key and UDP port: %w", portError(d.cfg.ListenPort, err))
 	}
-	return have.Peers, nil
+	return have, nil
 }
 
 // ensureUp brings the link up with its MTU and addresses. A kernel device opens

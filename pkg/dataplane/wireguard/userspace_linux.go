@@ -15,6 +15,7 @@ const inFlight = 256
 // userspace is a running wireguard-go on a TUN.
 type userspace struct {
 	tun     *tunDevice
+	bind    *bind
 	device  *device.Device
 	uapi    *uapiServer
 	out, in *gate
@@ -28,7 +29,8 @@ func newUserspace(cfg Config, ns *namespace, fd int) (*userspace, error) {
 	if u.tun, err = newTUNDevice(fd, u.out, u.in); err != nil {
 		return nil, err
 	}
-	u.device = device.NewDevice(u.tun, newBind(ns, u.out, u.in, cfg.Log), newGoLogger(cfg.Log))
+	u.bind = newBind(cfg, ns, u.out, u.in)
+	u.device = device.NewDevice(u.tun, u.bind, newGoLogger(cfg.Log))
 	if u.uapi, err = serveUAPI(cfg.Name, u.device); err != nil {
 		u.device.Close()
 		return nil, err

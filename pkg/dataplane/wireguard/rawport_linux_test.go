@@ -1,0 +1,127 @@
+package wireguard
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net/netip"
+	"testing"
+
+	"golang.org/x/net/bpf"
+)
+
+// ipv4Packet puts a header with some options before content.
+func ipv4Packet(options int, content []byte) []byte {
+	packet := make([]byte, 20+4*options, 20+4*options+len(content))
+	packet[0] = byte(0x45 + options)
+	packet[9] = 17
+	return append(packet, content...)
+}
+
+// What the filters let through is what is to come, and nothing that is not for
+// the port or has no cookie.
+func TestSTUNFilter(t *testing.T) {
+	good := newDatagram(40000, 51820, stunMessage(1, 8))
+	for _, c := range []struct {
+		name     string
+		datagram []byte
+		pass     bool
+	}{
+		{"STUN", good, true},
+		{"STUN without attributes", newDatagram(1, 51820, stunMessage(1, 0)), true},
+		{"to another port", newDatagram(40000, 51821, stunMessage(1, 8)), false},
+		{"from the port", newDatagram(51820, 40000, stunMessage(1, 8)), false},
+		{"WireGuard", newDatagram(40000, 51820, with(make([]byte, 148), 0, 1)), false},
+		{"cut off in the cookie", good[:udpHeader+stunCookieAt+3], false},
+		{"cut off in the UDP header", good[:3], false},
+		{"nothing", nil, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			for name, packet := range map[string][]byte{"IPv4": ipv4Packet(0, c.datagram), "IPv4 with options": ipv4Packet(10, c.datagram)} {
+				if passes(t, ipv4Filter(51820), packet) != c.pass {
+					t.Errorf("%s: passes %v", name, !c.pass)
+				}
+			}
+			if passes(t, ipv6Filter(51820), c.datagram) != c.pass {
+				t.Errorf("IPv6: passes %v", !c.pass)
+			}
+		})
+	}
+}
+
+func passes(t *testing.T, filter []bpf.Instruction, packet []byte) bool {
+	t.Helper()
+	vm, err := bpf.NewVM(filter)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := vm.Run(packet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n > 0
+}
+
+func TestParseSTUNDatagram(t *testing.T) {
+	const port = 51820
+	message := stunMessage(3, 12)
+	good := newDatagram(40000, port, message)
+	for name, datagram := range map[string][]byte{"as it is": good, "padded": append(bytes.Clone(good), 0, 0, 0)} {
+		if from, packet, ok := parseSTUNDatagram(datagram, port); !ok || from != 40000 || !bytes.Equal(packet, message) {
+			t.Errorf("%s: %d bytes from port %d, %v", name, len(packet), from, ok)
+		}
+	}
+	for name, datagram := range map[string][]byte{
+		"empty":             nil,
+		"half a header":     good[:4],
+		"another port":      newDatagram(40000, port+1, message),
+		"from port 0":       newDatagram(0, port, message),
+		"longer than it is": good[:len(good)-4],
+		"shorter than UDP":  with(with(good, 5, 7), 4, 0),
+		"shorter than STUN": with(good, 5, udpHeader+4),
+		"WireGuard":         newDatagram(40000, port, with(make([]byte, 148), 0, 1)),
+		"cut off":           newDatagram(40000, port, message[:len(message)-1]),
+	} {
+		if _, packet, ok := parseSTUNDatagram(datagram, port); ok {
+			t.Errorf("%s gives %x", name, packet)
+		}
+	}
+}
+
+func FuzzParseSTUNDatagram(f *testing.F) {
+	f.Add(newDatagram(40000, 51820, stunMessage(3, 12)))
+	f.Add(newDatagram(40000, 51820, make([]byte, 148)))
+	f.Add(newDatagram(40000, 51820, nil))
+	f.Fuzz(func(t *testing.T, datagram []byte) {
+		from, packet, ok := parseSTUNDatagram(datagram, 51820)
+		if ok && (from == 0 || !isSTUN(packet) || !bytes.HasPrefix(datagram[udpHeader:], packet)) {
+			t.Fatalf("%x gives %x from port %d", datagram, packet, from)
+		}
+	})
+}
+
+// A receiver that adds up everything, checksum included, has to come to all ones.
+func TestUDPChecksum(t *testing.T) {
+	from, to := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("203.0.113.254")
+	for n := range uint32(1 << 16) { // among these is one whose sum would be 0, which means no checksum
+		for _, size := range []int{8, 9} {
+			if n > 300 && size == 9 {
+				continue
+			}
+			datagram := newDatagram(51820, 3478, stunMessage(n, size))
+			setChecksum(datagram, from, to)
+			sum := uint32(17 + len(datagram))
+			padded := append(bytes.Clone(datagram), 0)
+			for _, part := range [][]byte{from.AsSlice(), to.AsSlice(), padded[:len(padded)&^1]} {
+				for i := 0; i < len(part); i += 2 {
+					sum += uint32(binary.BigEndian.Uint16(part[i:]))
+				}
+			}
+			for sum > 0xffff {
+				sum = sum>>16 + sum&0xffff
+			}
+			if sum != 0xffff || binary.BigEndian.Uint16(datagram[udpChecksumAt:]) == 0 {
+				t.Fatalf("datagram %d of %d bytes: sum %#x, checksum %x", n, len(datagram), sum, datagram[udpChecksumAt:udpHeader])
+			}
+		}
+	}
+}

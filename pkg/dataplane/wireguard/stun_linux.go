@@ -1,0 +1,96 @@
+package wireguard
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+)
+
+// stunSender sends STUN messages by a device's UDP port. Safe for concurrent
+// use.
+type stunSender interface {
+	sendSTUN(packet []byte, to netip.AddrPort) error
+}
+
+var (
+	errNoSTUN  = errors.New("device was opened without OnSTUN")
+	errNotSTUN = errors.New("not a STUN message")
+)
+
+// SendSTUN sends a STUN message of at most 2048 bytes by the device's UDP port,
+// from the address that the routes choose. An error says only that this packet
+// was not sent; one while the device is being rebuilt passes. It does not wait
+// for what else is done to the device, so it may be called in OnSTUN.
+func (d *Device) SendSTUN(packet []byte, to netip.AddrPort) error {
+	if err := d.sendSTUN(packet, plainAddrPort(to)); err != nil {
+		return fmt.Errorf("send STUN by %s to %v: %w", d.cfg.Name, to, err)
+	}
+	return nil
+}
+
+func (d *Device) sendSTUN(packet []byte, to netip.AddrPort) error {
+	switch {
+	case d.cfg.OnSTUN == nil:
+		return errNoSTUN
+	case !isSTUN(packet):
+		return errNotSTUN
+	case !to.IsValid() || to.Port() == 0:
+		return errors.New("no address and port to send to")
+	}
+	if sender := d.stun.Load(); sender != nil {
+		return (*sender).sendSTUN(packet, to)
+	}
+	if err := d.Ready(); err != nil {
+		return err
+	}
+	return errRebuilding
+}
+
+// ensureSTUN has STUN messages go by the device's UDP port, which the caller
+// last saw to be port; 0 is not known. It must run in the namespace.
+func (d *Device) ensureSTUN(port int) error {
+	if d.cfg.OnSTUN == nil {
+		return nil
+	}
+	if d.backend == Userspace {
+		d.setSTUN(d.user.bind)
+		return nil
+	}
+	if port == 0 { // the kernel chose one when the link came up
+		have, err := d.wg.Device(d.cfg.Name)
+		if err != nil {
+			return fmt.Errorf("read UDP port: %w", err)
+		}
+		port = have.ListenPort
+	}
+	if d.raw != nil && int(d.raw.port) == port {
+		return nil
+	}
+	err := d.closeRaw()
+	raw, openErr := openRawPort(d.cfg, d.ns, uint16(port))
+	if err = errors.Join(err, openErr); openErr != nil {
+		return err
+	}
+	d.raw = raw
+	d.setSTUN(raw)
+	return err
+}
+
+func (d *Device) setSTUN(sender stunSender) { d.stun.Store(&sender) }
+
+// closeRaw closes the raw sockets of a kernel device, if it has any.
+func (d *Device) closeRaw() error {
+	d.stun.Store(nil)
+	if d.raw == nil {
+		return nil
+	}
+	err := d.raw.close()
+	d.raw = nil
+	return err
+}
+
+// plainAddrPort is what to compare and to send to: IPv4 as such, and no zone,
+// which only a link-local address has.
+func plainAddrPort(addr netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(addr.Addr().Unmap().WithZone(""), addr.Port())
+}
