@@ -32,6 +32,16 @@ type agentSetup struct {
 	Cluster netip.Prefix `json:"cluster"`
 	Slice   netip.Prefix `json:"slice"`
 	Port    int          `json:"port"`
+	// NAT is how ways through NATs are looked for, nil as this node's own
+	// configuration says. NATOff looks for none in either case.
+	NAT    *shim.NATConfig `json:"nat,omitempty"`
+	NATOff bool            `json:"natOff,omitempty"`
+}
+
+// sameOverlay tells whether both say the same of what cannot change while the
+// overlay is up.
+func (s agentSetup) sameOverlay(o agentSetup) bool {
+	return s.Cluster == o.Cluster && s.Slice == o.Slice && s.Port == o.Port
 }
 
 // check names the field of the wire that is wrong.
@@ -50,6 +60,11 @@ func (s agentSetup) check() error {
 	}
 	if s.Port < 1 || s.Port > math.MaxUint16 {
 		return fmt.Errorf("wg_port: %d is not between 1 and %d: %w", s.Port, math.MaxUint16, dataplane.ErrInvalid)
+	}
+	if s.NAT != nil {
+		if err := s.NAT.Validate(); err != nil {
+			return fmt.Errorf("nat.%w: %w", err, dataplane.ErrInvalid)
+		}
 	}
 	return nil
 }
@@ -125,30 +140,38 @@ func (a *agentNodes) Fault() error {
 	return a.fault
 }
 
-// setUp takes an agent's word for the overlay. The same again is fine; a first
-// one that fails leaves nothing, so that the agent can say something else.
+// setUp takes an agent's word for the overlay. The same again is fine, and what it
+// says of NAT traversal may differ: that is in force from the next start. A first
+// set-up that fails leaves nothing, so that the agent can say something else.
 func (a *agentNodes) setUp(ctx context.Context, setup agentSetup) error {
 	a.turn.Lock()
 	defer a.turn.Unlock()
 	a.mu.Lock()
 	known := a.setup
 	a.mu.Unlock()
-	if known != nil && *known != setup {
+	if known != nil && !known.sameOverlay(setup) {
 		return fmt.Errorf("the overlay is set up with cluster %s, slice %s and UDP port %d: tear it down first: %w", known.Cluster, known.Slice, known.Port, dataplane.ErrConflict)
 	}
-	if known != nil {
-		return a.bringUp(ctx, setup)
+	if known == nil || !sameNAT(*known, setup) {
+		if err := a.keep(setup); err != nil {
+			return err
+		}
 	}
-	if err := a.keep(setup); err != nil {
-		return err
+	if known != nil {
+		a.remember(setup)
+		return a.bringUp(ctx, setup)
 	}
 	if err := a.bringUp(ctx, setup); err != nil {
 		return errors.Join(err, a.drop(), removeOverlay(ctx, a.config))
 	}
+	a.remember(setup)
+	return nil
+}
+
+func (a *agentNodes) remember(setup agentSetup) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.setup = &setup
-	return nil
 }
 
 // told tells whether an agent has set the overlay up, in this run or an earlier.
@@ -174,8 +197,9 @@ func (a *agentNodes) bringUp(ctx context.Context, setup agentSetup) error {
 	if a.InForce() {
 		return nil
 	}
+	nat := natConfigOf(a.config.natOf(setup))
 	err := a.apply(ctx, dataplane.NodeSet{
-		Cluster: []netip.Prefix{setup.Cluster}, ListenPort: setup.Port,
+		Cluster: []netip.Prefix{setup.Cluster}, ListenPort: setup.Port, NAT: &nat,
 		Nodes: []wireguard.Node{{Name: a.config.NodeName, Endpoint: a.config.Endpoint, Slices: []netip.Prefix{setup.Slice}}},
 	})
 	a.mu.Lock()
@@ -231,7 +255,7 @@ func (d *daemon) setupGlobal(ctx context.Context, r *shim.SetupGlobalOverlay) (s
 // setupOf checks what an agent says. A node without a slice gets the one that its
 // name is carved.
 func (d *daemon) setupOf(r *shim.SetupGlobalOverlay) (agentSetup, error) {
-	setup := agentSetup{Cluster: r.ClusterCIDR, Slice: r.SliceCIDR, Port: cmp.Or(int(r.WGPort), d.config.ListenPort)}
+	setup := agentSetup{Cluster: r.ClusterCIDR, Slice: r.SliceCIDR, Port: cmp.Or(int(r.WGPort), d.config.ListenPort), NAT: r.NAT, NATOff: !r.NATEnabled}
 	if err := checkUAPIDir(r.UAPISocketDir); err != nil {
 		return setup, err
 	}

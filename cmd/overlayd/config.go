@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
+	"github.com/zlayer/zlayer-cni/pkg/shim"
 )
 
 // Config is what `overlayd run` obeys, parsed and checked.
@@ -58,6 +59,12 @@ type Config struct {
 	Masquerade bool
 	// MasqueradeExclusions are destinations that see the pod's own address.
 	MasqueradeExclusions []netip.Prefix
+	// NAT says how ways to other nodes through NATs are found. The credentials of
+	// its TURN servers are in TURNCredentialFiles until loadConfig has read them.
+	NAT shim.NATConfig
+	// TURNCredentialFiles are the paths of the files for NAT.TURNServers, in their
+	// order; empty is none.
+	TURNCredentialFiles []string
 	// MetricsAddress serves /metrics and /healthz; the zero value serves neither.
 	MetricsAddress netip.AddrPort
 	// Handover waits for the daemon in charge to end instead of refusing to start.
@@ -100,6 +107,9 @@ func loadConfig(path string, flags *pflag.FlagSet, hostname string) (Config, err
 		return Config{}, err
 	}
 	if err := config.validate(); err != nil {
+		return Config{}, fmt.Errorf("config: %w", err)
+	}
+	if err := config.readCredentials(); err != nil {
 		return Config{}, fmt.Errorf("config: %w", err)
 	}
 	return config, nil
@@ -154,6 +164,9 @@ func (c *Config) validate() error {
 	}
 	if err := c.validateSource(); err != nil {
 		return err
+	}
+	if err := c.NAT.Validate(); err != nil {
+		return fmt.Errorf("nat.%w", err)
 	}
 	for _, path := range []struct {
 		key      string

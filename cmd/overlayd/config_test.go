@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
+	"github.com/zlayer/zlayer-cni/pkg/shim"
 )
 
 // load runs loadConfig on a file with the given text (none if empty) and the
@@ -45,7 +46,7 @@ func TestConfigDefaults(t *testing.T) {
 		NodeName: "host-name", ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.20.0.0/16")},
 		SliceBits: SliceBits{IPv4: 24, IPv6: 64}, NodesFile: "/n",
 		Socket: "/run/zlayer/overlayd.sock", StateDir: "/var/lib/zlayer", SysctlDir: "/proc/sys/net",
-		ListenPort: 51820, Backend: wireguard.Auto, Masquerade: true,
+		ListenPort: 51820, Backend: wireguard.Auto, Masquerade: true, NAT: shim.DefaultNATConfig(),
 		MetricsAddress: netip.MustParseAddrPort("127.0.0.1:9551"),
 		LogLevel:       slog.LevelInfo, LogFormat: "text",
 	}
@@ -72,6 +73,19 @@ backend: userspace
 mtu: 1300
 masquerade: false
 masqueradeExclusions: [192.168.0.0/16]
+nat:
+  enabled: false
+  stun_servers: ["stun.example:3478", {address: "[2001:db8::1]:3478", label: ours}]
+  turn_servers:
+  - {address: "turn.example:3478", username: me, region: eu}
+  - "192.0.2.9:3478"
+  hole_punch_timeout_secs: 5
+  stun_refresh_interval_secs: 30
+  max_candidate_pairs: 4
+  relay_server:
+    listen_port: 3478
+    external_addr: 198.51.100.1:3479
+    max_sessions: 7
 metricsAddress: "[::1]:9000"
 handover: true
 logLevel: debug
@@ -134,9 +148,16 @@ func TestConfigFileSetsEveryKey(t *testing.T) {
 		SysctlDir: "/host/proc/sys/net", CNIBinDir: "/opt/cni/bin", CNIConfDir: "/etc/cni/net.d",
 		ListenPort: 40000, Backend: wireguard.Userspace, MTU: 1300,
 		MasqueradeExclusions: []netip.Prefix{netip.MustParsePrefix("192.168.0.0/16")},
-		MetricsAddress:       netip.MustParseAddrPort("[::1]:9000"),
-		Handover:             true,
-		LogLevel:             slog.LevelDebug, LogFormat: "json",
+		NAT: shim.NATConfig{
+			STUNServers:          []shim.STUNServer{{Address: "stun.example:3478"}, {Address: "[2001:db8::1]:3478", Label: "ours"}},
+			TURNServers:          []shim.TURNServer{{Address: "turn.example:3478", Username: "me", Region: "eu"}, {Address: "192.0.2.9:3478"}},
+			HolePunchTimeoutSecs: 5, STUNRefreshIntervalSecs: 30, MaxCandidatePairs: 4,
+			RelayServer: &shim.RelayServer{ListenPort: 3478, ExternalAddr: netip.MustParseAddrPort("198.51.100.1:3479"), MaxSessions: 7},
+		},
+		TURNCredentialFiles: []string{"", ""},
+		MetricsAddress:      netip.MustParseAddrPort("[::1]:9000"),
+		Handover:            true,
+		LogLevel:            slog.LevelDebug, LogFormat: "json",
 	}
 	if diff := cmp.Diff(want, got, compareConfigs); diff != "" {
 		t.Errorf("config (-want +got):\n%s", diff)
@@ -147,6 +168,8 @@ func TestFlagsOverrideTheFile(t *testing.T) {
 	got, err := load(t, everyKey,
 		"--node-name=flagged", "--cluster-cidrs=10.30.0.0/16", "--cluster-cidrs=fd30::/48", "--slice-bits-ipv4=25", "--slice-bits-ipv6=80",
 		"--nodes-file=/f", "--socket=/run/f.sock", "--state-dir=/fs", "--sysctl-dir=/s", "--cni-bin-dir=", "--cni-conf-dir=/c", "--listen-port=1", "--backend=kernel", "--mtu=1400", "--masquerade=true",
+		"--nat-enabled=true", "--nat-stun-servers=a.example:1,address=b.example:2;label=b", "--nat-turn-servers=address=c.example:3;username=you", "--nat-hole-punch-timeout-secs=6",
+		"--nat-stun-refresh-interval-secs=31", "--nat-max-candidate-pairs=5", "--nat-relay-listen-port=1", "--nat-relay-external-addr=[2001:db8::2]:2", "--nat-relay-max-sessions=8",
 		"--masquerade-exclusions=", "--metrics-address=", "--handover=false", "--log-level=warn", "--log-format=text")
 	if err != nil {
 		t.Fatal(err)
@@ -155,7 +178,14 @@ func TestFlagsOverrideTheFile(t *testing.T) {
 		NodeName: "flagged", ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.30.0.0/16"), netip.MustParsePrefix("fd30::/48")},
 		SliceBits: SliceBits{IPv4: 25, IPv6: 80}, NodesFile: "/f", Socket: "/run/f.sock", StateDir: "/fs", SysctlDir: "/s", CNIConfDir: "/c",
 		ListenPort: 1, Backend: wireguard.Kernel, MTU: 1400, Masquerade: true, MasqueradeExclusions: []netip.Prefix{},
-		LogLevel: slog.LevelWarn, LogFormat: "text",
+		NAT: shim.NATConfig{
+			Enabled: true, STUNServers: []shim.STUNServer{{Address: "a.example:1"}, {Address: "b.example:2", Label: "b"}},
+			TURNServers:          []shim.TURNServer{{Address: "c.example:3", Username: "you"}},
+			HolePunchTimeoutSecs: 6, STUNRefreshIntervalSecs: 31, MaxCandidatePairs: 5,
+			RelayServer: &shim.RelayServer{ListenPort: 1, ExternalAddr: netip.MustParseAddrPort("[2001:db8::2]:2"), MaxSessions: 8},
+		},
+		TURNCredentialFiles: []string{""},
+		LogLevel:            slog.LevelWarn, LogFormat: "text",
 	}
 	if diff := cmp.Diff(want, got, compareConfigs); diff != "" {
 		t.Errorf("config (-want +got):\n%s", diff)
@@ -170,7 +200,7 @@ func TestEveryKeyHasAFlagAndIsInTheExample(t *testing.T) {
 		}
 		flags[s.flag] = true
 		last := s.key[strings.LastIndex(s.key, ".")+1:]
-		if all := everyKey + kubernetesKeys + agentKeys; !strings.Contains(all, "\n"+last+":") && !strings.Contains(all, "\n  "+last+":") {
+		if all := everyKey + kubernetesKeys + agentKeys; !strings.Contains(all, "\n"+last+":") && !strings.Contains(all, "\n  "+last+":") && !strings.Contains(all, "\n    "+last+":") {
 			t.Errorf("no test sets key %s", s.key)
 		}
 	}
@@ -247,6 +277,27 @@ func TestBadConfigIsOneLineThatNamesTheKey(t *testing.T) {
 		{name: "unknown log level", file: good + "logLevel: loud", want: `logLevel: "loud" is none of debug, info, warn, error`},
 		{name: "unknown log format", file: good + "logFormat: xml", want: `logFormat: "xml" is none of text, json`},
 
+		{name: "unknown key of NAT", file: good + "nat: {stunServers: []}", want: `unknown key "nat.stunServers"`},
+		{name: "STUN server without a port", file: good + "nat: {stun_servers: ['a.example:1', b.example]}", want: `nat.stun_servers[1].address: "b.example" is not host:port`},
+		{name: "STUN server with another key", file: good + "nat: {stun_servers: [{address: 'a:1', username: me}]}", want: `nat.stun_servers: item 0: unknown key "username"`},
+		{name: "STUN server without an address", file: good + "nat: {stun_servers: [{label: x}]}", want: "nat.stun_servers: item 0: address: not set"},
+		{name: "STUN server of nothing", file: good + "nat: {stun_servers: ['']}", want: "nat.stun_servers: item 0: address: not set"},
+		{name: "STUN servers not a list", file: good + "nat: {stun_servers: 'a:1'}", want: "nat.stun_servers: want a list, got text"},
+		{name: "STUN server of the wrong kind", file: good + "nat: {stun_servers: [7]}", want: "nat.stun_servers: item 0: want text, got a number"},
+		{name: "TURN server with a number", file: good + "nat: {turn_servers: [{address: 'a:1', username: 7}]}", want: "nat.turn_servers: item 0: username: want text, got a number"},
+		{name: "TURN server with its credential", file: good + "nat: {turn_servers: [{address: 'a:1', credential: x}]}", want: `nat.turn_servers: item 0: unknown key "credential"`},
+		{name: "TURN server with a semicolon", file: good + "nat: {turn_servers: [{address: 'a:1', username: 'a;region=b'}]}", want: "nat.turn_servers: item 0: username: it holds a semicolon"},
+		{name: "TURN server with an odd key", file: good + "nat: {turn_servers: [{address=a: 'a:1'}]}", want: `nat.turn_servers: item 0: unknown key "address=a"`},
+		{name: "no time for NAT", file: good + "nat: {hole_punch_timeout_secs: 0}", want: "nat.hole_punch_timeout_secs: 0 is not between 1 and 86400"},
+		{name: "no pairs", file: good + "nat: {max_candidate_pairs: 0}", want: "nat.max_candidate_pairs: 0 is not between 1 and"},
+		{name: "relay without an address", file: good + "nat: {relay_server: {listen_port: 1}}", want: "nat.relay_server.external_addr: want an address and a port"},
+		{name: "relay without a port", file: good + "nat: {relay_server: {external_addr: '192.0.2.1:1'}}", want: "nat.relay_server.listen_port: must not be 0"},
+		{name: "relay by name", file: good + "nat: {relay_server: {external_addr: 'a.example:1'}}", want: `nat.relay_server.external_addr: "a.example:1" is not an IP address with a port`},
+		{name: "relay for nobody", file: good + "nat: {relay_server: {max_sessions: 0}}", want: "nat.relay_server.max_sessions: 0 is not between 1 and"},
+		{name: "relay of nothing", file: good + "nat: {relay_server: {}}", args: []string{"--nat-relay-max-sessions=3"}, want: "nat.relay_server.listen_port: must not be 0"},
+		{name: "credential that is nowhere", file: good + "nat: {turn_servers: [{address: 'a:1', credential_file: /nowhere/turn}]}", want: "nat.turn_servers[0].credential_file: open /nowhere/turn"},
+
+		{name: "key of a flag's server twice", file: good, args: []string{"--nat-stun-servers=address=a:1;address=b:1"}, want: "--nat-stun-servers: item 0: address: given twice"},
 		{name: "bad flag", file: good, args: []string{"--listen-port=70000"}, want: "--listen-port: 70000 is not between 1 and 65535"},
 		{name: "flag of the wrong kind", file: good, args: []string{"--mtu=much"}, want: `"--mtu" flag`},
 		{name: "bad list in a flag", file: good, args: []string{"--cluster-cidrs=10.0.0.0/8,x"}, want: `--cluster-cidrs: "x" is not a CIDR`},
@@ -292,6 +343,7 @@ func FuzzConfig(f *testing.F) {
 	f.Add(everyKey)
 	f.Add(agentKeys)
 	f.Add("sliceBits: {ipv4: 1e3}")
+	f.Add("nat: {turn_servers: [{address: 'a:1', credential_file: x}, 'b:2', {a=b: c}, {address: ';'}], relay_server: {max_sessions: 1}}")
 	f.Add("a: &a [*a, *a]")
 	f.Add("---\nmtu: 0x580\n...\n")
 	f.Add("? [a]\n: b")
@@ -308,7 +360,7 @@ func FuzzConfig(f *testing.F) {
 			return
 		}
 		clusterless := len(config.ClusterCIDRs) == 0 && !config.Kubernetes && !config.Agent
-		if config.ListenPort < 1 || config.ListenPort > 65535 || clusterless || config.MTU != 0 && config.MTU < wireguard.MinMTU {
+		if config.ListenPort < 1 || config.ListenPort > 65535 || clusterless || config.MTU != 0 && config.MTU < wireguard.MinMTU || config.NAT.Validate() != nil || len(config.TURNCredentialFiles) != len(config.NAT.TURNServers) {
 			t.Errorf("accepted %+v", config)
 		}
 	})

@@ -87,6 +87,8 @@ func (d *daemon) dispatchNode(ctx context.Context, request shim.Request) (shim.R
 		return &shim.OK{}, nil
 	case *shim.SetLocalWGPubkey:
 		return done(d.setNodeKey(r.Pubkey))
+	case *shim.NATTick:
+		return done(d.plane.NATTick(ctx))
 	case *shim.Shutdown:
 		d.log.Info("asked to end", "op", "shutdown")
 		d.end() // shim.Serve still answers what has begun

@@ -21,5 +21,7 @@ func peerEvent(news dataplane.PeerNews) shim.Event {
 	if news.Answers {
 		return &shim.PeerHealthChanged{Pubkey: news.PublicKey.String(), Healthy: news.Health.State == wireguard.Healthy}
 	}
-	return &shim.NATEndpointChanged{Pubkey: news.PublicKey.String(), Endpoint: news.Endpoint.String()}
+	return &shim.NATEndpointChanged{
+		Pubkey: news.PublicKey.String(), Endpoint: news.Endpoint.String(), Connection: shim.ConnectionType(news.Connection),
+	}
 }

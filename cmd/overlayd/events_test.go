@@ -22,6 +22,10 @@ func TestPeerEvent(t *testing.T) {
 		{"answers", dataplane.PeerNews{PublicKey: key, Answers: true, Health: wireguard.PeerHealth{State: wireguard.Healthy}}, &shim.PeerHealthChanged{Pubkey: key.String(), Healthy: true}},
 		{"does not", dataplane.PeerNews{PublicKey: key, Answers: true, Health: wireguard.PeerHealth{State: wireguard.Unhealthy}}, &shim.PeerHealthChanged{Pubkey: key.String()}},
 		{"elsewhere", dataplane.PeerNews{PublicKey: key, Endpoint: netip.MustParseAddrPort("192.0.2.1:4000")}, &shim.NATEndpointChanged{Pubkey: key.String(), Endpoint: "192.0.2.1:4000"}},
+		{
+			"elsewhere, by a relay", dataplane.PeerNews{PublicKey: key, Endpoint: netip.MustParseAddrPort("192.0.2.1:4000"), Connection: dataplane.Relayed},
+			&shim.NATEndpointChanged{Pubkey: key.String(), Endpoint: "192.0.2.1:4000", Connection: shim.ConnectionRelayed},
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			if diff := cmp.Diff(tc.want, peerEvent(tc.news)); diff != "" {

@@ -22,7 +22,7 @@ func (d *daemon) followCluster() error {
 		Services: func() ([]dataplane.LocalService, []wireguard.Problem) {
 			return d.plane.LocalServices(), d.plane.ServiceProblems()
 		},
-		Silent: d.plane.SilentNodes,
+		Silent: d.plane.SilentNodes, Candidates: d.plane.Candidates,
 		Apply: func(ctx context.Context, set dataplane.NodeSet) (kube.Applied, error) {
 			err := d.setNodes(ctx, set)
 			return kube.Applied{MTU: d.plane.MTU(), Problems: d.plane.Problems()}, err
@@ -65,6 +65,13 @@ func (d *daemon) serviceOfPod(ctx context.Context, pod *shim.Pod) (dataplane.Ser
 		err = fmt.Errorf("%w: %w", err, dataplane.ErrNotReady)
 	}
 	return request, err
+}
+
+// candidatesChanged has the cluster told of where this node may be reached.
+func (d *daemon) candidatesChanged() {
+	if d.cluster != nil {
+		d.cluster.CandidatesChanged()
+	}
 }
 
 // servicesChanged has the cluster told of this node's services.

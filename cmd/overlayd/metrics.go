@@ -64,7 +64,7 @@ func newRegistry(d *daemon) *prometheus.Registry {
 	})
 	build.Set(1)
 	registry.MustRegister(
-		build, d.requests.durations, d.requests.failures, newPlaneCollector(d),
+		build, d.requests.durations, d.requests.failures, newPlaneCollector(d), newNATCollector(d.plane.NATStatus),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	return registry

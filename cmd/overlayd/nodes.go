@@ -12,6 +12,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/ipam"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/nat"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
 )
 
@@ -28,6 +29,8 @@ const nodesLimit = 16 << 20
 //	  keepalive: 25s          # 0 or missing sends none
 //	  services:               # the dedicated services it hosts, as its status tells
 //	  - {name: ns/web, publicKey: BASE64, port: 51821, blocks: [10.20.1.240/28]}
+//	  candidates:             # further addresses at which others may reach it through NATs
+//	  - server_reflexive/203.0.113.7:40001
 //
 // Slices are carved in the order of the file, so a node that is added at its
 // end moves no other. It is strict: one mistake refuses the whole file, with
@@ -103,6 +106,11 @@ func setNodeKey(node *wireguard.Node, key string, value any) error {
 		node.Slices, err = parsePrefixes(texts)
 		return err
 	}
+	if key == "candidates" {
+		var err error
+		node.Candidates, err = parseCandidates(value)
+		return err
+	}
 	if key == "keepalive" {
 		var err error
 		node.Keepalive, err = parseKeepalive(value)
@@ -116,6 +124,25 @@ func setNodeKey(node *wireguard.Node, key string, value any) error {
 	var err error
 	*field, err = asText(value)
 	return err
+}
+
+// parseCandidates decodes the candidates of one node.
+func parseCandidates(value any) ([]string, error) {
+	texts, err := asTexts(value)
+	if err != nil {
+		return nil, err
+	}
+	if len(texts) > nat.MaxCandidates {
+		return nil, fmt.Errorf("%d of them, a node has at most %d", len(texts), nat.MaxCandidates)
+	}
+	for i, text := range texts {
+		candidate, err := nat.ParseCandidate(text)
+		if err != nil {
+			return nil, fmt.Errorf("item %d: %w", i, err)
+		}
+		texts[i] = candidate.String()
+	}
+	return texts, nil
 }
 
 // maxKeepalive is what WireGuard's u16 of seconds holds.

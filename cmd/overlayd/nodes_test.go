@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/nat"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
 )
 
@@ -52,6 +53,7 @@ nodes:
   endpoint: "[2001:db8::3]:7"
   keepalive: 0
   services: []
+  candidates: [server_reflexive/203.0.113.7:40001, "relay/[2001:db8::1]:49152", "host/[::ffff:192.0.2.3]:7"]
 `), dualStack())
 	if err != nil {
 		t.Fatal(err)
@@ -66,7 +68,10 @@ nodes:
 				{Name: "bank", PublicKey: keyC, Port: 51900, Blocks: prefixes("10.20.8.48/28")},
 			},
 		},
-		{Name: "c", Endpoint: "[2001:db8::3]:7", Slices: prefixes("10.20.242.0/24", "fd20:0:0:eff2::/64"), Services: []wireguard.NodeService{}},
+		{
+			Name: "c", Endpoint: "[2001:db8::3]:7", Slices: prefixes("10.20.242.0/24", "fd20:0:0:eff2::/64"), Services: []wireguard.NodeService{},
+			Candidates: []string{"server_reflexive/203.0.113.7:40001", "relay/[2001:db8::1]:49152", "host/192.0.2.3:7"},
+		},
 	}
 	if diff := cmp.Diff(want, got, compareConfigs); diff != "" {
 		t.Errorf("nodes (-want +got):\n%s", diff)
@@ -188,6 +193,11 @@ func TestBadNodesFileIsOneLineThatNamesTheKey(t *testing.T) {
 		{"keepalive negative", "nodes: [{name: a, keepalive: -1s}]", "nodes[0].keepalive: -1s is not whole seconds"},
 		{"keepalive too long", "nodes: [{name: a, keepalive: 65536s}]", "is not whole seconds between 0s and 65535s"},
 		{"keepalive with parts", "nodes: [{name: a, keepalive: 1500ms}]", "is not whole seconds"},
+		{"candidates not a list", "nodes: [{name: a, candidates: 'host/192.0.2.1:1'}]", "nodes[0].candidates: want a list, got text"},
+		{"candidate of another kind", "nodes: [{name: a, candidates: ['host/192.0.2.1:1', 'guess/192.0.2.1:1']}]", "nodes[0].candidates: item 1: candidate \"guess/192.0.2.1:1\""},
+		{"candidate that is a name", "nodes: [{name: a, candidates: ['host/a.example:1']}]", "nodes[0].candidates: item 0: candidate \"host/a.example:1\""},
+		{"candidate nobody reaches", "nodes: [{name: a, candidates: ['host/127.0.0.1:1']}]", "nodes[0].candidates: item 0: candidate \"host/127.0.0.1:1\""},
+		{"too many candidates", "nodes: [{name: a, candidates: [" + strings.Repeat("x,", 17) + "]}]", "nodes[0].candidates: 17 of them, a node has at most 16"},
 		{"slices not a list", "nodes: [{name: a, slices: 10.20.1.0/24}]", "nodes[0].slices: want a list, got text"},
 		{"bad slice", "nodes: [{name: a, slices: [x]}]", `nodes[0].slices: "x" is not a CIDR`},
 		{"slice outside the cluster", "nodes: [{name: a, slices: [10.21.1.0/24]}]", "nodes[0].slices: a: 10.21.1.0/24 is outside the cluster CIDR 10.20.0.0/16, fd20::/48"},
@@ -237,6 +247,11 @@ func checkNodesInvariants(t *testing.T, nodes []wireguard.Node, config Config) {
 			all = append(all, slice)
 		}
 		checkServicesInvariants(t, node)
+		for _, text := range node.Candidates {
+			if candidate, err := nat.ParseCandidate(text); err != nil || candidate.String() != text {
+				t.Errorf("node %s: candidate %q: %v", node.Name, text, err)
+			}
+		}
 	}
 	if !names[config.NodeName] {
 		t.Errorf("accepted without this node")
@@ -273,6 +288,7 @@ func FuzzNodes(f *testing.F) {
 	f.Add("nodes:\n- name: a\n  endpoint: '[fe80::1%eth0]:1'\n  keepalive: 0\n")
 	f.Add(nodesWithServices("[{name: web, publicKey: " + keyA + ", port: 51821, blocks: [10.20.1.16/28, 'fd20:0:0:ec8c::100/120']}, {name: api, publicKey: " + keyB + ", port: 1, blocks: [10.20.1.32/29]}]"))
 	f.Add(nodesWithServices("&s [{name: web, publicKey: "+keyA+", port: 65535, blocks: [10.20.1.0/24]}]") + "- {name: b, services: *s}\n")
+	f.Add("nodes: [{name: a, candidates: [host/192.0.2.1:1, 'relay/[2001:db8::1]:65535', 'server_reflexive/[::ffff:203.0.113.7]:1']}]")
 	f.Add("{\"nodes\": [{\"name\": \"a\"}]}")
 	f.Fuzz(func(t *testing.T, text string) {
 		nodes, err := parseNodes([]byte(text), dualStack())

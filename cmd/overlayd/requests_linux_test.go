@@ -151,7 +151,7 @@ func TestEveryOperationOfTheOverlay(t *testing.T) {
 		},
 		{[]shim.Request{&shim.UnregisterDNS{Name: "web.example"}, &shim.UnregisterDNS{Name: "web.example"}}, nil, "", ""},
 		{[]shim.Request{&shim.TeardownServiceOverlay{Service: "web"}, &shim.TeardownServiceOverlay{Service: "bank"}, &shim.TeardownServiceOverlay{Service: "bank"}}, nil, "", ""},
-		{[]shim.Request{&shim.ListGuests{}, &shim.Status{}, &shim.Ready{}}, nil, "", ""},
+		{[]shim.Request{&shim.ListGuests{}, &shim.Status{}, &shim.Ready{}, &shim.NATTick{}}, nil, "", ""},
 	} {
 		for _, request := range tc.good {
 			if _, err := client.Call(t.Context(), request); err != nil {

@@ -23,6 +23,7 @@ const (
 	number
 	boolean
 	list
+	servers // a list of texts, or of keys with texts
 )
 
 // setting is one key of the configuration, in the file and as a flag.
@@ -35,14 +36,14 @@ type setting struct {
 	// fallback is the default, written as the flag would be.
 	fallback string
 	usage    string
-	// set parses a value into its field; a list has any number of values, the
-	// other kinds have one.
+	// set parses a value into its field; a list has any number of values, also one
+	// of servers, the other kinds have one.
 	set func(c *Config, values []string) error
 }
 
 // settings lists every key once; file, flags, defaults and help follow it.
 func settings() []setting {
-	return slices.Concat(nodeSettings(), kubernetesSettings(), networkSettings(), daemonSettings())
+	return slices.Concat(nodeSettings(), kubernetesSettings(), networkSettings(), natSettings(), relaySettings(), daemonSettings())
 }
 
 func nodeSettings() []setting {
@@ -228,6 +229,8 @@ func (s setting) texts(value any) ([]string, error) {
 	switch s.kind {
 	case list:
 		return asTexts(value)
+	case servers:
+		return serverTexts(value)
 	case number:
 		if n, ok := value.(json.Number); ok {
 			return []string{n.String()}, nil
@@ -253,7 +256,7 @@ func addFlags(flags *pflag.FlagSet) {
 
 func (s setting) addFlag(flags *pflag.FlagSet) {
 	switch s.kind {
-	case list:
+	case list, servers:
 		flags.StringSlice(s.flag, nil, s.usage)
 	case boolean:
 		flags.Bool(s.flag, s.fallback == "true", s.usage)

@@ -19,6 +19,7 @@ import (
 func (d *daemon) snapshot(ctx context.Context) *shim.StatusSnapshot {
 	status, err := d.plane.Status(ctx)
 	snapshot := snapshotOf(status)
+	snapshot.NAT = natStatusOf(d.plane.NATStatus())
 	snapshot.Version = buildVersion()
 	snapshot.Waiting = d.waiting()
 	snapshot.Ready = len(snapshot.Waiting) == 0

@@ -19,8 +19,9 @@ import (
 func printStatus(out io.Writer, s *shim.StatusSnapshot, now time.Time) error {
 	page := &page{}
 	page.head(s)
-	page.peers(s.Peers, now)
+	page.peers(s.Peers, paths(s.NAT, now), now)
 	page.refused(s.Peers)
+	page.nat(s.NAT, now)
 	page.guests(s.Guests, now)
 	page.services(s.DedicatedServices)
 	page.servicePeers(s.DedicatedServices, now)
@@ -98,18 +99,27 @@ func (p *page) head(s *shim.StatusSnapshot) {
 	_ = w.Flush()
 }
 
-func (p *page) peers(peers []shim.PeerStatus, now time.Time) {
+// peers has a column for the paths if any is known.
+func (p *page) peers(peers []shim.PeerStatus, paths map[string]string, now time.Time) {
+	header := []string{"NODE", "ENDPOINT", "SLICES", "HANDSHAKE", "HEALTH", "RECEIVED", "SENT"}
+	if paths != nil {
+		header = append(header, "PATH")
+	}
 	var rows [][]string
 	for _, peer := range peers {
 		if peer.Problem != "" {
 			continue
 		}
-		rows = append(rows, []string{
+		row := []string{
 			orDash(peer.Node), orDash(peer.Endpoint), orDash(joinAll(peer.AllowedIPs)), age(peer.LastHandshakeUnixSecs, now),
 			orDash(peer.Health), traffic(peer.RxBytes), traffic(peer.TxBytes),
-		})
+		}
+		if paths != nil {
+			row = append(row, orDash(paths[peer.PublicKey]))
+		}
+		rows = append(rows, row)
 	}
-	p.table("PEERS", []string{"NODE", "ENDPOINT", "SLICES", "HANDSHAKE", "HEALTH", "RECEIVED", "SENT"}, rows)
+	p.table("PEERS", header, rows)
 }
 
 // refused is there only if there is something to tell.

@@ -41,14 +41,17 @@ type savedNode struct {
 	Endpoint  string         `json:"endpoint,omitempty"`
 	Slices    []netip.Prefix `json:"slices"`
 	// Keepalive is in nanoseconds.
-	Keepalive time.Duration           `json:"keepalive,omitempty"`
-	Services  []wireguard.NodeService `json:"services,omitempty"`
+	Keepalive  time.Duration           `json:"keepalive,omitempty"`
+	Services   []wireguard.NodeService `json:"services,omitempty"`
+	Candidates []string                `json:"candidates,omitempty"`
 }
 
 func (s savedSet) nodes() []dataplane.Node {
 	nodes := make([]dataplane.Node, len(s.Nodes))
 	for i, n := range s.Nodes {
-		nodes[i] = dataplane.Node{Name: n.Name, PublicKey: n.PublicKey, Endpoint: n.Endpoint, Slices: n.Slices, Keepalive: n.Keepalive, Services: n.Services}
+		nodes[i] = dataplane.Node{
+			Name: n.Name, PublicKey: n.PublicKey, Endpoint: n.Endpoint, Slices: n.Slices, Keepalive: n.Keepalive, Services: n.Services, Candidates: n.Candidates,
+		}
 	}
 	return nodes
 }

@@ -23,11 +23,12 @@ const (
 	reasonAnnotationTooLarge = "AnnotationTooLarge"
 	reasonNoSlice            = "NoSlice"
 	reasonBadService         = "BadService"
+	reasonBadCandidates      = "BadCandidates"
 	reasonUnhealthy          = "PeerUnhealthy"
 )
 
 func reasons() []string {
-	return []string{reasonDuplicateKey, reasonOverlappingSlice, reasonBadAnnotation, reasonAnnotationTooLarge, reasonNoSlice, reasonBadService, reasonUnhealthy}
+	return []string{reasonDuplicateKey, reasonOverlappingSlice, reasonBadAnnotation, reasonAnnotationTooLarge, reasonNoSlice, reasonBadService, reasonBadCandidates, reasonUnhealthy}
 }
 
 // problem is something about a node that an operator must know.
@@ -73,6 +74,8 @@ func (p problem) event(reporter string) *corev1.Event {
 	switch p.reason {
 	case reasonBadService:
 		what = "is left out of a service"
+	case reasonBadCandidates:
+		what = "is not tried at all its addresses"
 	case reasonUnhealthy:
 		what = "does not answer"
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/nat"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
 	"github.com/zlayer/zlayer-cni/test/apiserver"
 )
@@ -25,12 +26,15 @@ func (l *lab) metadataAndStatus() apiserver.Object {
 func (l *lab) served() {
 	l.t.Helper()
 	services := []wireguard.NodeService{webService("10.244.0.240/28")}
+	candidates := []nat.Candidate{reflexive("203.0.113.7:40001")}
 	l.start(func(c *Config) {
 		c.Services = func() ([]wireguard.NodeService, []wireguard.Problem) { return services, nil }
+		c.Candidates = func() []nat.Candidate { return candidates }
 	})
 	eventually(l.t, l.quiet)
 	l.annotation(PublicKey, keyFor("self"))
 	l.annotation(Services, formatServices(services))
+	l.annotation(Candidates, nat.FormatCandidates(candidates))
 	l.stop()
 }
 
@@ -55,7 +59,7 @@ func TestForget(t *testing.T) {
 	}
 	want := []string{
 		"annotation " + PublicKey + " of node self", "annotation " + Endpoint + " of node self", "annotation " + MTU + " of node self",
-		"annotation " + Services + " of node self",
+		"annotation " + Services + " of node self", "annotation " + Candidates + " of node self",
 		"condition NetworkUnavailable of node self",
 	}
 	if diff := cmp.Diff(want, removed); diff != "" {
@@ -113,7 +117,7 @@ func TestForgetTellsWhatIsRefused(t *testing.T) {
 		},
 		{
 			name: "the condition", refuse: func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "/status") },
-			failure: "remove condition NetworkUnavailable of node self: ", removed: 4,
+			failure: "remove condition NetworkUnavailable of node self: ", removed: 5,
 		},
 	}
 	for _, tt := range tests {

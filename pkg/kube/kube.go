@@ -31,6 +31,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/zlayer/zlayer-cni/pkg/dataplane"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/nat"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
 )
 
@@ -61,6 +62,9 @@ type Config struct {
 	// Silent are the nodes that do not answer. PeersChanged tells that they
 	// changed; nil is none.
 	Silent func() []string
+	// Candidates are the addresses at which this node may be reached through NATs.
+	// CandidatesChanged tells that they changed; nil is none.
+	Candidates func() []nat.Candidate
 	// Log gets what an operator should know.
 	Log *slog.Logger
 }
@@ -131,6 +135,9 @@ func New(cfg Config) (*Kube, error) {
 	k.namespaces = newMirror("namespaces", client.namespaceMetadata(), namespaceOf, func() {})
 	if k.cfg.Silent == nil {
 		k.cfg.Silent = func() []string { return nil }
+	}
+	if k.cfg.Candidates == nil {
+		k.cfg.Candidates = func() []nat.Candidate { return nil }
 	}
 	if k.cfg.Services == nil {
 		k.cfg.Services = func() ([]wireguard.NodeService, []wireguard.Problem) { return nil, nil }

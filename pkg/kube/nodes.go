@@ -18,8 +18,8 @@ import (
 // prefix starts the name of every annotation and label of ours.
 const prefix = "overlay.zlayer.dev/"
 
-// The annotations of a Node. The node's own daemon writes the first three and
-// Services, the others are an administrator's.
+// The annotations of a Node. The node's own daemon writes the first three,
+// Services and Candidates, the others are an administrator's.
 const (
 	// PublicKey is the node's WireGuard key in base64.
 	PublicKey = prefix + "public-key"
@@ -74,6 +74,9 @@ type member struct {
 	services  []wireguard.NodeService
 	// servicesFault is what is wrong with the annotation of services, which costs these alone.
 	servicesFault error
+	candidates    []string
+	// candidatesFault is what is wrong with some or all candidates, which costs these alone.
+	candidatesFault error
 }
 
 // memberOf reads a Node's metadata. It keeps at most maxAnnotation bytes of any
@@ -91,6 +94,7 @@ func memberOf(object metav1.Object) member {
 		}
 	}
 	m.services, m.servicesFault = parseServices(annotations[Services])
+	m.candidates, m.candidatesFault = parseCandidates(annotations[Candidates])
 	m.publicKey = annotations[PublicKey]
 	m.endpoint = cmp.Or(annotations[ForceEndpoint], annotations[Endpoint])
 	m.keepalive, m.fault = parseKeepalive(annotations[Keepalive])

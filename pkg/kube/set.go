@@ -54,10 +54,13 @@ func (k *Kube) makeSet(ctx context.Context) (savedSet, []problem, error) {
 	for _, m := range members {
 		node := savedNode{
 			Name: m.name, UID: m.uid, PublicKey: m.publicKey, Endpoint: m.endpoint,
-			Keepalive: m.keepalive, Slices: k.set.book[m.uid].slices, Services: m.services,
+			Keepalive: m.keepalive, Slices: k.set.book[m.uid].slices, Services: m.services, Candidates: m.candidates,
 		}
 		if m.servicesFault != nil && m.name != k.cfg.Node {
 			problems = append(problems, problem{node: m.name, uid: m.uid, reason: reasonBadService, text: m.servicesFault.Error()})
+		}
+		if m.candidatesFault != nil && m.name != k.cfg.Node {
+			problems = append(problems, problem{node: m.name, uid: m.uid, reason: reasonBadCandidates, text: m.candidatesFault.Error()})
 		}
 		switch {
 		case m.name == k.cfg.Node:

@@ -1,0 +1,60 @@
+package main
+
+import (
+	"net/netip"
+	"reflect"
+	"time"
+
+	"github.com/zlayer/zlayer-cni/pkg/dataplane"
+	"github.com/zlayer/zlayer-cni/pkg/shim"
+)
+
+// natConfigOf translates what file, flags or an agent say.
+func natConfigOf(c shim.NATConfig) dataplane.NATConfig {
+	config := dataplane.NATConfig{
+		Enabled:           c.Enabled,
+		HolePunchTimeout:  time.Duration(c.HolePunchTimeoutSecs) * time.Second,
+		STUNRefresh:       time.Duration(c.STUNRefreshIntervalSecs) * time.Second,
+		MaxCandidatePairs: int(c.MaxCandidatePairs),
+	}
+	for _, server := range c.STUNServers {
+		config.STUNServers = append(config.STUNServers, server.Address)
+	}
+	for _, server := range c.TURNServers {
+		config.TURNServers = append(config.TURNServers, dataplane.TURNServer{
+			Address: server.Address, Username: server.Username, Credential: dataplane.Credential(server.Credential), Region: server.Region,
+		})
+	}
+	if relay := c.RelayServer; relay != nil {
+		config.Relay = &dataplane.RelayConfig{ListenPort: relay.ListenPort, External: unmapped(relay.ExternalAddr), MaxSessions: int(relay.MaxSessions)}
+	}
+	return config
+}
+
+// unmapped takes an IPv4 address out of IPv6's clothes.
+func unmapped(addr netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
+}
+
+// natOf is how ways through NATs are looked for under an agent: as it says, with
+// the servers and the relay of this node's own configuration where it names none.
+func (c Config) natOf(setup agentSetup) shim.NATConfig {
+	config := c.NAT
+	if said := setup.NAT; said != nil {
+		config = *said
+		if len(said.STUNServers) == 0 {
+			config.STUNServers = c.NAT.STUNServers
+		}
+		if len(said.TURNServers) == 0 {
+			config.TURNServers = c.NAT.TURNServers
+		}
+		if said.RelayServer == nil {
+			config.RelayServer = c.NAT.RelayServer
+		}
+	}
+	config.Enabled = config.Enabled && !setup.NATOff
+	return config
+}
+
+// sameNAT tells whether two set-ups say the same of NAT traversal.
+func sameNAT(a, b agentSetup) bool { return a.NATOff == b.NATOff && reflect.DeepEqual(a.NAT, b.NAT) }

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/zlayer/zlayer-cni/pkg/shim"
+)
+
+// maxSeconds bounds the times of NAT traversal: a day.
+const maxSeconds = 24 * 60 * 60
+
+// natSettings are the keys of the block nat, which has the names that NAT
+// traversal has on the wire.
+func natSettings() []setting {
+	return []setting{
+		{
+			key: "nat.enabled", flag: "nat-enabled", kind: boolean, fallback: "true", usage: "find ways to other nodes through NATs",
+			set: func(c *Config, v []string) (err error) { c.NAT.Enabled, err = parseBool(v[0]); return err },
+		}, {
+			key: "nat.stun_servers", flag: "nat-stun-servers", kind: servers, usage: "HOST:PORT of servers that tell this node its address as others see it; none is asked by default",
+			set: func(c *Config, v []string) (err error) { c.NAT.STUNServers, err = parseSTUNServers(v); return err },
+		}, {
+			key: "nat.turn_servers", flag: "nat-turn-servers", kind: servers, usage: "relays outside of the cluster, each as address=HOST:PORT;username=NAME;credential_file=PATH",
+			set: func(c *Config, v []string) (err error) {
+				c.NAT.TURNServers, c.TURNCredentialFiles, err = parseTURNServers(v)
+				return err
+			},
+		}, {
+			key: "nat.hole_punch_timeout_secs", flag: "nat-hole-punch-timeout-secs", kind: number, fallback: "15", usage: "seconds that one search for a direct way to a node may take",
+			set: func(c *Config, v []string) error { return setUint(&c.NAT.HolePunchTimeoutSecs, v[0], maxSeconds) },
+		}, {
+			key: "nat.stun_refresh_interval_secs", flag: "nat-stun-refresh-interval-secs", kind: number, fallback: "60", usage: "seconds between two questions to the STUN servers",
+			set: func(c *Config, v []string) error { return setUint(&c.NAT.STUNRefreshIntervalSecs, v[0], maxSeconds) },
+		}, {
+			key: "nat.max_candidate_pairs", flag: "nat-max-candidate-pairs", kind: number, fallback: "10", usage: "how many pairs of addresses are tried for one node, best first",
+			set: func(c *Config, v []string) error { return setUint(&c.NAT.MaxCandidatePairs, v[0], 1000) },
+		},
+	}
+}
+
+// relaySettings are those of this node's own relay, of which any makes one.
+func relaySettings() []setting {
+	relay := func(c *Config) *shim.RelayServer {
+		if c.NAT.RelayServer == nil {
+			c.NAT.RelayServer = &shim.RelayServer{MaxSessions: defaultRelaySessions}
+		}
+		return c.NAT.RelayServer
+	}
+	return []setting{
+		{
+			key: "nat.relay_server.listen_port", flag: "nat-relay-listen-port", kind: number, usage: "relay for other nodes at this port",
+			set: func(c *Config, v []string) (err error) {
+				port, err := parseInt(v[0], 1, 65535)
+				relay(c).ListenPort = uint16(port)
+				return err
+			},
+		}, {
+			key: "nat.relay_server.external_addr", flag: "nat-relay-external-addr", usage: "ADDRESS:PORT where others reach this node's relay",
+			set: func(c *Config, v []string) (err error) {
+				relay(c).ExternalAddr, err = parseAddrPort(v[0])
+				return err
+			},
+		}, {
+			key: "nat.relay_server.max_sessions", flag: "nat-relay-max-sessions", kind: number, usage: fmt.Sprintf("how many nodes may use this node's relay at a time (default %d)", defaultRelaySessions),
+			set: func(c *Config, v []string) error { return setUint(&relay(c).MaxSessions, v[0], 100_000) },
+		},
+	}
+}
+
+// defaultRelaySessions is what the wire's relay has, too.
+const defaultRelaySessions = 100
+
+// setUint parses a number from 1 on.
+func setUint(field *uint32, value string, highest int) error {
+	number, err := parseInt(value, 1, highest)
+	if err == nil {
+		*field = uint32(number)
+	}
+	return err
+}
