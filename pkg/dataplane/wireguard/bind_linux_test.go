@@ -177,12 +177,16 @@ func TestBindSendsByBothFamilies(t *testing.T) {
 // bindIn returns a bind whose sockets are in ns.
 func bindIn(t *testing.T, ns *netlab.NS) *bind {
 	t.Helper()
-	var space *namespace
+	return newBind(Config{Log: slog.New(slog.DiscardHandler)}, namespaceOf(t, ns), newGate(markOut, 1000), newGate(markIn, 1000))
+}
+
+func namespaceOf(t *testing.T, ns *netlab.NS) (space *namespace) {
+	t.Helper()
 	if err := ns.Do(func() (err error) { space, err = currentNamespace(); return err }); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = space.close() })
-	return newBind(Config{Log: slog.New(slog.DiscardHandler)}, space, newGate(markOut, 1000), newGate(markIn, 1000))
+	return space
 }
 
 func listenIn(t *testing.T, ns *netlab.NS, at netip.AddrPort) (conn *net.UDPConn) {

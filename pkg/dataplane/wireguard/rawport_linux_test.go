@@ -3,10 +3,17 @@ package wireguard
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
+	"log/slog"
+	"net"
 	"net/netip"
+	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/net/bpf"
+
+	"github.com/zlayer/zlayer-cni/test/netlab"
 )
 
 // ipv4Packet puts a header with some options before content.
@@ -124,4 +131,127 @@ func TestUDPChecksum(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Raw sockets share a port with the socket that has it, here one that stands for
+// the kernel's WireGuard: both get STUN messages, and that one alone the rest.
+func TestRawPortSTUN(t *testing.T) {
+	checkLeaks(t)
+	fabric := netlab.TestFabric(t, "fabric")
+	a, b := newTestNode(t, fabric, Kernel, 1), newTestNode(t, fabric, Kernel, 2)
+	inbox := &inbox{}
+	raw := openRaw(t, a, inbox)
+	for fam, here := range a.underlays() {
+		at := netip.AddrPortFrom(here, a.port)
+		socket, server := listenIn(t, a.ns, at), listenIn(t, b.ns, netip.AddrPortFrom(b.underlays()[fam], 3478))
+		there := plainAddrPort(server.LocalAddr().(*net.UDPAddr).AddrPort())
+		for i, size := range []int{0, 4, 1400, maxSTUN - stunHeader} { // the last in fragments
+			request, answer := stunMessage(uint32(i), size), stunMessage(0x100|uint32(i), size)
+			if err := raw.sendSTUN(request, there); err != nil {
+				t.Fatal(err)
+			}
+			if got, from := readFrom(t, server); !bytes.Equal(got, request) || from != at {
+				t.Errorf("%d bytes came from %v, want %d from %v", len(got), from, len(request), at)
+			}
+			for _, packet := range [][]byte{with(make([]byte, 148), 0, 1), answer} {
+				if _, err := server.WriteToUDPAddrPort(packet, at); err != nil {
+					t.Fatal(err)
+				}
+				if got, _ := readFrom(t, socket); !bytes.Equal(got, packet) {
+					t.Errorf("the port's socket has %x, want %x", got, packet)
+				}
+			}
+			eventually(t, "the answer comes", func() error { return inbox.find(answer, there) })
+		}
+	}
+	inbox.check(t)
+	if n := len(inbox.messages); n != 8 {
+		t.Errorf("%d messages, want 8", n)
+	}
+}
+
+// An answer whose checksum is wrong is dropped where the kernel can check it.
+func TestRawPortDropsBrokenSTUN(t *testing.T) {
+	fabric := netlab.TestFabric(t, "fabric")
+	a, b := newTestNode(t, fabric, Kernel, 1), newTestNode(t, fabric, Kernel, 2)
+	inbox := &inbox{}
+	openRaw(t, a, inbox)
+	broken, good := stunMessage(1, 8), stunMessage(2, 8)
+	datagram := newDatagram(3478, a.port, broken)
+	datagram[udpChecksumAt] = 1
+	err := b.ns.Do(func() error {
+		conn, err := net.ListenPacket("ip6:17", "")
+		if err != nil {
+			return err
+		}
+		_, err = conn.WriteTo(datagram, &net.IPAddr{IP: a.underlays()[1].AsSlice()})
+		return errors.Join(err, conn.Close())
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := listenIn(t, b.ns, netip.AddrPortFrom(b.underlays()[1], 3478))
+	from := plainAddrPort(server.LocalAddr().(*net.UDPAddr).AddrPort())
+	if _, err := server.WriteToUDPAddrPort(good, netip.AddrPortFrom(a.underlays()[1], a.port)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the good one comes", func() error { return inbox.find(good, from) })
+	if inbox.find(broken, from) == nil {
+		t.Error("the broken one came too")
+	}
+}
+
+func TestRawPortClosesWhileItSendsSTUN(t *testing.T) {
+	checkLeaks(t)
+	fabric := netlab.TestFabric(t, "fabric")
+	a, b := newTestNode(t, fabric, Kernel, 1), newTestNode(t, fabric, Kernel, 2)
+	raw := openRaw(t, a, &inbox{})
+	var running sync.WaitGroup
+	for _, addr := range b.underlays() {
+		running.Go(func() {
+			var err error
+			for err == nil {
+				err = raw.sendSTUN(stunMessage(1, 0), netip.AddrPortFrom(addr, 3478))
+			}
+			if !errors.Is(err, net.ErrClosed) {
+				t.Errorf("to %v: %v", addr, err)
+			}
+		})
+	}
+	if err := raw.close(); err != nil {
+		t.Error(err)
+	}
+	running.Wait()
+}
+
+// openRaw opens raw sockets in the node's namespace, for its port.
+func openRaw(t *testing.T, n *testNode, inbox *inbox) (raw *rawPort) {
+	t.Helper()
+	space := namespaceOf(t, n.ns)
+	err := space.do(func() (err error) {
+		raw, err = openRawPort(Config{OnSTUN: inbox.put, Log: slog.New(slog.DiscardHandler)}, space, n.port)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if raw.ns != nil {
+			_ = raw.close()
+		}
+	})
+	return raw
+}
+
+func readFrom(t *testing.T, conn *net.UDPConn) ([]byte, netip.AddrPort) {
+	t.Helper()
+	if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 2*maxSTUN)
+	n, from, err := conn.ReadFromUDPAddrPort(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return buf[:n], plainAddrPort(from)
 }
