@@ -1,0 +1,12 @@
+//go:build linux
+
+package nat
+
+import (
+	"os"
+	"testing"
+
+	"github.com/zlayer/zlayer-cni/test/netlab"
+)
+
+func TestMain(m *testing.M) { os.Exit(netlab.Main(m)) }
