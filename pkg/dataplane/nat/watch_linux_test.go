@@ -2,7 +2,9 @@ package nat
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
+	"os"
 	"testing"
 	"time"
 
@@ -60,6 +62,7 @@ func TestWatchNetwork(t *testing.T) {
 	h := newHost(t, "watched")
 	h.uplink(t, "up0", "192.0.2.5/24")
 	h.route(t, "up0", "0.0.0.0/0", "192.0.2.1")
+	h.has(t, "192.0.2.5")
 	calls := h.watch(t)
 	quiet(t, calls, "without a change")
 
@@ -88,9 +91,7 @@ func TestWatchNetwork(t *testing.T) {
 		t.Fatal(err)
 	}
 	called(t, calls, "when the carrier was lost")
-	if err := h.LinkSetUp(h.link(t, "up0-peer")); err != nil {
-		t.Fatal(err)
-	}
+	h.up(t, "up0-peer")
 	called(t, calls, "when it was back")
 	if err := h.LinkDel(h.link(t, "up0")); err != nil {
 		t.Fatal(err)
@@ -148,5 +149,39 @@ func TestWatchEnds(t *testing.T) {
 	err := h.ns.Do(func() error { return WatchNetwork(ctx, cancel) })
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+// TestEventFilter checks that routes of pods are dropped in the kernel.
+func TestEventFilter(t *testing.T) {
+	h := newHost(t, "filter")
+	h.uplink(t, "up0", "192.0.2.5/24", "2001:db8::5/64")
+	var socket *os.File
+	err := h.ns.Do(func() (err error) {
+		socket, err = openEvents()
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = socket.Close() }()
+	if err := socket.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	for _, dst := range []string{"10.9.0.2/32", "2001:db8:9::2/128", "0.0.0.0/1", "0.0.0.0/0", "::/0"} {
+		h.route(t, "up0", dst, "")
+	}
+	buf := make([]byte, 1<<16)
+	for families := map[byte]bool{}; len(families) < 2; {
+		if _, err := socket.Read(buf); err != nil {
+			t.Fatal(err)
+		}
+		if binary.NativeEndian.Uint16(buf[4:]) != unix.RTM_NEWROUTE {
+			continue
+		}
+		if bits := buf[unix.SizeofNlMsghdr+1]; bits != 0 {
+			t.Errorf("a route of %d bits came through", bits)
+		}
+		families[buf[unix.SizeofNlMsghdr]] = true
 	}
 }
