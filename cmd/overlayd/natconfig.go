@@ -9,13 +9,14 @@ import (
 	"github.com/zlayer/zlayer-cni/pkg/shim"
 )
 
-// natConfigOf translates what file, flags or an agent say.
+// natConfigOf translates what file, flags or an agent say, the latter within the
+// bounds of the former.
 func natConfigOf(c shim.NATConfig) dataplane.NATConfig {
 	config := dataplane.NATConfig{
 		Enabled:           c.Enabled,
-		HolePunchTimeout:  time.Duration(c.HolePunchTimeoutSecs) * time.Second,
-		STUNRefresh:       time.Duration(c.STUNRefreshIntervalSecs) * time.Second,
-		MaxCandidatePairs: int(c.MaxCandidatePairs),
+		HolePunchTimeout:  time.Duration(min(c.HolePunchTimeoutSecs, maxSeconds)) * time.Second,
+		STUNRefresh:       time.Duration(min(c.STUNRefreshIntervalSecs, maxSeconds)) * time.Second,
+		MaxCandidatePairs: int(min(c.MaxCandidatePairs, maxPairs)),
 	}
 	for _, server := range c.STUNServers {
 		config.STUNServers = append(config.STUNServers, server.Address)
@@ -26,7 +27,7 @@ func natConfigOf(c shim.NATConfig) dataplane.NATConfig {
 		})
 	}
 	if relay := c.RelayServer; relay != nil {
-		config.Relay = &dataplane.RelayConfig{ListenPort: relay.ListenPort, External: unmapped(relay.ExternalAddr), MaxSessions: int(relay.MaxSessions)}
+		config.Relay = &dataplane.RelayConfig{ListenPort: relay.ListenPort, External: unmapped(relay.ExternalAddr), MaxSessions: int(min(relay.MaxSessions, maxRelaySessions))}
 	}
 	return config
 }

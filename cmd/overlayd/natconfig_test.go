@@ -64,6 +64,12 @@ func TestNATConfigOf(t *testing.T) {
 	if diff := cmp.Diff(want, natConfigOf(everyNAT()), compareConfigs); diff != "" {
 		t.Errorf("config (-want +got):\n%s", diff)
 	}
+	beyond := everyNAT()
+	beyond.HolePunchTimeoutSecs, beyond.STUNRefreshIntervalSecs, beyond.MaxCandidatePairs, beyond.RelayServer.MaxSessions = 1<<32-1, 1<<32-1, 1<<32-1, 1<<32-1
+	want.HolePunchTimeout, want.STUNRefresh, want.MaxCandidatePairs, want.Relay.MaxSessions = 24*time.Hour, 24*time.Hour, maxPairs, maxRelaySessions
+	if diff := cmp.Diff(want, natConfigOf(beyond), compareConfigs); diff != "" {
+		t.Errorf("beyond all bounds (-want +got):\n%s", diff)
+	}
 	want = dataplane.NATConfig{Enabled: true, HolePunchTimeout: 15 * time.Second, STUNRefresh: time.Minute, MaxCandidatePairs: 10}
 	if diff := cmp.Diff(want, natConfigOf(shim.DefaultNATConfig())); diff != "" {
 		t.Errorf("defaults, which ask no server (-want +got):\n%s", diff)

@@ -6,8 +6,14 @@ import (
 	"github.com/zlayer/zlayer-cni/pkg/shim"
 )
 
-// maxSeconds bounds the times of NAT traversal: a day.
-const maxSeconds = 24 * 60 * 60
+const (
+	// maxSeconds bounds the times of NAT traversal: a day.
+	maxSeconds = 24 * 60 * 60
+	// maxPairs is more than two nodes of 16 candidates each make by three ways.
+	maxPairs = 1000
+	// maxRelaySessions is more than a host has ports.
+	maxRelaySessions = 100_000
+)
 
 // natSettings are the keys of the block nat, which has the names that NAT
 // traversal has on the wire.
@@ -33,7 +39,7 @@ func natSettings() []setting {
 			set: func(c *Config, v []string) error { return setUint(&c.NAT.STUNRefreshIntervalSecs, v[0], maxSeconds) },
 		}, {
 			key: "nat.max_candidate_pairs", flag: "nat-max-candidate-pairs", kind: number, fallback: "10", usage: "how many pairs of addresses are tried for one node, best first",
-			set: func(c *Config, v []string) error { return setUint(&c.NAT.MaxCandidatePairs, v[0], 1000) },
+			set: func(c *Config, v []string) error { return setUint(&c.NAT.MaxCandidatePairs, v[0], maxPairs) },
 		},
 	}
 }
@@ -62,7 +68,7 @@ func relaySettings() []setting {
 			},
 		}, {
 			key: "nat.relay_server.max_sessions", flag: "nat-relay-max-sessions", kind: number, usage: fmt.Sprintf("how many nodes may use this node's relay at a time (default %d)", defaultRelaySessions),
-			set: func(c *Config, v []string) error { return setUint(&relay(c).MaxSessions, v[0], 100_000) },
+			set: func(c *Config, v []string) error { return setUint(&relay(c).MaxSessions, v[0], maxRelaySessions) },
 		},
 	}
 }

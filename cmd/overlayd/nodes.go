@@ -64,6 +64,9 @@ func parseNodes(data []byte, config Config) ([]wireguard.Node, error) {
 	if err := carveSlices(nodes, config); err != nil {
 		return nil, err
 	}
+	if err := checkCandidates(nodes, config.ClusterCIDRs); err != nil {
+		return nil, err
+	}
 	if err := checkPeers(nodes, config.ClusterCIDRs); err != nil {
 		return nil, err
 	}
@@ -143,6 +146,24 @@ func parseCandidates(value any) ([]string, error) {
 		texts[i] = candidate.String()
 	}
 	return texts, nil
+}
+
+// checkCandidates refuses addresses in the overlay: packets to them would wind up
+// in the tunnel again.
+func checkCandidates(nodes []wireguard.Node, clusters []netip.Prefix) error {
+	for i, node := range nodes {
+		for j, text := range node.Candidates {
+			candidate, err := nat.ParseCandidate(text)
+			inside := func(cluster netip.Prefix) bool { return cluster.Contains(candidate.Addr.Addr()) }
+			if err == nil && slices.ContainsFunc(clusters, inside) {
+				err = fmt.Errorf("candidate %q lies in the overlay %s", text, joinPrefixes(clusters))
+			}
+			if err != nil {
+				return fmt.Errorf("nodes[%d].candidates: item %d: %w", i, j, err)
+			}
+		}
+	}
+	return nil
 }
 
 // maxKeepalive is what WireGuard's u16 of seconds holds.

@@ -197,6 +197,7 @@ func TestBadNodesFileIsOneLineThatNamesTheKey(t *testing.T) {
 		{"candidate of another kind", "nodes: [{name: a, candidates: ['host/192.0.2.1:1', 'guess/192.0.2.1:1']}]", "nodes[0].candidates: item 1: candidate \"guess/192.0.2.1:1\""},
 		{"candidate that is a name", "nodes: [{name: a, candidates: ['host/a.example:1']}]", "nodes[0].candidates: item 0: candidate \"host/a.example:1\""},
 		{"candidate nobody reaches", "nodes: [{name: a, candidates: ['host/127.0.0.1:1']}]", "nodes[0].candidates: item 0: candidate \"host/127.0.0.1:1\""},
+		{"candidate in the overlay", "nodes: [{name: a, candidates: ['relay/10.20.9.1:1']}]", "nodes[0].candidates: item 0: candidate \"relay/10.20.9.1:1\" lies in the overlay 10.20.0.0/16, fd20::/48"},
 		{"too many candidates", "nodes: [{name: a, candidates: [" + strings.Repeat("x,", 17) + "]}]", "nodes[0].candidates: 17 of them, a node has at most 16"},
 		{"slices not a list", "nodes: [{name: a, slices: 10.20.1.0/24}]", "nodes[0].slices: want a list, got text"},
 		{"bad slice", "nodes: [{name: a, slices: [x]}]", `nodes[0].slices: "x" is not a CIDR`},
