@@ -22,7 +22,7 @@ func (d *daemon) followCluster() error {
 		Services: func() ([]dataplane.LocalService, []wireguard.Problem) {
 			return d.plane.LocalServices(), d.plane.ServiceProblems()
 		},
-		Silent: d.plane.SilentNodes, Candidates: d.plane.Candidates,
+		Silent: d.plane.SilentNodes, Candidates: d.plane.Candidates, Relay: d.plane.RelayOffer,
 		Apply: func(ctx context.Context, set dataplane.NodeSet) (kube.Applied, error) {
 			err := d.setNodes(ctx, set)
 			return kube.Applied{MTU: d.plane.MTU(), Problems: d.plane.Problems()}, err

@@ -67,6 +67,13 @@ func relaySettings() []setting {
 				return err
 			},
 		}, {
+			key: "nat.relay_server.tls_port", flag: "nat-relay-tls-port", kind: number, usage: "relay by TLS at this port, too, for nodes that get out by nothing else",
+			set: func(c *Config, v []string) (err error) {
+				port, err := parseInt(v[0], 1, 65535)
+				relay(c).TLSPort = uint16(port)
+				return err
+			},
+		}, {
 			key: "nat.relay_server.max_sessions", flag: "nat-relay-max-sessions", kind: number, usage: fmt.Sprintf("how many nodes may use this node's relay at a time (default %d)", defaultRelaySessions),
 			set: func(c *Config, v []string) error { return setUint(&relay(c).MaxSessions, v[0], maxRelaySessions) },
 		},

@@ -31,6 +31,7 @@ const nodesLimit = 16 << 20
 //	  - {name: ns/web, publicKey: BASE64, port: 51821, blocks: [10.20.1.240/28]}
 //	  candidates:             # further addresses at which others may reach it through NATs
 //	  - server_reflexive/203.0.113.7:40001
+//	  relay: udp=203.0.113.1:3478  # how its relay is reached, as its status tells
 //
 // Slices are carved in the order of the file, so a node that is added at its
 // end moves no other. It is strict: one mistake refuses the whole file, with
@@ -112,6 +113,15 @@ func setNodeKey(node *wireguard.Node, key string, value any) error {
 	if key == "candidates" {
 		var err error
 		node.Candidates, err = parseCandidates(value)
+		return err
+	}
+	if key == "relay" {
+		text, err := asText(value)
+		if err != nil {
+			return err
+		}
+		offer, err := nat.ParseRelayOffer(text)
+		node.Relay = offer.String()
 		return err
 	}
 	if key == "keepalive" {

@@ -76,6 +76,8 @@ type NATChecks struct {
 
 // RelayStatus counts what this node relays for others.
 type RelayStatus struct {
+	// Offer says how it is reached, as Node.Relay does.
+	Offer string
 	// Sessions are the allocations that stand now.
 	Sessions int
 	// Bytes were passed on, in either direction.

@@ -268,6 +268,9 @@ func (t *traversal) Status() NATStatus {
 	}
 	t.mu.Unlock()
 	for _, peer := range known.Peers {
+		if peer.Path == nat.Direct && peer.RTT == 0 { // no way was looked for
+			continue
+		}
 		path := NATPath{Node: peer.Node, PublicKey: peer.Key, Endpoint: peer.Remote, RTT: peer.RTT, Since: peer.Since}
 		if peer.Path != nat.Unreached {
 			path.Connection = Connection(peer.Path)
@@ -276,6 +279,7 @@ func (t *traversal) Status() NATStatus {
 	}
 	if t.server != nil {
 		status.Relay = relayStatus(t.server.Stats())
+		status.Relay.Offer = t.offer
 	}
 	slices.SortFunc(status.Peers, func(a, b NATPath) int { return cmp.Compare(a.Node, b.Node) })
 	return status

@@ -44,13 +44,14 @@ type savedNode struct {
 	Keepalive  time.Duration           `json:"keepalive,omitempty"`
 	Services   []wireguard.NodeService `json:"services,omitempty"`
 	Candidates []string                `json:"candidates,omitempty"`
+	Relay      string                  `json:"relay,omitempty"`
 }
 
 func (s savedSet) nodes() []dataplane.Node {
 	nodes := make([]dataplane.Node, len(s.Nodes))
 	for i, n := range s.Nodes {
 		nodes[i] = dataplane.Node{
-			Name: n.Name, PublicKey: n.PublicKey, Endpoint: n.Endpoint, Slices: n.Slices, Keepalive: n.Keepalive, Services: n.Services, Candidates: n.Candidates,
+			Name: n.Name, PublicKey: n.PublicKey, Endpoint: n.Endpoint, Slices: n.Slices, Keepalive: n.Keepalive, Services: n.Services, Candidates: n.Candidates, Relay: n.Relay,
 		}
 	}
 	return nodes

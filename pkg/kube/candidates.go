@@ -12,6 +12,9 @@ import (
 // it may be reached, written by its own daemon.
 const Candidates = prefix + "candidates"
 
+// Relay is the annotation of a Node that relays for others: how it is reached.
+const Relay = prefix + "relay"
+
 // maxReason bounds what is told of bad candidates: the first few say enough.
 const maxReason = 256
 
@@ -28,6 +31,18 @@ func (k *Kube) candidates(own ownNode) string {
 		return ""
 	}
 	return nat.FormatCandidates(known)
+}
+
+// parseRelay reads how a node's relay is reached; empty is that it has none.
+func parseRelay(text string) (string, error) {
+	if text == "" {
+		return "", nil
+	}
+	offer, err := nat.ParseRelayOffer(text)
+	if err != nil {
+		return "", fmt.Errorf("%w: %s: %.*s", errBadAnnotation, Relay, maxReason, oneLine{err}.Error())
+	}
+	return offer.String(), nil
 }
 
 // parseCandidates reads the good ones of the annotation, and says beside them what

@@ -65,6 +65,8 @@ type Config struct {
 	// Candidates are the addresses at which this node may be reached through NATs.
 	// CandidatesChanged tells that they changed; nil is none.
 	Candidates func() []nat.Candidate
+	// Relay says how this node's relay is reached, empty if it has none; nil is none. CandidatesChanged tells of it too.
+	Relay func() string
 	// Log gets what an operator should know.
 	Log *slog.Logger
 }
@@ -135,6 +137,9 @@ func New(cfg Config) (*Kube, error) {
 	k.namespaces = newMirror("namespaces", client.namespaceMetadata(), namespaceOf, func() {})
 	if k.cfg.Silent == nil {
 		k.cfg.Silent = func() []string { return nil }
+	}
+	if k.cfg.Relay == nil {
+		k.cfg.Relay = func() string { return "" }
 	}
 	if k.cfg.Candidates == nil {
 		k.cfg.Candidates = func() []nat.Candidate { return nil }

@@ -75,7 +75,8 @@ type member struct {
 	// servicesFault is what is wrong with the annotation of services, which costs these alone.
 	servicesFault error
 	candidates    []string
-	// candidatesFault is what is wrong with some or all candidates, which costs these alone.
+	relay         string
+	// candidatesFault is what is wrong with some or all candidates, or with the relay, which costs these alone.
 	candidatesFault error
 }
 
@@ -95,6 +96,9 @@ func memberOf(object metav1.Object) member {
 	}
 	m.services, m.servicesFault = parseServices(annotations[Services])
 	m.candidates, m.candidatesFault = parseCandidates(annotations[Candidates])
+	var relayFault error
+	m.relay, relayFault = parseRelay(annotations[Relay])
+	m.candidatesFault = errors.Join(m.candidatesFault, relayFault)
 	m.publicKey = annotations[PublicKey]
 	m.endpoint = cmp.Or(annotations[ForceEndpoint], annotations[Endpoint])
 	m.keepalive, m.fault = parseKeepalive(annotations[Keepalive])

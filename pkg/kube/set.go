@@ -54,7 +54,7 @@ func (k *Kube) makeSet(ctx context.Context) (savedSet, []problem, error) {
 	for _, m := range members {
 		node := savedNode{
 			Name: m.name, UID: m.uid, PublicKey: m.publicKey, Endpoint: m.endpoint,
-			Keepalive: m.keepalive, Slices: k.set.book[m.uid].slices, Services: m.services, Candidates: m.candidates,
+			Keepalive: m.keepalive, Slices: k.set.book[m.uid].slices, Services: m.services, Candidates: m.candidates, Relay: m.relay,
 		}
 		if m.servicesFault != nil && m.name != k.cfg.Node {
 			problems = append(problems, problem{node: m.name, uid: m.uid, reason: reasonBadService, text: m.servicesFault.Error()})

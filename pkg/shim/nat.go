@@ -42,6 +42,9 @@ type RelayServer struct {
 	ListenPort   uint16         `json:"listen_port"`
 	ExternalAddr netip.AddrPort `json:"external_addr"` // where others reach it
 	MaxSessions  uint32         `json:"max_sessions"`  // by default 100
+
+	// TLSPort is the port for those who get out by TLS alone, the same at ExternalAddr's address; 0: none.
+	TLSPort uint16 `json:"tls_port,omitempty"`
 }
 
 const defaultRelaySessions = 100
@@ -176,6 +179,7 @@ type NATPeer struct {
 
 // NATRelay counts what this node relays for others.
 type NATRelay struct {
+	Offer    string `json:"offer"`    // how it is reached, for the nodes file
 	Sessions uint32 `json:"sessions"` // that stand now
 	Bytes    uint64 `json:"bytes"`    // passed on, in either direction
 	Refused  uint64 `json:"refused"`  // requests, and packets to where none may go
