@@ -1,0 +1,254 @@
+package nat
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// path is a pair of candidates, this node's way and the peer's address.
+type path struct {
+	way    Way
+	remote netip.AddrPort
+}
+
+// What a path is worth, more for a better one. The two ends of a relayed path
+// have to agree, or each would change to what it likes better. A path by the port itself
+// is worth its remote kind's priority, which is at least [Reflexive]'s, and
+// openWorth more if nothing has to keep it open.
+const (
+	openWorth      = 1
+	oneRelayWorth  = 20
+	twoRelaysWorth = 10
+)
+
+const (
+	// maxStrangers bounds the addresses of a search that are no candidates of the
+	// peer's, but that checks of it came from.
+	maxStrangers = 4
+)
+
+// Holder is a [Way] that can keep back what comes from a peer. WireGuard sends
+// to where it last heard a peer from. If a path is changed under dense traffic in both
+// directions, packets that are under way by the former one lead each end back
+// to it, and so on for ever. So nothing may come by it until all that was under
+// way has arrived.
+type Holder interface {
+	Way
+	// Hold keeps back what comes from remote for the device, at most for a time
+	// and as much as there is room for, and then passes it on in order. It does not
+	// block.
+	Hold(remote netip.AddrPort, atMost time.Duration)
+}
+
+// retransmission is how long the n-th check of a path waits for an answer before
+// the next. Packets that meet a translator before the peer's have opened it are lost,
+// so the first follow closely.
+func retransmission(n int) time.Duration {
+	const first, last = 500 * time.Millisecond, 2 * time.Second
+	return min(last, first<<min(n/2, 2))
+}
+
+// sort tells paths apart that may well fare alike.
+type sort struct {
+	direct bool
+	remote Kind
+}
+
+// try is a path in a search.
+type try struct {
+	path
+	sort   sort
+	score  int
+	sends  int
+	next   time.Time // when to send the next check
+	proved time.Time // when the first answer came
+	failed bool      // it was proved, and then carried nothing
+}
+
+// search tries paths to a peer until one is as good as it gets or the time is up.
+type search struct {
+	ends      time.Time
+	paced     time.Time // no check before
+	tries     []*try
+	strangers int
+}
+
+// find returns the try of a path, or nil.
+func (s *search) find(x path) *try {
+	at := slices.IndexFunc(s.tries, func(t *try) bool { return t.path == x })
+	if at < 0 {
+		return nil
+	}
+	return s.tries[at]
+}
+
+// best returns the best try that is proved and has not failed, or nil.
+func (s *search) best() *try {
+	for _, t := range s.tries {
+		if !t.proved.IsZero() && !t.failed {
+			return t
+		}
+	}
+	return nil
+}
+
+// hopes reports whether anything better than score may still be proved, or,
+// if soon, was not given a fair chance yet.
+func (s *search) hopes(score int, soon bool) bool {
+	const fair = 2
+	return slices.ContainsFunc(s.tries, func(t *try) bool {
+		return t.score > score && t.proved.IsZero() && !t.failed && (!soon || t.sends < fair)
+	})
+}
+
+// add puts a path in its place, behind those that are as good.
+func (s *search) add(t *try) {
+	at, _ := slices.BinarySearchFunc(s.tries, t, func(a, b *try) int {
+		if a.score < b.score {
+			return 1
+		}
+		return -1
+	})
+	s.tries = slices.Insert(s.tries, at, t)
+}
+
+// natted reports whether a translator of this node is on the way to addr.
+func (e *engine) natted(addr netip.Addr) bool {
+	return e.translated[family(addr)] && !addr.IsPrivate() && !addr.IsLinkLocalUnicast()
+}
+
+const families = 2
+
+func family(addr netip.Addr) int {
+	if addr.Is6() {
+		return 1
+	}
+	return 0
+}
+
+// kindOf says what a peer's address is. One that the peer does not tell of was
+// seen by packets, so it is reflexive.
+func (p *peer) kindOf(addr netip.AddrPort) Kind {
+	if addr == p.Endpoint {
+		return Host
+	}
+	for _, c := range p.Candidates { // sorted: the best kind first
+		if c.Addr == addr {
+			return c.Kind
+		}
+	}
+	return Reflexive
+}
+
+// pathKind is what a path is to people.
+func (e *engine) pathKind(p *peer, x path) PathKind {
+	switch kind := p.kindOf(x.remote); {
+	case x.way != e.direct || kind == Relayed:
+		return ByRelay
+	case kind == Reflexive || e.natted(x.remote.Addr()):
+		return HolePunched
+	}
+	return Direct
+}
+
+// kept reports whether a path closes if nothing is sent.
+func (e *engine) kept(p *peer, x path) bool { return e.pathKind(p, x) != Direct }
+
+// score is what a path is worth.
+func (e *engine) score(p *peer, x path) int {
+	kind := p.kindOf(x.remote)
+	switch {
+	case x.way != e.direct && kind == Relayed:
+		return twoRelaysWorth
+	case x.way != e.direct || kind == Relayed:
+		return oneRelayWorth
+	case e.kept(p, x):
+		return int(kind.Priority())
+	}
+	return int(kind.Priority()) + openWorth
+}
+
+// paths are all that make sense to a peer, the best first, at most
+// MaxCandidatePairs. Before any sort of path (way and kind) has a second place
+// each has one, so that many addresses of a host do not leave out its relay.
+func (e *engine) paths(p *peer) []*try {
+	var all []*try
+	for _, way := range e.ways() {
+		for _, remote := range p.remotes() {
+			x := path{way.way, remote}
+			if way.reaches(remote.Addr()) && !e.isOwn(remote) && !slices.ContainsFunc(all, func(t *try) bool { return t.path == x }) {
+				all = append(all, e.newTry(p, x))
+			}
+		}
+	}
+	sortTries(all)
+	if len(all) > e.config.MaxCandidatePairs {
+		places := map[*try]int{}
+		taken := map[sort]int{}
+		for _, t := range all {
+			places[t] = taken[t.sort]
+			taken[t.sort]++
+		}
+		slices.SortStableFunc(all, func(a, b *try) int { return cmp.Compare(places[a], places[b]) })
+		all = all[:e.config.MaxCandidatePairs]
+		sortTries(all)
+	}
+	return all
+}
+
+func sortTries(tries []*try) {
+	slices.SortStableFunc(tries, func(a, b *try) int {
+		return cmp.Or(cmp.Compare(b.score, a.score), cmp.Compare(b.sort.remote.Priority(), a.sort.remote.Priority()), b.remote.Addr().Compare(a.remote.Addr()), cmp.Compare(a.remote.Port(), b.remote.Port()))
+	})
+}
+
+// remotes are the addresses at which a peer may be.
+func (p *peer) remotes() []netip.AddrPort {
+	var addrs []netip.AddrPort
+	add := func(addr netip.AddrPort) {
+		if unreachable(addr) == "" && !slices.Contains(addrs, addr) {
+			addrs = append(addrs, addr)
+		}
+	}
+	add(p.Endpoint)
+	for _, c := range p.Candidates {
+		add(c.Addr)
+	}
+	for _, s := range p.strangers {
+		add(s.addr)
+	}
+	return addrs
+}
+
+// wayIn is a way of this node, with what it reaches.
+type wayIn struct {
+	way     Way
+	relayed netip.AddrPort // the zero value for the port itself
+}
+
+// reaches reports whether a way sends to addresses of a family.
+func (w wayIn) reaches(addr netip.Addr) bool {
+	return !w.relayed.IsValid() || w.relayed.Addr().Is4() == addr.Is4()
+}
+
+// ways are the port itself and the relays.
+func (e *engine) ways() []wayIn {
+	ways := []wayIn{{way: e.direct}}
+	return append(ways, e.relays...)
+}
+
+// pathOf is the path that the device takes when it sends to endpoint.
+func (e *engine) pathOf(endpoint netip.AddrPort) (path, bool) {
+	for _, r := range e.relays {
+		if to, ok := r.way.Remote(endpoint); ok {
+			return path{r.way, to}, true
+		}
+	}
+	if !endpoint.IsValid() || endpoint.Addr().IsLoopback() {
+		return path{}, false
+	}
+	to, ok := e.direct.Remote(endpoint)
+	return path{e.direct, to}, ok
+}
