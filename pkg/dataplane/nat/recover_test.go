@@ -1,0 +1,272 @@
+package nat
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// relayed is two nodes that only a relay brings together.
+func relayed(t *testing.T) (w *simWorld, relay *simRelay, one, two *simNode, way *simWay) {
+	w = newWorld(t)
+	one, two = w.behind("a", symmetricNAT, 1), w.behind("b", symmetricNAT, 2)
+	relay = newRelayServer(w.internet, "198.51.100.9")
+	way = two.allocateAt(relay)
+	w.start()
+	w.within(40*time.Second, "relayed", func() bool { return one.path(two) == ByRelay && two.path(one) == ByRelay })
+	return w, relay, one, two, way
+}
+
+// flow sends from each of two nodes to the other until it is stopped, which
+// returns how much did not arrive.
+func (w *simWorld) flow(one, two *simNode) (stop func() (lost int)) {
+	ctx, cancel := context.WithCancel(w.t.Context())
+	done := make(chan int)
+	go func() {
+		ticker := time.NewTicker(3 * time.Millisecond)
+		defer ticker.Stop()
+		sent := 0
+		for ctx.Err() == nil {
+			sent++
+			one.device.send(two.key, "data", sent)
+			two.device.send(one.key, "data", sent)
+			<-ticker.C
+		}
+		<-time.After(time.Second)
+		lost := 0
+		for i := range sent {
+			for _, n := range []*simNode{one, two} {
+				n.device.set(func() {
+					if n.device.got[i+1] == 0 {
+						lost++
+					}
+				})
+			}
+		}
+		done <- lost
+	}()
+	return func() int {
+		cancel()
+		return <-done
+	}
+}
+
+// TestRecover checks that traffic flows again, and in bounded time, after
+// something went wrong.
+func TestRecover(t *testing.T) {
+	type lab struct {
+		*simWorld
+		one, two *simNode
+		relay    *simRelay
+		way      *simWay
+	}
+	punched := func(a, b natKind) func(*testing.T) lab {
+		return func(t *testing.T) lab {
+			w := newWorld(t)
+			one, two := w.behind("a", a, 1), w.behind("b", b, 2)
+			w.start()
+			w.within(40*time.Second, "reached", func() bool { return one.path(two) == HolePunched && two.path(one) == HolePunched })
+			return lab{simWorld: w, one: one, two: two}
+		}
+	}
+	relays := func(t *testing.T) lab {
+		w, relay, one, two, way := relayed(t)
+		return lab{w, one, two, relay, way}
+	}
+	restart := func(nodes ...*simNode) {
+		for _, n := range nodes {
+			n.halt()
+		}
+		for _, n := range nodes {
+			n.start()
+		}
+	}
+	cases := []struct {
+		name   string
+		lab    func(*testing.T) lab
+		broken func(lab)
+		limit  time.Duration
+		want   PathKind
+	}{
+		{"the relay is gone and there is another", relays, func(l lab) {
+			l.two.loseRelay(l.way)
+			l.one.allocateAt(l.relay)
+		}, 20 * time.Second, ByRelay},
+		{"the relay died without a word, and another was there all the time", func(t *testing.T) lab {
+			l := relays(t)
+			l.one.allocateAt(newRelayServer(l.internet, "198.51.100.10"))
+			time.Sleep(10 * time.Second)
+			return l
+		}, func(l lab) { l.relay.release(l.way) }, 40 * time.Second, ByRelay},
+		{"the mappings of one end are forgotten", punched(portRestricted, portRestricted), func(l lab) { l.one.box().forget() }, 40 * time.Second, HolePunched},
+		{"the mappings of both ends are forgotten", punched(portRestricted, addrRestricted), func(l lab) {
+			l.one.box().forget()
+			l.two.box().forget()
+		}, 40 * time.Second, HolePunched},
+		{"the public address of the end that chooses changes", punched(portRestricted, portRestricted), func(l lab) { l.one.box().move("203.0.113.77") }, 100 * time.Second, HolePunched},
+		{"the public address of the other end changes", punched(portRestricted, portRestricted), func(l lab) { l.two.box().move("203.0.113.77") }, 100 * time.Second, HolePunched},
+		{"the public address changes, and the node notices", punched(portRestricted, portRestricted), func(l lab) {
+			l.two.box().move("203.0.113.77")
+			l.two.agent.Changed()
+		}, 20 * time.Second, HolePunched},
+		{"the address behind a symmetric translator changes", punched(symmetricNAT, noNAT), func(l lab) { l.one.box().move("203.0.113.77") }, 40 * time.Second, HolePunched},
+		{"an agent restarts", punched(portRestricted, fullCone), func(l lab) { restart(l.one) }, 10 * time.Second, HolePunched},
+		{"an agent and its device restart", punched(portRestricted, portRestricted), func(l lab) {
+			l.one.halt()
+			l.one.reset()
+			l.one.start()
+		}, 20 * time.Second, HolePunched},
+		{"both restart at once", punched(portRestricted, portRestricted), func(l lab) {
+			for _, n := range l.nodes {
+				n.halt()
+				n.reset()
+			}
+			restart(l.nodes...)
+		}, 20 * time.Second, HolePunched},
+		{"both restart at once, by relay", relays, func(l lab) {
+			for _, n := range l.nodes {
+				n.halt()
+				n.reset()
+			}
+			restart(l.nodes...)
+		}, 20 * time.Second, ByRelay},
+		{"both are away for an hour", punched(portRestricted, portRestricted), func(l lab) {
+			for _, n := range l.nodes {
+				n.halt()
+			}
+			time.Sleep(time.Hour)
+			restart(l.nodes...)
+		}, 30 * time.Second, HolePunched},
+		{"the internet was down for an hour", punched(portRestricted, portRestricted), func(l lab) {
+			l.internet.setDown(true)
+			time.Sleep(time.Hour)
+			l.internet.setDown(false)
+		}, 5 * time.Minute, HolePunched},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := c.lab(t)
+				c.broken(l)
+				took := l.within(c.limit, "reached again", func() bool {
+					return l.one.reaches(l.two) && l.two.reaches(l.one) && l.one.path(l.two) == c.want && l.two.path(l.one) == c.want
+				})
+				t.Logf("%s after %v", c.want, took)
+				time.Sleep(3 * time.Minute)
+				if !l.one.reaches(l.two) || !l.two.reaches(l.one) || l.one.path(l.two) != c.want || l.two.path(l.one) != c.want {
+					t.Errorf("it did not last: %s and %s", l.one.path(l.two), l.two.path(l.one))
+				}
+			})
+		})
+	}
+}
+
+// TestLyingServers checks that servers that are wrong, slow or send old answers
+// again cost time, and not the path.
+func TestLyingServers(t *testing.T) {
+	lie := netip.MustParseAddrPort("192.0.2.66:6666")
+	cases := []struct {
+		name  string
+		set   func(first, second *simServer)
+		limit time.Duration
+	}{
+		{"one lies", func(first, _ *simServer) { first.lie = lie }, 40 * time.Second},
+		{"both lie", func(first, second *simServer) { first.lie, second.lie = lie, lie }, 0},
+		{"both are late", func(first, second *simServer) { first.late, second.late = 3*time.Second, 9*time.Second }, 40 * time.Second},
+		{"both are silent at first", func(first, second *simServer) { first.silent, second.silent = true, true }, 0},
+		{"both send old answers again", func(first, second *simServer) { first.keep, second.keep = true, true }, 40 * time.Second},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				one, two := w.behind("a", portRestricted, 1), w.behind("b", portRestricted, 2)
+				c.set(w.servers[0], w.servers[1])
+				w.start()
+				reached := func() bool {
+					return one.path(two) == HolePunched && two.path(one) == HolePunched && one.reaches(two)
+				}
+				if c.limit == 0 { // until they behave
+					time.Sleep(5 * time.Minute)
+					for _, s := range w.servers {
+						s.set(func() { s.lie, s.silent = netip.AddrPort{}, false })
+					}
+					c.limit = 2 * time.Minute
+				}
+				t.Log(w.within(c.limit, "reached", reached))
+				w.servers[0].set(func() { w.servers[0].lie = lie })
+				w.servers[1].set(func() { w.servers[1].lie = lie })
+				time.Sleep(10 * time.Minute)
+				if !reached() {
+					t.Error("lies of servers ended a path that worked")
+				}
+			})
+		})
+	}
+}
+
+// TestUpgrade checks that a relayed path makes room for a better one without
+// the loss of a packet, and that the relay carries nothing any more.
+func TestUpgrade(t *testing.T) {
+	for _, owner := range []string{"the end that chooses", "the other end"} {
+		t.Run("relay of "+owner, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				one, two := w.behind("a", symmetricNAT, 1), w.behind("b", symmetricNAT, 2)
+				relay := newRelayServer(w.internet, "198.51.100.9")
+				if owner == "the other end" {
+					two.allocateAt(relay)
+				} else {
+					one.allocateAt(relay)
+				}
+				w.start()
+				w.within(40*time.Second, "relayed", func() bool { return one.path(two) == ByRelay && two.path(one) == ByRelay })
+				stop := w.flow(one, two)
+				time.Sleep(time.Minute)
+				one.box().become(fullCone)
+				two.box().become(fullCone)
+				w.within(3*time.Minute, "hole-punched", func() bool { return one.path(two) == HolePunched && two.path(one) == HolePunched })
+				time.Sleep(10 * time.Second)
+				if lost := stop(); lost > 0 {
+					t.Errorf("lost %d packets", lost)
+				}
+				if one.path(two) != HolePunched || two.path(one) != HolePunched {
+					t.Errorf("path is %s and %s", one.path(two), two.path(one))
+				}
+			})
+		})
+	}
+}
+
+// TestFailedTrial checks that the device goes back to an endpoint that works
+// if a better one that was proved carries nothing of WireGuard's.
+func TestFailedTrial(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, _, two, one, _ := relayed(t) // the one has the relay and so chooses
+		w.internet.blockWG(true)        // but not by the relay
+		one.box().become(fullCone)
+		two.box().become(fullCone)
+		time.Sleep(15 * time.Minute)
+		one.device.mu.Lock()
+		uses := slices.Clone(one.device.uses)
+		one.device.mu.Unlock()
+		tries := 0
+		for _, u := range uses {
+			if u.Addr() == two.box().addr {
+				tries++
+			}
+		}
+		if tries == 0 || tries > 2 {
+			t.Errorf("the better path was tried %d times: %v", tries, uses)
+		}
+		if endpoint := one.device.state(two.key).Endpoint; !endpoint.Addr().IsLoopback() {
+			t.Errorf("the device sends to %v", endpoint)
+		}
+		if !one.reaches(two) || !two.reaches(one) || one.path(two) != ByRelay || two.path(one) != ByRelay {
+			t.Errorf("path is %s and %s", one.path(two), two.path(one))
+		}
+	})
+}
