@@ -39,6 +39,7 @@ type Node struct {
 	dir, binaries string
 	daemon        *Process
 	services      []ServiceEntry // as the other nodes were told
+	candidates    []string       // as they were
 }
 
 // Start starts the daemon and returns when it answers.
@@ -206,12 +207,17 @@ func (n *Node) lastWords(status shim.StatusSnapshot, err error) string {
 // LogTail returns the last lines of the daemon's log.
 func (n *Node) LogTail() string {
 	const lines = 8
+	all := strings.Split(n.Log(), "\n")
+	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}
+
+// Log returns the daemon's log, or why it cannot be read.
+func (n *Node) Log() string {
 	text, err := os.ReadFile(n.LogFile())
 	if err != nil {
 		return err.Error()
 	}
-	all := strings.Split(strings.TrimSpace(string(text)), "\n")
-	return strings.Join(all[max(0, len(all)-lines):], "\n")
+	return strings.TrimSpace(string(text))
 }
 
 // Binary returns the path of one of the two binaries.
