@@ -130,7 +130,8 @@ func TestRelayClientComesBack(t *testing.T) {
 			relay.stop()
 			for _, p := range []*testPeer{a, b} {
 				select {
-				case <-p.down:
+				case err := <-p.down:
+					t.Logf("down: %v", err)
 				case <-time.After(relayPatience):
 					t.Fatal("nobody says that the relay is gone")
 				}
@@ -326,5 +327,33 @@ func TestRelayRemotes(t *testing.T) {
 	}
 	if got, from := a.receive(t, relayPatience); got != "awake" || from != one {
 		t.Errorf("device got %q from %s", got, from)
+	}
+}
+
+// TestRelayClientDoesNotAllocate: packets of WireGuard cost no garbage, in
+// either direction.
+func TestRelayClientDoesNotAllocate(t *testing.T) {
+	relay, nodeA, _ := twoNodes(t, nil)
+	a := relay.startPeer(t, nodeA, nil, nil)
+	a.awaitUp(t)
+	to := netip.AddrPortFrom(relayPeerAddr, 51820)
+	peer := listenAt(t, to)
+	a.sendVia(t, to, "open")
+	readOne(t, peer)
+	remote, err := a.client.remote(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	channel := remote.channel.Load()
+	packet := make([]byte, relayPool)
+	packet[channelHeader] = 4
+	if got := testing.AllocsPerRun(1000, func() { _ = remote.send(packet, 1420) }); got >= 1 {
+		t.Errorf("%v allocations for a packet that leaves", got)
+	}
+	if got := testing.AllocsPerRun(1000, func() { channel.session.receive(packet[:channelHeader+1420]) }); got >= 1 {
+		t.Errorf("%v allocations for a packet that arrives", got)
+	}
+	if got := testing.AllocsPerRun(1000, func() { _ = a.client.Send(packet[:100], to) }); got >= 1 {
+		t.Errorf("%v allocations for a STUN packet that leaves", got)
 	}
 }

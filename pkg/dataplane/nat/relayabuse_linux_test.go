@@ -510,7 +510,7 @@ func TestRelayEndsAllocations(t *testing.T) {
 		b.awaitUp(t)
 		relay.server.SetPeers([]RelayPeer{{Key: nodeB.public}})
 		waitUntil(t, "its allocation ends", func() bool { return relay.server.stats.Sessions.Load() == 1 })
-		<-a.down
+		t.Logf("down: %v", <-a.down)
 	})
 }
 
