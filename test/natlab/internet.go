@@ -108,8 +108,6 @@ func (i *Internet) machine(name string) (*netlab.NS, error) {
 		return nil, err
 	}
 	i.made = append(i.made, ns)
-	return ns, setSysctls(ns, map[string]string{
-		"ipv6/conf/default/accept_redirects": "0",
-		"ipv6/conf/default/accept_dad":       "0", "ipv6/conf/all/accept_dad": "0",
-	})
+	return ns, setSysctls(ns,
+		"ipv6/conf/default/accept_redirects=0", "ipv6/conf/default/accept_dad=0", "ipv6/conf/all/accept_dad=0")
 }

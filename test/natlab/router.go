@@ -230,9 +230,7 @@ func (r *Router) setTimeouts() error {
 		return nil
 	}
 	seconds := strconv.Itoa(r.timeoutSeconds())
-	return setSysctls(r.NS, map[string]string{
-		"netfilter/nf_conntrack_udp_timeout": seconds, "netfilter/nf_conntrack_udp_timeout_stream": seconds,
-	})
+	return setSysctls(r.NS, "netfilter/nf_conntrack_udp_timeout="+seconds, "netfilter/nf_conntrack_udp_timeout_stream="+seconds)
 }
 
 func (r *Router) timeoutSeconds() int { return max(1, int(r.config.Timeout/time.Second)) }
