@@ -43,10 +43,10 @@ type lease struct {
 	gateway netip.Addr
 }
 
-func newPool(prefix string) *pool { return poolOf(netip.MustParsePrefix(prefix)) }
-
-func poolOf(prefix netip.Prefix) *pool {
-	return &pool{prefix: prefix.Masked(), last: prefix.Masked().Addr().Next()}
+func newPool(prefix netip.Prefix) *pool {
+	p := &pool{prefix: prefix.Masked()}
+	p.last = p.gateway()
+	return p
 }
 
 func (p *pool) gateway() netip.Addr { return p.prefix.Addr().Next() }
