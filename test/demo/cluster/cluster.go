@@ -53,6 +53,10 @@ type Config struct {
 	Kubeconfig string
 	// Strangers are further nodes, which exist in the nodes file alone.
 	Strangers []Entry
+	// Machines are those of the nodes that are not on the fabric, by name.
+	Machines map[string]Machine
+	// NAT is what daemons are told of ways through NATs, by name.
+	NAT map[string]NAT
 }
 
 // Cluster is a number of nodes on one underlay.
@@ -78,7 +82,11 @@ func New(config Config) (*Cluster, error) {
 	addr := Underlay().Addr()
 	for _, name := range config.NodeNames {
 		addr = addr.Next()
-		node, err := c.newNode(name, addr)
+		machine, err := c.machine(name, addr)
+		if err != nil {
+			return nil, errors.Join(err, fabric.Close())
+		}
+		node, err := c.newNode(name, machine)
 		if err != nil {
 			return nil, errors.Join(err, fabric.Close())
 		}
@@ -90,16 +98,21 @@ func New(config Config) (*Cluster, error) {
 	return c, nil
 }
 
-func (c *Cluster) newNode(name string, underlay netip.Addr) (*Node, error) {
+// machine returns the node's own, or plugs a new one into the fabric.
+func (c *Cluster) machine(name string, addr netip.Addr) (Machine, error) {
+	if machine, own := c.config.Machines[name]; own {
+		return machine, nil
+	}
+	host, err := c.Fabric.Host(name, netip.PrefixFrom(addr, Underlay().Bits()))
+	return Machine{NS: host, Addr: addr}, err
+}
+
+func (c *Cluster) newNode(name string, machine Machine) (*Node, error) {
 	dir := filepath.Join(c.config.Dir, name)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	host, err := c.Fabric.Host(name, netip.PrefixFrom(underlay, Underlay().Bits()))
-	if err != nil {
-		return nil, err
-	}
-	node := &Node{Name: name, NS: host, Underlay: underlay, dir: dir, binaries: c.config.Binaries}
+	node := &Node{Name: name, NS: machine.NS, Underlay: machine.Addr, dir: dir, binaries: c.config.Binaries}
 	return node, node.writeConfig(c.config)
 }
 

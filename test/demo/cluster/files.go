@@ -19,6 +19,9 @@ type Entry struct {
 	Endpoint  string         `json:"endpoint,omitempty"`
 	Slices    []netip.Prefix `json:"slices,omitempty"`
 	Services  []ServiceEntry `json:"services,omitempty"`
+	// Candidates are further addresses of the node, and Relay is what it offers.
+	Candidates []string `json:"candidates,omitempty"`
+	Relay      string   `json:"relay,omitempty"`
 }
 
 // daemonConfig is the part of overlayd's configuration that a lab sets.
@@ -32,6 +35,7 @@ type daemonConfig struct {
 	StateDir     string         `json:"stateDir"`
 	ListenPort   int            `json:"listenPort"`
 	Backend      string         `json:"backend"`
+	NAT          *NAT           `json:"nat,omitempty"`
 }
 
 func (n *Node) writeConfig(config Config) error {
@@ -46,6 +50,9 @@ func (n *Node) writeConfig(config Config) error {
 		StateDir:     n.stateDir(),
 		ListenPort:   ListenPort,
 		Backend:      backend,
+	}
+	if nat, told := config.NAT[n.Name]; told {
+		daemon.NAT = &nat
 	}
 	if daemon.Kubeconfig = config.Kubeconfig; daemon.Kubeconfig != "" {
 		daemon.Kubernetes = true
@@ -76,6 +83,9 @@ func (c *Cluster) Entries() []Entry {
 			Endpoint:  netip.AddrPortFrom(node.Underlay, ListenPort).String(),
 			Slices:    c.config.Slices[node.Name],
 			Services:  node.services,
+
+			Candidates: node.candidates,
+			Relay:      c.config.NAT[node.Name].Relay.offer(),
 		})
 	}
 	return append(entries, c.config.Strangers...)

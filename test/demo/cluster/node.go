@@ -39,6 +39,7 @@ type Node struct {
 	dir, binaries string
 	daemon        *Process
 	services      []ServiceEntry // as the other nodes were told
+	candidates    []string       // as they were
 }
 
 // Start starts the daemon and returns when it answers.
