@@ -64,7 +64,8 @@ type Agent struct {
 	inbox   *inbox
 	wake    chan struct{}
 	wishes  mailbox
-	refused atomic.Uint64
+	// Checks: sent, answered, and packets refused.
+	sent, answers, refused atomic.Uint64
 	beside  sync.WaitGroup // what Run has started
 
 	mu      sync.Mutex // guards all below
@@ -162,7 +163,7 @@ func (a *Agent) Status() Status {
 	defer a.mu.Unlock()
 	s := Status{
 		Candidates: slices.Clone(a.own), Mapping: a.mapping, Peers: slices.Collect(maps.Values(a.shown)),
-		Dropped: a.inbox.dropped.Load(), Refused: a.refused.Load(),
+		Sent: a.sent.Load(), Answered: a.answers.Load(), Dropped: a.inbox.dropped.Load(), Refused: a.refused.Load(),
 	}
 	slices.SortFunc(s.Peers, func(x, y PeerStatus) int { return slices.Compare(x.Key[:], y.Key[:]) })
 	return s
