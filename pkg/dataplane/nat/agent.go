@@ -66,7 +66,7 @@ type Agent struct {
 	wishes  mailbox
 	// Checks: sent, answered, and packets refused.
 	sent, answers, refused atomic.Uint64
-	beside  sync.WaitGroup // what Run has started
+	beside                 sync.WaitGroup // what Run has started
 
 	mu      sync.Mutex // guards all below
 	running bool
