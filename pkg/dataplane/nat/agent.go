@@ -51,8 +51,9 @@ type Options struct {
 // address of the other's, and a pair that was answered is proved. The end with the
 // smaller key has its device switched to the best one, and takes that back
 // if it carries nothing. The other follows, as WireGuard does. A path
-// through a translator or a relay is checked each 15 s and given up after three
-// checks without an answer; one by a relay is given up for a better one.
+// through a translator or a relay is checked each 15 s, and given up after three
+// checks without an answer if WireGuard hears nothing either; one by a relay is
+// given up for a better one.
 //
 // What peers see this node come from is a candidate of it, too, while they say
 // so: if two at different addresses see the same one, or if there is only one who
