@@ -180,22 +180,41 @@ func (n *network) plug(ns *netlab.NS, name string) error {
 // waitUp returns when packets pass a link. Its two ends and the bridge learn of
 // each other only after they were brought up, and drop packets until then.
 func waitUp(ns *netlab.NS, name string) error {
+	return withLink(ns, name, func(handle *netlink.Handle, _ netlink.Link) error {
+		return wait(fmt.Sprintf("link %s of %s to be up", name, ns.Name), func() (bool, error) {
+			link, err := handle.LinkByName(name)
+			return err == nil && link.Attrs().OperState == netlink.OperUp, err
+		})
+	})
+}
+
+// waitLocal returns when the kernel takes packets for an IPv6 address, which it
+// does some time after it was added.
+func waitLocal(handle *netlink.Handle, addr netip.Addr) error {
+	filter := &netlink.Route{Table: unix.RT_TABLE_LOCAL, Dst: ipNet(netip.PrefixFrom(addr, addr.BitLen()))}
+	return wait("a local route for "+addr.String(), func() (bool, error) {
+		routes, err := handle.RouteListFiltered(unix.AF_INET6, filter, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_DST)
+		if errors.Is(err, netlink.ErrDumpInterrupted) {
+			return false, nil
+		}
+		return len(routes) > 0, err
+	})
+}
+
+// wait polls a condition of the kernel's.
+func wait(what string, condition func() (bool, error)) error {
 	deadline, tick := time.After(patience), time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	return withLink(ns, name, func(handle *netlink.Handle, link netlink.Link) error {
-		for link.Attrs().OperState != netlink.OperUp {
-			select {
-			case <-tick.C:
-			case <-deadline:
-				return fmt.Errorf("link %s of %s is %s, not up", name, ns.Name, link.Attrs().OperState)
-			}
-			var err error
-			if link, err = handle.LinkByName(name); err != nil {
-				return fmt.Errorf("find link %s of %s: %w", name, ns.Name, err)
-			}
+	for {
+		if done, err := condition(); done || err != nil {
+			return err
 		}
-		return nil
-	})
+		select {
+		case <-tick.C:
+		case <-deadline:
+			return fmt.Errorf("wait for %s: not in %s", what, patience)
+		}
+	}
 }
 
 // route has the gateway send what is for prefix to via.
@@ -244,6 +263,9 @@ func addAddress(handle *netlink.Handle, link netlink.Link, prefix netip.Prefix) 
 	}
 	if err := handle.AddrAdd(link, addr); err != nil {
 		return fmt.Errorf("add %s to %s: %w", prefix, link.Attrs().Name, err)
+	}
+	if prefix.Addr().Is6() {
+		return waitLocal(handle, prefix.Addr())
 	}
 	return nil
 }
