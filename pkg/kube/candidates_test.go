@@ -107,6 +107,17 @@ func TestCandidatesArePublishedAndFollowed(t *testing.T) {
 	}
 }
 
+// TestChangedCandidatesWakeTheWriter: elsewhere other changes may have done so.
+func TestChangedCandidatesWakeTheWriter(t *testing.T) {
+	k := &Kube{selfChanged: make(chan struct{}, 1)}
+	for range 2 {
+		k.CandidatesChanged()
+	}
+	if n := len(k.selfChanged); n != 1 {
+		t.Errorf("woken %d times, want once", n)
+	}
+}
+
 // TestCandidatesOfOthersChange hands over a set for that alone, and keeps it on
 // disk.
 func TestCandidatesOfOthersChange(t *testing.T) {

@@ -14,6 +14,9 @@
 //	                                        | lan
 //	                                     [host]
 //
+// Hosts behind a router that translates have addresses of 192.168.N.0/24 and
+// fdc0:ffee:N::/64, others of 203.0.113.0/24 and 2001:db8:N::/64.
+//
 // What a router does to a family is its Kind. In the words of RFC 4787, where
 // "address" is an address, and "port" an address and a port:
 //
@@ -33,9 +36,10 @@
 //
 // What nobody asked for is dropped without an answer and before the router
 // remembers it. Otherwise the kernel takes a stranger's packet for a connection
-// of the router's own, and moves the mapping of the host that later sends there
-// to another port.
+// of the router's own, whose port is then taken when the host sends there.
 //
-// Routers see to UDP. TCP connections from within always work; from outside
+// A mapping lives as long as packets pass, in either direction; a full cone's
+// and an address-restricted router's openness for strangers as long as the host
+// sends. Routers see to UDP. TCP connections from within always work; from outside
 // only those to a host of a Routed router.
 package natlab

@@ -16,9 +16,10 @@ import (
 // Internet is a network of public addresses of both families. Its own namespace
 // routes between them.
 type Internet struct {
-	network *network
-	routers int         // how many were made
-	made    []io.Closer // namespaces and fabrics, in the order they were made
+	network    *network
+	routers    int         // how many were made
+	publicLANs int         // how many prefixes hosts behind routers were given
+	made       []io.Closer // namespaces and fabrics, in the order they were made
 }
 
 // Host is a machine with an address per family of the network it is in, and a
@@ -39,8 +40,8 @@ func New(name string) (*Internet, error) {
 	i := &Internet{made: []io.Closer{fabric}}
 	i.network = &network{
 		fabric: fabric, gateway: fabric.NS(), link: fabricLink,
-		v4: []*pool{newPool("192.0.2.0/24"), newPool("198.51.100.0/24")},
-		v6: []*pool{newPool("2001:db8::/64")},
+		v4: []*pool{newPool(netip.MustParsePrefix("192.0.2.0/24")), newPool(netip.MustParsePrefix("198.51.100.0/24"))},
+		v6: []*pool{newPool(netip.MustParsePrefix("2001:db8::/64"))},
 	}
 	if err := i.network.open(); err != nil {
 		return nil, errors.Join(fmt.Errorf("make internet %s: %w", name, err), i.Close())
@@ -108,8 +109,17 @@ func (i *Internet) machine(name string) (*netlab.NS, error) {
 		return nil, err
 	}
 	i.made = append(i.made, ns)
-	return ns, setSysctls(ns, map[string]string{
-		"ipv6/conf/default/accept_redirects": "0",
-		"ipv6/conf/default/accept_dad":       "0", "ipv6/conf/all/accept_dad": "0",
-	})
+	return ns, setSysctls(ns,
+		"ipv6/conf/default/accept_redirects=0", "ipv6/conf/default/accept_dad=0", "ipv6/conf/all/accept_dad=0")
+}
+
+// publicLAN returns a prefix for hosts behind a router that does not translate.
+func (i *Internet) publicLAN() (netip.Prefix, error) {
+	const most = 16
+	if i.publicLANs == most {
+		return netip.Prefix{}, fmt.Errorf("203.0.113.0/24 has room for %d LANs", most)
+	}
+	prefix := netip.PrefixFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(i.publicLANs << 4)}), 28)
+	i.publicLANs++
+	return prefix, nil
 }

@@ -3,12 +3,12 @@
 package natlab
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -43,10 +43,10 @@ type lease struct {
 	gateway netip.Addr
 }
 
-func newPool(prefix string) *pool { return poolOf(netip.MustParsePrefix(prefix)) }
-
-func poolOf(prefix netip.Prefix) *pool {
-	return &pool{prefix: prefix.Masked(), last: prefix.Masked().Addr().Next()}
+func newPool(prefix netip.Prefix) *pool {
+	p := &pool{prefix: prefix.Masked()}
+	p.last = p.gateway()
+	return p
 }
 
 func (p *pool) gateway() netip.Addr { return p.prefix.Addr().Next() }
@@ -91,12 +91,15 @@ func (n *network) takeAfter(old lease) (lease, error) {
 
 // open gives the gateway's link its addresses and lets it forward.
 func (n *network) open() error {
-	if err := setSysctls(n.gateway, map[string]string{
-		"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1",
-		"ipv6/conf/all/accept_dad": "0", "ipv6/conf/" + n.link + "/accept_dad": "0",
+	conf := "/conf/" + n.link
+	err := setSysctls(n.gateway, "ipv4/ip_forward=1", "ipv6/conf/all/forwarding=1",
 		// Machines of one network reach each other by the gateway where their prefixes differ.
-		"ipv4/conf/all/send_redirects": "0", "ipv4/conf/" + n.link + "/send_redirects": "0",
-	}); err != nil {
+		"ipv4/conf/all/send_redirects=0", "ipv4"+conf+"/send_redirects=0",
+		// A bridge has begun to look for others with its address, and for seconds finds no neighbour.
+		"ipv6/conf/all/accept_dad=0", "ipv6"+conf+"/accept_dad=0",
+		"ipv6"+conf+"/disable_ipv6=1", "ipv6"+conf+"/disable_ipv6=0",
+	)
+	if err != nil {
 		return err
 	}
 	return withLink(n.gateway, n.link, func(handle *netlink.Handle, link netlink.Link) error {
@@ -231,14 +234,16 @@ func withLink(ns *netlab.NS, name string, do func(*netlink.Handle, netlink.Link)
 	return do(handle, link)
 }
 
-// setSysctls writes values below /proc/sys/net, which shows the namespace of
-// the thread that opens it.
-func setSysctls(ns *netlab.NS, values map[string]string) error {
+// setSysctls writes values, each as name=value, below /proc/sys/net, which shows
+// the namespace of the thread that opens it.
+func setSysctls(ns *netlab.NS, settings ...string) error {
 	return ns.Do(func() error {
-		var errs []error
-		for name, value := range values {
-			errs = append(errs, os.WriteFile(filepath.Join("/proc/sys/net", name), []byte(value), 0o644))
+		for _, setting := range settings {
+			name, value, _ := strings.Cut(setting, "=")
+			if err := os.WriteFile(filepath.Join("/proc/sys/net", name), []byte(value), 0o644); err != nil {
+				return fmt.Errorf("set %s in %s: %w", setting, ns.Name, err)
+			}
 		}
-		return errors.Join(errs...)
+		return nil
 	})
 }

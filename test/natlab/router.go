@@ -64,17 +64,20 @@ func newRouter(i *Internet, uplink *network, name string, config Config) (*Route
 	if config.Timeout == 0 {
 		config.Timeout = DefaultTimeout
 	}
+	const most = 255 // a byte of each LAN's prefix
+	if i.routers == most {
+		return nil, fmt.Errorf("add router %s: there are %d", name, most)
+	}
 	ns, err := i.machine(name)
 	if err != nil {
 		return nil, err
 	}
 	i.routers++
 	r := &Router{NS: ns, internet: i, config: config, uplink: uplink, number: i.routers}
-	if err := errors.Join(r.joinUplink(), r.openLAN()); err != nil {
-		return nil, fmt.Errorf("add router %s: %w", name, err)
-	}
-	if err := errors.Join(r.announceLAN(), r.apply(), r.setTimeouts(), uplink.changed()); err != nil {
-		return nil, fmt.Errorf("add router %s: %w", name, err)
+	for _, step := range []func() error{r.joinUplink, r.openLAN, r.announceLAN, r.apply, r.setTimeouts, uplink.changed} {
+		if err := step(); err != nil {
+			return nil, fmt.Errorf("add router %s: %w", name, err)
+		}
 	}
 	return r, nil
 }
@@ -144,10 +147,14 @@ func (r *Router) openLAN() error {
 	r.internet.made = append(r.internet.made, fabric)
 	r.lan = &network{fabric: fabric, gateway: r.NS, link: lanLink, owner: r}
 	if r.config.IPv4 != Missing {
-		r.lan.v4 = []*pool{poolOf(r.lan4())}
+		prefix, err := r.lan4()
+		if err != nil {
+			return err
+		}
+		r.lan.v4 = []*pool{newPool(prefix)}
 	}
 	if r.config.IPv6 != Missing {
-		r.lan.v6 = []*pool{poolOf(r.lan6())}
+		r.lan.v6 = []*pool{newPool(r.lan6())}
 	}
 	if err := r.lan.plug(r.NS, lanLink); err != nil {
 		return err
@@ -155,14 +162,14 @@ func (r *Router) openLAN() error {
 	return r.lan.open()
 }
 
-func (r *Router) lan4() netip.Prefix {
+func (r *Router) lan4() (netip.Prefix, error) {
 	switch {
 	case !r.config.IPv4.translates():
-		return netip.PrefixFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(r.number << 4)}), 28)
+		return r.internet.publicLAN()
 	case r.config.LAN.IsValid():
-		return r.config.LAN
+		return r.config.LAN, nil
 	}
-	return netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, byte(r.number), 0}), 24)
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, byte(r.number), 0}), 24), nil
 }
 
 func (r *Router) lan6() netip.Prefix {
@@ -230,9 +237,7 @@ func (r *Router) setTimeouts() error {
 		return nil
 	}
 	seconds := strconv.Itoa(r.timeoutSeconds())
-	return setSysctls(r.NS, map[string]string{
-		"netfilter/nf_conntrack_udp_timeout": seconds, "netfilter/nf_conntrack_udp_timeout_stream": seconds,
-	})
+	return setSysctls(r.NS, "netfilter/nf_conntrack_udp_timeout="+seconds, "netfilter/nf_conntrack_udp_timeout_stream="+seconds)
 }
 
 func (r *Router) timeoutSeconds() int { return max(1, int(r.config.Timeout/time.Second)) }

@@ -3,6 +3,7 @@
 package natlab_test
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"testing"
@@ -34,16 +35,27 @@ func TestForgetMappings(t *testing.T) {
 }
 
 func TestMappingsExpire(t *testing.T) {
-	for _, kind := range []natlab.Kind{natlab.FullCone, natlab.AddressRestricted, natlab.PortRestricted, natlab.Symmetric} {
-		t.Run(kind.String(), func(t *testing.T) {
-			w := newWorld(t)
-			one, _, _ := w.servers(false)
-			routers, host := w.site("host", natlab.Config{IPv4: kind, Timeout: time.Second})
-			client := listen(t, host, false, 51820)
-			mapping := client.sourceAt(one)
-			waitForNoConnections(t, routers[0])
-			checkGone(t, one, client, host, mapping)
-			client.sourceAt(one) // sends, so there is a mapping again
+	w := newWorld(t)
+	one, _, _ := w.servers(false)
+	type site struct {
+		kind    natlab.Kind
+		router  *natlab.Router
+		host    *natlab.Host
+		client  *endpoint
+		mapping netip.AddrPort
+	}
+	var sites []site
+	for kind := natlab.FullCone; kind <= natlab.Symmetric; kind++ {
+		name := fmt.Sprintf("host%d", kind)
+		routers, host := w.site(name, natlab.Config{IPv4: kind, Timeout: 4 * time.Second})
+		client := listen(t, host, false, 51820)
+		sites = append(sites, site{kind, routers[0], host, client, client.sourceAt(one)})
+	}
+	for _, s := range sites { // they expire at the same time
+		t.Run(s.kind.String(), func(t *testing.T) {
+			waitForNoConnections(t, s.router)
+			checkGone(t, one, s.client, s.host, s.mapping)
+			s.client.sourceAt(one) // sends, so there is a mapping again
 		})
 	}
 }

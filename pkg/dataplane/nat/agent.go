@@ -244,7 +244,8 @@ func (e *engine) show(p *peer) {
 	e.mu.Lock()
 	e.shown[p.Key] = s
 	e.mu.Unlock()
-	if was.Path != s.Path || was.Remote != s.Remote {
+	first := was.Path == "" && p.inUse == nil
+	if !first && (was.Path != s.Path || was.Remote != s.Remote) {
 		e.news = append(e.news, PathNews{s, was.Path})
 	}
 }

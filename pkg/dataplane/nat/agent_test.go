@@ -1,9 +1,16 @@
 package nat
 
 import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
 // TestPaths checks what becomes of two nodes behind translators of all kinds,
@@ -46,4 +53,280 @@ func testPaths(t *testing.T, a, b natKind) {
 	if !two.reaches(one) || !one.reaches(two) {
 		t.Error("the path did not stay open")
 	}
+}
+
+// TestTopologies checks nodes that are not each behind a translator of its own.
+func TestTopologies(t *testing.T) {
+	const cgn = "203.0.113.9"
+	cases := []struct {
+		name  string
+		nodes func(w *simWorld) (one, two *simNode)
+		want  PathKind
+	}{
+		{"behind one translator", func(w *simWorld) (*simNode, *simNode) {
+			box := newTranslator(portRestricted, w.internet, cgn)
+			return w.node("a", box.inner, "192.168.0.2"), w.node("b", box.inner, "192.168.0.3")
+		}, Direct},
+		{"each behind two translators", func(w *simWorld) (*simNode, *simNode) {
+			home := func(name, outer, middle, inner string) *simNode {
+				carrier := newTranslator(portRestricted, w.internet, outer)
+				return w.node(name, newTranslator(portRestricted, carrier.inner, middle).inner, inner)
+			}
+			return home("a", "203.0.113.9", "100.64.0.1", "192.168.1.2"), home("b", "203.0.113.10", "100.64.0.1", "192.168.2.2")
+		}, HolePunched},
+		{"at one carrier that turns packets around", func(w *simWorld) (*simNode, *simNode) {
+			carrier := newTranslator(portRestricted, w.internet, cgn)
+			carrier.hairpin = true
+			return w.node("a", newTranslator(portRestricted, carrier.inner, "100.64.0.1").inner, "192.168.1.2"),
+				w.node("b", newTranslator(portRestricted, carrier.inner, "100.64.0.2").inner, "192.168.2.2")
+		}, HolePunched},
+		{"at one carrier that does not", func(w *simWorld) (*simNode, *simNode) {
+			carrier := newTranslator(portRestricted, w.internet, cgn)
+			return w.node("a", newTranslator(portRestricted, carrier.inner, "100.64.0.1").inner, "192.168.1.2"),
+				w.node("b", newTranslator(portRestricted, carrier.inner, "100.64.0.2").inner, "192.168.2.2")
+		}, Unreached},
+		{"IPv6 without translators beside IPv4 with them", func(w *simWorld) (*simNode, *simNode) {
+			home := func(name, outer, inner, v6 string) *simNode {
+				return w.node(name, newTranslator(fullCone, w.internet, outer).inner, inner, v6)
+			}
+			return home("a", "203.0.113.9", "192.168.1.2", "2001:db8::a"), home("b", "203.0.113.10", "192.168.2.2", "2001:db8::b")
+		}, Direct},
+		{"more addresses than pairs", func(w *simWorld) (*simNode, *simNode) {
+			one, two := w.behind("a", portRestricted, 1), w.behind("b", portRestricted, 2)
+			for i := range 14 {
+				two.addrs = append(two.addrs, netip.AddrFrom4([4]byte{10, 0, byte(i), 1}))
+			}
+			return one, two
+		}, HolePunched},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				one, two := c.nodes(w)
+				w.start()
+				time.Sleep(30 * time.Second)
+				if one.path(two) != c.want || two.path(one) != c.want {
+					t.Fatalf("path is %s and %s, want %s", one.path(two), two.path(one), c.want)
+				}
+				if reached := one.reaches(two) && two.reaches(one); reached != (c.want != Unreached) {
+					t.Errorf("reached: %t", reached)
+				}
+			})
+		})
+	}
+}
+
+// TestRelayFirst checks that nodes that only a relay brings together meet by
+// it soon, whoever has the relay, and that the relay is known for what it is.
+func TestRelayFirst(t *testing.T) {
+	for _, owners := range []string{"a", "b", "ab"} {
+		t.Run(owners, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				one, two := w.behind("a", symmetricNAT, 1), w.behind("b", portRestricted, 2)
+				for _, n := range w.nodes {
+					if strings.Contains(owners, n.name) {
+						n.allocateAt(newRelayServer(w.internet, map[string]string{"a": "198.51.100.10", "b": "198.51.100.11"}[n.name]))
+					}
+				}
+				w.start()
+				w.within(10*time.Second, "relayed", func() bool {
+					return one.path(two) == ByRelay && two.path(one) == ByRelay && one.reaches(two) && two.reaches(one)
+				})
+				time.Sleep(30 * time.Minute)
+				if !two.reaches(one) || !one.reaches(two) || one.path(two) != ByRelay {
+					t.Error("the path did not last")
+				}
+			})
+		})
+	}
+}
+
+// TestIdle checks that nodes without translators do nothing for each other.
+func TestIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		one, two := w.behind("a", noNAT, 1), w.behind("b", noNAT, 2)
+		one.config.STUNServers, two.config.STUNServers = nil, nil
+		w.start()
+		time.Sleep(time.Hour)
+		if got := w.internet.sent(); got != 0 {
+			t.Errorf("%d STUN packets were sent", got)
+		}
+		for _, n := range w.nodes {
+			if n.device.looks > 0 || len(n.device.uses) > 0 || len(n.news) > 0 {
+				t.Errorf("%s: the device was looked at %d times and switched to %v, and there is news: %v", n.name, n.device.looks, n.device.uses, n.news)
+			}
+			if got := n.path(w.nodes[(slices.Index(w.nodes, n)+1)%2]); got != Direct {
+				t.Errorf("path is %s", got)
+			}
+		}
+	})
+}
+
+// TestQuiet checks that paths that are open cost no more than they must: a
+// check of each end in 15 s where there is a translator, and none where there is
+// none, once it is found.
+func TestQuiet(t *testing.T) {
+	cases := []struct {
+		name string
+		kind natKind
+		most int
+	}{
+		{"one node behind a translator", portRestricted, 2 * 2 * 4 * 10}, // check and answer, both ends, 4 a minute
+		{"no translator, but relays", noNAT, 0},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				one, two := w.behind("a", noNAT, 1), w.behind("b", c.kind, 2)
+				one.config.STUNServers = nil
+				if c.kind == noNAT {
+					two.config.STUNServers = nil
+					one.allocateAt(newRelayServer(w.internet, "198.51.100.9"))
+				}
+				w.start()
+				w.within(20*time.Second, "reached", func() bool { return one.reaches(two) && two.reaches(one) })
+				time.Sleep(time.Minute)
+				w.servers[0].set(func() { w.servers[0].count = 0 })
+				w.servers[1].set(func() { w.servers[1].count = 0 })
+				before := w.internet.sent()
+				time.Sleep(10 * time.Minute)
+				got := w.internet.sent() - before - 2*w.servers[0].count - 2*w.servers[1].count
+				if got > c.most {
+					t.Errorf("%d STUN packets in 10 minutes, want at most %d", got, c.most)
+				}
+			})
+		})
+	}
+}
+
+// TestWrongEndpoint checks that a node without a translator is found by its
+// candidates if what the node set says is wrong, once there is something to send.
+func TestWrongEndpoint(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		one, two := w.behind("a", noNAT, 1), w.behind("b", noNAT, 2)
+		w.behind("c", portRestricted, 3) // so that the device is looked at
+		w.start()
+		for _, n := range w.nodes {
+			n.device.set(func() {
+				for _, p := range n.device.peers {
+					p.Endpoint = netip.MustParseAddrPort("192.0.2.200:51820")
+				}
+			})
+		}
+		time.Sleep(5 * time.Minute)
+		if got := len(one.device.uses); got > 1 { // for c
+			t.Errorf("switched %d times without need", got)
+		}
+		w.within(30*time.Second, "reached", func() bool { return one.reaches(two) && two.reaches(one) })
+	})
+}
+
+// TestStaleCandidates checks that a path that works is not given up for what
+// a peer says of itself, and that an agent that starts takes it as it is.
+func TestStaleCandidates(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		one, two := w.behind("a", portRestricted, 1), w.behind("b", portRestricted, 2)
+		w.start()
+		w.within(30*time.Second, "reached", func() bool { return one.path(two) == HolePunched && two.path(one) == HolePunched })
+		endpoint, uses := one.device.state(two.key).Endpoint, len(one.device.uses)
+		w.mu.Lock()
+		w.frozen["b"] = true
+		w.candidates["b"] = []Candidate{{Host, netip.MustParseAddrPort("192.0.2.99:51820")}, {Reflexive, netip.MustParseAddrPort("203.0.113.99:4000")}}
+		w.mu.Unlock()
+		w.distribute(one)
+		time.Sleep(time.Minute)
+		one.halt()
+		one.start()
+		time.Sleep(time.Minute)
+		if got := one.device.state(two.key).Endpoint; got != endpoint || len(one.device.uses) != uses || one.path(two) != HolePunched {
+			t.Errorf("the device sends to %v, want %v; it was switched %d times more; path is %s", got, endpoint, len(one.device.uses)-uses, one.path(two))
+		}
+	})
+}
+
+// TestSeenByPeers checks which of the addresses that peers see become candidates.
+func TestSeenByPeers(t *testing.T) {
+	for _, c := range []struct {
+		kind natKind
+		want string
+	}{{fullCone, "host/192.168.1.2:51820,server_reflexive/203.0.113.1:40001"}, {symmetricNAT, "host/192.168.1.2:51820"}} {
+		t.Run(string(c.kind), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				one := w.behind("a", c.kind, 1)
+				one.config.STUNServers = nil
+				w.behind("b", noNAT, 2).allocateAt(newRelayServer(w.internet, "198.51.100.8"))
+				w.behind("c", noNAT, 3).allocateAt(newRelayServer(w.internet, "198.51.100.9"))
+				w.start()
+				time.Sleep(3 * time.Minute)
+				if got := FormatCandidates(one.agent.Candidates()); got != c.want {
+					t.Errorf("candidates are %s, want %s", got, c.want)
+				}
+			})
+		})
+	}
+}
+
+// TestManyPeers checks that a node with very many peers that do not answer
+// sends no more than it should, and says so.
+func TestManyPeers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		one := w.behind("a", fullCone, 1)
+		w.start()
+		var peers []Peer
+		for i := range 1000 {
+			key := wgtypes.Key{0: 1, 1: byte(i >> 8), 2: byte(i)}
+			peers = append(peers, Peer{Key: key, Endpoint: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}), wgPort)})
+			one.device.set(func() { one.device.peer(key) })
+		}
+		time.Sleep(10 * time.Second)
+		before := one.box().inner.sent()
+		one.agent.SetPeers(peers)
+		time.Sleep(time.Minute)
+		if got, most := one.box().inner.sent()-before, 60*maxSearches*int(time.Second/pace); got > most || got < 1000 {
+			t.Errorf("%d packets in a minute, want at most %d", got, most)
+		}
+		one.agent.SetPeers(nil)
+		time.Sleep(time.Minute)
+		if got := one.agent.Status().Peers; len(got) != 0 {
+			t.Errorf("%d peers are left", len(got))
+		}
+	})
+}
+
+// TestTick checks that a round of upkeep brings what is new.
+func TestTick(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		one := w.behind("a", fullCone, 1)
+		w.start()
+		time.Sleep(10 * time.Second)
+		if got := one.agent.Status().Mapping; got != EndpointIndependent {
+			t.Errorf("mapping is %s", got)
+		}
+		one.box().move("203.0.113.50")
+		if err := one.agent.Tick(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := FormatCandidates(one.agent.Candidates()); !strings.Contains(got, "203.0.113.50") {
+			t.Errorf("candidates are %s", got)
+		}
+		one.halt()
+		agent, err := New(one.options())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := agent.Tick(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("an agent that does not run ticks: %v", err)
+		}
+	})
 }

@@ -167,7 +167,6 @@ func (e *engine) setPeers(wanted []Peer) {
 	for _, p := range e.peers {
 		e.someNatted = e.someNatted || natted(p.Candidates)
 	}
-	e.device.soon = true
 	e.stepAll()
 }
 
@@ -180,6 +179,7 @@ func (e *engine) setPeer(w Peer) {
 		p = &peer{Peer: w, index: -1, first: slices.Compare(e.key[:], w.Key[:]) < 0}
 		e.peers[w.Key] = p
 		e.underived = append(e.underived, p)
+		e.look()
 		return
 	}
 	same := p.Endpoint == w.Endpoint && slices.Equal(p.Candidates, w.Candidates)

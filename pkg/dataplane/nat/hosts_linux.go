@@ -49,8 +49,8 @@ func HostAddrs(overlay []netip.Prefix) ([]netip.Addr, error) {
 	return slices.Compact(addrs), nil
 }
 
-// network is how this node is reached, and what it sends by.
-type network struct {
+// netState is how this node is reached, and what it sends by.
+type netState struct {
 	addrs    []linkAddr
 	defaults []defaultRoute
 }
@@ -70,19 +70,19 @@ type defaultRoute struct {
 }
 
 // equal compares what readNetwork sorted.
-func (n network) equal(other network) bool {
+func (n netState) equal(other netState) bool {
 	return slices.Equal(n.addrs, other.addrs) && slices.Equal(n.defaults, other.defaults)
 }
 
 // readNetwork reads addresses and default routes, and sorts them.
-func readNetwork(nl *netlink.Handle) (network, error) {
+func readNetwork(nl *netlink.Handle) (netState, error) {
 	links, err := listAgain(nl.LinkList)
 	if err != nil {
-		return network{}, fmt.Errorf("list links: %w", err)
+		return netState{}, fmt.Errorf("list links: %w", err)
 	}
 	defaults, err := defaultRoutes(nl)
 	if err != nil {
-		return network{}, err
+		return netState{}, err
 	}
 	outward := map[int]bool{} // links whose addresses count
 	for _, link := range links {
@@ -91,9 +91,9 @@ func readNetwork(nl *netlink.Handle) (network, error) {
 	}
 	all, err := listAgain(func() ([]netlink.Addr, error) { return nl.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
-		return network{}, fmt.Errorf("list addresses: %w", err)
+		return netState{}, fmt.Errorf("list addresses: %w", err)
 	}
-	state := network{defaults: defaults}
+	state := netState{defaults: defaults}
 	for _, a := range all {
 		if addr, ok := usableAddr(a); ok && outward[a.LinkIndex] {
 			state.addrs = append(state.addrs, linkAddr{link: a.LinkIndex, addr: addr})

@@ -13,14 +13,17 @@ type path struct {
 	remote netip.AddrPort
 }
 
+// What a path is worth, more for a better one. The two ends of a relayed path
+// have to agree, or each would change to what it likes better. A path by the port itself
+// is worth its remote kind's priority, which is at least [Reflexive]'s, and
+// openWorth more if nothing has to keep it open.
 const (
-	// directPriority and relayPriority weigh the near end of a path, as
-	// Kind.Priority does the far one.
-	directPriority = 100
-	relayPriority  = 5 // unlike any kind's, so that scores tell sorts of paths apart
-	// openPriority is what a path is better by that nothing has to keep open, less
-	// than any step between kinds.
-	openPriority = 9
+	openWorth      = 1
+	oneRelayWorth  = 20
+	twoRelaysWorth = 10
+)
+
+const (
 	// maxStrangers bounds the addresses of a search that are no candidates of the
 	// peer's, but that checks of it came from.
 	maxStrangers = 4
@@ -47,9 +50,16 @@ func retransmission(n int) time.Duration {
 	return min(last, first<<min(n/2, 2))
 }
 
+// sort tells paths apart that may well fare alike.
+type sort struct {
+	direct bool
+	remote Kind
+}
+
 // try is a path in a search.
 type try struct {
 	path
+	sort   sort
 	score  int
 	sends  int
 	next   time.Time // when to send the next check
@@ -89,7 +99,7 @@ func (s *search) best() *try {
 func (s *search) hopes(score int, soon bool) bool {
 	const fair = 2
 	return slices.ContainsFunc(s.tries, func(t *try) bool {
-		return t.score > score && t.proved.IsZero() && (!soon || t.sends < fair)
+		return t.score > score && t.proved.IsZero() && !t.failed && (!soon || t.sends < fair)
 	})
 }
 
@@ -146,16 +156,18 @@ func (e *engine) pathKind(p *peer, x path) PathKind {
 // kept reports whether a path closes if nothing is sent.
 func (e *engine) kept(p *peer, x path) bool { return e.pathKind(p, x) != Direct }
 
-// score is higher for a better path.
+// score is what a path is worth.
 func (e *engine) score(p *peer, x path) int {
-	score := int(p.kindOf(x.remote).Priority()) + relayPriority
-	if x.way == e.direct {
-		score += directPriority - relayPriority
+	kind := p.kindOf(x.remote)
+	switch {
+	case x.way != e.direct && kind == Relayed:
+		return twoRelaysWorth
+	case x.way != e.direct || kind == Relayed:
+		return oneRelayWorth
+	case e.kept(p, x):
+		return int(kind.Priority())
 	}
-	if !e.kept(p, x) {
-		score += openPriority
-	}
-	return score
+	return int(kind.Priority()) + openWorth
 }
 
 // paths are all that make sense to a peer, the best first, at most
@@ -167,18 +179,17 @@ func (e *engine) paths(p *peer) []*try {
 		for _, remote := range p.remotes() {
 			x := path{way.way, remote}
 			if way.reaches(remote.Addr()) && !e.isOwn(remote) && !slices.ContainsFunc(all, func(t *try) bool { return t.path == x }) {
-				all = append(all, &try{path: x, score: e.score(p, x)})
+				all = append(all, e.newTry(p, x))
 			}
 		}
 	}
 	sortTries(all)
 	if len(all) > e.config.MaxCandidatePairs {
 		places := map[*try]int{}
-		taken := map[int]int{}
+		taken := map[sort]int{}
 		for _, t := range all {
-			sort := t.score
-			places[t] = taken[sort]
-			taken[sort]++
+			places[t] = taken[t.sort]
+			taken[t.sort]++
 		}
 		slices.SortStableFunc(all, func(a, b *try) int { return cmp.Compare(places[a], places[b]) })
 		all = all[:e.config.MaxCandidatePairs]
@@ -189,7 +200,7 @@ func (e *engine) paths(p *peer) []*try {
 
 func sortTries(tries []*try) {
 	slices.SortStableFunc(tries, func(a, b *try) int {
-		return cmp.Or(cmp.Compare(b.score, a.score), b.remote.Addr().Compare(a.remote.Addr()), cmp.Compare(a.remote.Port(), b.remote.Port()))
+		return cmp.Or(cmp.Compare(b.score, a.score), cmp.Compare(b.sort.remote.Priority(), a.sort.remote.Priority()), b.remote.Addr().Compare(a.remote.Addr()), cmp.Compare(a.remote.Port(), b.remote.Port()))
 	})
 }
 

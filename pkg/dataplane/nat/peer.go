@@ -36,6 +36,9 @@ const (
 	keepInterval = 15 * time.Second
 	keepAgain    = 3 * time.Second
 	maxMisses    = 3
+	// firstShun doubles up to lastShun while a path carries nothing.
+	firstShun = 5 * time.Minute
+	lastShun  = time.Hour
 	// firstBackOff doubles up to lastBackOff while searches find nothing.
 	firstBackOff = 30 * time.Second
 	lastBackOff  = 4 * time.Minute
@@ -88,6 +91,7 @@ type peer struct {
 	upgrades    int
 	nextUpgrade time.Time // zero: never
 	strangers   []stranger
+	shunned     []shunned
 	observed    [families]observation
 
 	shown PeerStatus
@@ -116,6 +120,13 @@ type trial struct {
 	moved    time.Time // when the device was switched
 	rx       uint64    // what it had received then
 	again    int
+}
+
+// shunned is a path that was proved and then carried nothing.
+type shunned struct {
+	path
+	until time.Time
+	wait  time.Duration
 }
 
 // stranger is an address that a check of the peer came from.
@@ -176,7 +187,11 @@ func (e *engine) observe(p *peer, s PeerState) {
 	} else {
 		e.listen(p, was, heard)
 	}
-	if !heard || p.trial != nil || !e.needs(p) && p.search == nil && p.inUse == nil {
+	if !heard || p.trial != nil {
+		return
+	}
+	if !e.needs(p) && p.search == nil && p.inUse == nil {
+		p.backOff, p.invited = 0, false // WireGuard manages alone
 		return
 	}
 	if x, ok := e.pathOf(s.Endpoint); ok && (p.inUse == nil || p.inUse.path != x) {
@@ -247,17 +262,44 @@ const maxAgain = 8
 func (e *engine) fail(p *peer, heard bool) {
 	t := p.trial
 	p.trial = nil
-	if p.search != nil {
-		if failed := p.search.find(t.path); failed != nil {
-			failed.failed = true
-		}
-	}
+	e.shun(p, t.path)
+	p.unanswered = time.Time{} // what the trial sent
 	back := t.former
 	if heard {
 		back = p.state.Endpoint // it works where the device is by now
 	}
 	e.log.Debug("path carries nothing", "node", p.Node, "peer", short(p.Key), "remote", t.remote)
 	e.point(p, back)
+}
+
+// shun has a path not tried again in this search, nor for some time in another
+// one while there is one that works: each trial costs what is sent meanwhile.
+func (e *engine) shun(p *peer, x path) {
+	if p.search != nil {
+		if t := p.search.find(x); t != nil {
+			t.failed = true
+		}
+	}
+	if p.inUse == nil {
+		return
+	}
+	wait := firstShun
+	p.shunned = slices.DeleteFunc(p.shunned, func(s shunned) bool {
+		if s.path == x {
+			wait = min(lastShun, 2*s.wait)
+		}
+		return s.path == x || e.now.Sub(s.until) > lastShun
+	})
+	if len(p.shunned) == maxStrangers {
+		p.shunned = p.shunned[1:]
+	}
+	p.shunned = append(p.shunned, shunned{x, e.now.Add(wait), wait})
+}
+
+// newTry is a try of a path, which has failed already if it is shunned.
+func (e *engine) newTry(p *peer, x path) *try {
+	failed := p.inUse != nil && slices.ContainsFunc(p.shunned, func(s shunned) bool { return s.path == x && e.now.Before(s.until) })
+	return &try{path: x, sort: sort{x.way == e.direct, p.kindOf(x.remote)}, score: e.score(p, x), failed: failed}
 }
 
 // judgeUse gives up a path that works no more.
@@ -295,7 +337,7 @@ func (e *engine) renew(p *peer) {
 		}
 		return
 	}
-	p.nextUpgrade = e.now
+	p.nextUpgrade, p.moved = e.now, true
 }
 
 // seek begins, continues or ends a search.
@@ -411,7 +453,7 @@ func (e *engine) probe(p *peer) {
 	p.at(s.ends)
 	var next *try
 	for _, t := range s.tries {
-		if t.proved.IsZero() && (next == nil || t.next.Before(next.next)) {
+		if t.proved.IsZero() && !t.failed && (next == nil || t.next.Before(next.next)) {
 			next = t
 		}
 	}
@@ -543,12 +585,12 @@ func (e *engine) invite(p *peer, x path) {
 			t.next = time.Time{} // now is the time to try it
 		} else if p.search.strangers < maxStrangers {
 			p.search.strangers++
-			p.search.add(&try{path: x, score: e.score(p, x)})
+			p.search.add(e.newTry(p, x))
 		}
 	case p.inUse == nil:
 		p.invited, p.nextSearch = true, e.now
 	case better:
-		e.setSearch(p, &search{ends: e.now.Add(upgradeTime), tries: []*try{{path: x, score: e.score(p, x)}}})
+		e.setSearch(p, &search{ends: e.now.Add(upgradeTime), tries: []*try{e.newTry(p, x)}})
 	}
 }
 

@@ -1,6 +1,8 @@
 package nat
 
 import (
+	"encoding/binary"
+	"log/slog"
 	"net"
 	"net/netip"
 	"testing"
@@ -130,7 +132,8 @@ func TestRelayClientComesBack(t *testing.T) {
 			relay.stop()
 			for _, p := range []*testPeer{a, b} {
 				select {
-				case <-p.down:
+				case err := <-p.down:
+					t.Logf("down: %v", err)
 				case <-time.After(relayPatience):
 					t.Fatal("nobody says that the relay is gone")
 				}
@@ -278,6 +281,50 @@ func TestRelayClientChecksTheFingerprint(t *testing.T) {
 	}
 }
 
+// TestRelayClientIgnoresForgedAnswers has somebody in the relay's place who does
+// not know the secret.
+func TestRelayClientIgnoresForgedAnswers(t *testing.T) {
+	relayAddresses(t)
+	forger := listenAt(t, netip.AddrPortFrom(relayExternal, relayTestUDP))
+	forged := make(chan struct{}, 100)
+	go func() {
+		buffer := make([]byte, 2048)
+		for {
+			n, from, err := forger.ReadFromUDPAddrPort(buffer)
+			if err != nil {
+				return
+			}
+			request := &stun.Message{Raw: append([]byte(nil), buffer[:n]...)}
+			if request.Decode() != nil {
+				continue
+			}
+			answer := stun.MustBuild(&stun.Message{TransactionID: request.TransactionID},
+				stun.NewType(stun.MethodAllocate, stun.ClassErrorResponse), stun.CodeUnauthorized, stun.NewNonce("n"), stun.NewRealm("r"))
+			if request.Contains(stun.AttrMessageIntegrity) {
+				relayed := stun.RawAttribute{Type: stun.AttrXORRelayedAddress, Value: []byte{0, 1, 1, 2, 1, 2, 3, 4}}
+				answer = stun.MustBuild(&stun.Message{TransactionID: request.TransactionID},
+					stun.NewType(stun.MethodAllocate, stun.ClassSuccessResponse), relayed, stun.NewShortTermIntegrity("guess"))
+				forged <- struct{}{}
+			}
+			_, _ = forger.WriteToUDPAddrPort(answer.Raw, from)
+		}
+	}()
+	a := (&relayTest{node: newTestNode(t)}).startPeer(t, newTestNode(t), nil, nil)
+	select {
+	case err := <-a.down:
+		if !contains(err.Error(), errRelayNoAnswer.Error()) {
+			t.Errorf("down says %v", err)
+		}
+	case addr := <-a.up:
+		t.Errorf("up at %s, by a forged answer", addr)
+	case <-time.After(relayPatience):
+		t.Error("neither up nor down")
+	}
+	if len(forged) == 0 {
+		t.Error("nothing was forged")
+	}
+}
+
 func TestRelayRemotes(t *testing.T) {
 	relay, nodeA, _ := twoNodes(t, nil)
 	a := relay.startPeer(t, nodeA, func(c *RelayClientConfig) { c.MaxRemotes = 2 },
@@ -326,5 +373,54 @@ func TestRelayRemotes(t *testing.T) {
 	}
 	if got, from := a.receive(t, relayPatience); got != "awake" || from != one {
 		t.Errorf("device got %q from %s", got, from)
+	}
+}
+
+// TestRelayClientDoesNotAllocate: packets of WireGuard cost no garbage, in
+// either direction. Nobody else runs meanwhile, since all allocations count.
+func TestRelayClientDoesNotAllocate(t *testing.T) {
+	relayAddresses(t)
+	relay := listenAt(t, netip.AddrPortFrom(relayExternal, relayTestUDP))
+	device := listenAt(t, netip.MustParseAddrPort("127.0.0.1:0"))
+	node := newTestNode(t)
+	client, err := NewRelayClient(RelayClientConfig{
+		UDP: relay.LocalAddr().String(), Relay: newTestNode(t).public, Self: node.public, Shared: node.shared,
+		WireGuardPort: relayAddrPort(device.LocalAddr()).Port(),
+		Deliver:       func(Way, netip.AddrPort, []byte) {}, Up: func(netip.AddrPort) {}, Down: func(error) {},
+		Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	client.setRunning(true)
+	t.Cleanup(func() {
+		client.setRunning(false)
+		client.wg.Wait()
+	})
+	to := netip.AddrPortFrom(relayPeerAddr, 51820)
+	remote, err := client.remote(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	session := &turnSession{client: client, kind: "udp"}
+	if session.conn, err = client.dialRelay(t.Context(), "udp"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = session.conn.Close() })
+	session.channels[0].Store(remote)
+	client.current.Store(session)
+	remote.channel.Store(&relayChannel{session: session, number: channelFirst})
+	packet := make([]byte, relayPool)
+	binary.BigEndian.PutUint16(packet, channelFirst)
+	binary.BigEndian.PutUint16(packet[2:], 1420)
+	packet[channelHeader] = 4
+	for what, pass := range map[string]func(){
+		"a packet that leaves":      func() { _ = remote.send(packet, 1420) },
+		"a packet that arrives":     func() { session.receive(packet[:channelHeader+1420]) },
+		"a STUN packet that leaves": func() { _ = client.Send(packet[channelHeader:200], to) },
+	} {
+		if got := testing.AllocsPerRun(1000, pass); got >= 1 {
+			t.Errorf("%v allocations for %s", got, what)
+		}
 	}
 }

@@ -243,7 +243,8 @@ func (c *RelayClient) lingerOn(ctx context.Context, session *turnSession) {
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
-	case <-session.lost:
+	case err := <-session.lost:
+		c.cfg.Log.Debug("former allocation lost", "err", err)
 	case <-timer.C:
 	}
 	session.close()

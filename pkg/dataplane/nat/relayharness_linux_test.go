@@ -16,6 +16,9 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
+// relayTestLifetime is that of allocations which are not refreshed.
+const relayTestLifetime = 2 * time.Second
+
 // relayPatience is how long a test waits for what should happen soon.
 const relayPatience = 30 * time.Second
 
@@ -84,6 +87,12 @@ type relayTest struct {
 // startRelay runs a relay at the lab's addresses.
 func startRelay(t testing.TB, node testNode, adjust func(*RelayConfig), peers ...RelayPeer) *relayTest {
 	t.Helper()
+	return startRelayFor(t, node, relayTestLifetime, adjust, peers...)
+}
+
+// startRelayFor is startRelay with another lifetime of allocations.
+func startRelayFor(t testing.TB, node testNode, lifetime time.Duration, adjust func(*RelayConfig), peers ...RelayPeer) *relayTest {
+	t.Helper()
 	relayAddresses(t)
 	seed := make([]byte, 32)
 	certificate, err := NewRelayCertificate(seed)
@@ -103,6 +112,7 @@ func startRelay(t testing.TB, node testNode, adjust func(*RelayConfig), peers ..
 	if err != nil {
 		t.Fatal(err)
 	}
+	server.hello, server.lifetime = 2*time.Second, lifetime
 	server.SetPeers(peers)
 	stop := runRelay(t, server.Run)
 	waitUntil(t, "relay listens", func() bool {
@@ -216,6 +226,7 @@ func (r *relayTest) startPeer(t testing.TB, node testNode, adjust func(*RelayCli
 	if p.client, err = NewRelayClient(cfg); err != nil {
 		t.Fatal(err)
 	}
+	p.client.refresh = relayTestLifetime / 8
 	if times != nil {
 		times(p.client)
 	}
@@ -273,6 +284,10 @@ func (p *testPeer) receive(t testing.TB, wait time.Duration) (string, netip.Addr
 func exchange(t testing.TB, from, to *testPeer, payload string) {
 	t.Helper()
 	waitUntil(t, payload+" arrives", func() bool {
+		// Both ends of a path send, or it is closed.
+		if _, err := to.client.Endpoint(from.relayed); err != nil {
+			t.Fatal(err)
+		}
 		from.sendVia(t, to.relayed, payload)
 		for {
 			got, who := to.receive(t, 100*time.Millisecond)

@@ -79,6 +79,9 @@ func (c *RelayClient) Endpoint(to netip.AddrPort) (netip.AddrPort, error) {
 		return netip.AddrPort{}, fmt.Errorf("endpoint for %s by relay: %w", to, err)
 	}
 	remote.touch()
+	if session := c.current.Load(); session != nil && remote.channel.Load() == nil {
+		remote.bind(session) // so that it lets in what comes before the device sends
+	}
 	return remote.endpoint, nil
 }
 

@@ -81,6 +81,9 @@ type RelayServer struct {
 	poke     chan struct{}
 	failed   chan error
 	local    atomic.Pointer[map[netip.Addr]bool]
+
+	// Times that are constants but for tests.
+	hello, lifetime time.Duration
 }
 
 // NewRelayServer checks a configuration; Run serves.
@@ -88,7 +91,10 @@ func NewRelayServer(cfg RelayConfig) (*RelayServer, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, fmt.Errorf("relay: %w", err)
 	}
-	r := &RelayServer{cfg: cfg, poke: make(chan struct{}, 1), failed: make(chan error, 1)}
+	r := &RelayServer{
+		cfg: cfg, poke: make(chan struct{}, 1), failed: make(chan error, 1),
+		hello: relayHello, lifetime: RelayMaxLifetime,
+	}
 	r.nodes = newRelayNodes(cfg.Shared, &r.stats)
 	r.sessions = newRelaySessions(cfg.MaxSessions, cfg.MaxPerNode, &r.stats)
 	r.peers.Store(&[]RelayPeer{})

@@ -97,7 +97,7 @@ func (r *RelayServer) bindRelayed(network string, external netip.Addr) (*net.UDP
 
 // extend gives the allocation its longest life from now on, whatever lifetime
 // the client has asked for. A read that fails for the deadline ends it.
-func (s *relaySocket) extend() { _ = s.conn.SetReadDeadline(time.Now().Add(RelayMaxLifetime)) }
+func (s *relaySocket) extend() { _ = s.conn.SetReadDeadline(time.Now().Add(s.server.lifetime)) }
 
 // ReadFrom returns the next packet of a peer that is for the client.
 func (s *relaySocket) ReadFrom(p []byte) (int, net.Addr, error) {

@@ -84,7 +84,7 @@ func (l *relayListener) admit(inner net.Conn) (*relayConn, bool) {
 	}
 	client = netip.AddrPortFrom(client.Addr().Unmap(), client.Port())
 	conn := &relayConn{
-		Conn: inner, listener: l, from: relayNeighbourhood(client.Addr()), hello: time.Now().Add(relayHello),
+		Conn: inner, listener: l, from: relayNeighbourhood(client.Addr()), hello: time.Now().Add(l.server.hello),
 		source: relaySource{network: "tcp", client: client, local: netip.AddrPortFrom(local.Addr().Unmap(), local.Port())},
 	}
 	if l.tls != nil { // the handshake is part of the first read, and so of its deadline

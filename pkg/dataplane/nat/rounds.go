@@ -184,10 +184,6 @@ func (e *engine) unable(p *peer) {
 	if p.trial == nil {
 		return
 	}
-	if p.search != nil {
-		if t := p.search.find(p.trial.path); t != nil {
-			t.failed = true
-		}
-	}
+	e.shun(p, p.trial.path)
 	p.trial = nil
 }

@@ -7,20 +7,21 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
-// wgPacket is a packet of the simulated WireGuard.
-type wgPacket struct {
+// simWG is a packet of the simulated WireGuard.
+type simWG struct {
 	from, to wgtypes.Key
 	kind     string // init, resp, data, echo, reply, keepalive
 	seq      int
 }
 
-func (p wgPacket) size() uint64 {
+func (p simWG) size() uint64 {
 	switch p.kind {
 	case "init":
 		return 148
@@ -32,38 +33,38 @@ func (p wgPacket) size() uint64 {
 	return 128
 }
 
-// device behaves as WireGuard does: it begins handshakes when there is something
+// simDevice behaves as WireGuard does: it begins handshakes when there is something
 // to send, and follows its peers to wherever they send from.
-type device struct {
-	node *node
+type simDevice struct {
+	node *simNode
 
 	mu    sync.Mutex // guards all below
-	peers map[wgtypes.Key]*wgPeer
+	peers map[wgtypes.Key]*simPeer
 	got   map[int]int // data received, by number
 	uses  []netip.AddrPort
 	looks int
 	fail  bool
 }
 
-type wgPeer struct {
+type simPeer struct {
 	PeerState
 	published netip.AddrPort
-	queued    []wgPacket
+	queued    []simWG
 	lastInit  time.Time
 	awaiting  time.Time // since when sent data is not answered
 	answering bool      // a keepalive is due
 }
 
-func (d *device) peer(key wgtypes.Key) *wgPeer {
+func (d *simDevice) peer(key wgtypes.Key) *simPeer {
 	p := d.peers[key]
 	if p == nil {
-		p = &wgPeer{PeerState: PeerState{Key: key}}
+		p = &simPeer{PeerState: PeerState{Key: key}}
 		d.peers[key] = p
 	}
 	return p
 }
 
-func (d *device) Peers(context.Context) ([]PeerState, error) {
+func (d *simDevice) Peers(context.Context) ([]PeerState, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.looks++
@@ -74,7 +75,7 @@ func (d *device) Peers(context.Context) ([]PeerState, error) {
 	return states, nil
 }
 
-func (d *device) Use(_ context.Context, key wgtypes.Key, endpoint netip.AddrPort) error {
+func (d *simDevice) Use(_ context.Context, key wgtypes.Key, endpoint netip.AddrPort) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.uses = append(d.uses, endpoint)
@@ -88,20 +89,20 @@ func (d *device) Use(_ context.Context, key wgtypes.Key, endpoint netip.AddrPort
 	return nil
 }
 
-func (d *device) Rouse(_ context.Context, keys []wgtypes.Key) {
+func (d *simDevice) Rouse(_ context.Context, keys []wgtypes.Key) {
 	for _, key := range keys {
 		d.send(key, "echo", 0)
 	}
 }
 
 // send sends through the tunnel.
-func (d *device) send(to wgtypes.Key, kind string, seq int) {
+func (d *simDevice) send(to wgtypes.Key, kind string, seq int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.sendLocked(d.peer(to), wgPacket{from: d.node.key, to: to, kind: kind, seq: seq})
+	d.sendLocked(d.peer(to), simWG{from: d.node.key, to: to, kind: kind, seq: seq})
 }
 
-func (d *device) sendLocked(p *wgPeer, packet wgPacket) {
+func (d *simDevice) sendLocked(p *simPeer, packet simWG) {
 	if time.Since(p.LastHandshake) > 180*time.Second {
 		p.queued = append(p.queued, packet)
 		d.initiateLocked(p, 0)
@@ -122,7 +123,7 @@ func (d *device) sendLocked(p *wgPeer, packet wgPacket) {
 }
 
 // unheard begins a handshake if the peer has not been heard since.
-func (d *device) unheard(p *wgPeer, began time.Time) {
+func (d *simDevice) unheard(p *simPeer, began time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if p.awaiting.Equal(began) {
@@ -130,13 +131,13 @@ func (d *device) unheard(p *wgPeer, began time.Time) {
 	}
 }
 
-func (d *device) initiateLocked(p *wgPeer, attempt int) {
+func (d *simDevice) initiateLocked(p *simPeer, attempt int) {
 	if time.Since(p.lastInit) < 5*time.Second || attempt > 18 {
 		return
 	}
 	p.lastInit = time.Now()
 	at := p.lastInit
-	d.transmitLocked(p, wgPacket{from: d.node.key, to: p.Key, kind: "init"})
+	d.transmitLocked(p, simWG{from: d.node.key, to: p.Key, kind: "init"})
 	time.AfterFunc(5100*time.Millisecond, func() {
 		d.mu.Lock()
 		defer d.mu.Unlock()
@@ -146,15 +147,15 @@ func (d *device) initiateLocked(p *wgPeer, attempt int) {
 	})
 }
 
-func (d *device) transmitLocked(p *wgPeer, packet wgPacket) {
+func (d *simDevice) transmitLocked(p *simPeer, packet simWG) {
 	if !p.Endpoint.IsValid() {
 		return
 	}
 	p.TxBytes += packet.size()
-	d.node.transmit(p.Endpoint, wire{wg: &packet})
+	d.node.transmit(p.Endpoint, simPacket{wg: &packet})
 }
 
-func (d *device) receive(from netip.AddrPort, packet *wgPacket) {
+func (d *simDevice) receive(from netip.AddrPort, packet *simWG) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	p := d.peers[packet.from]
@@ -170,15 +171,15 @@ func (d *device) receive(from netip.AddrPort, packet *wgPacket) {
 	switch packet.kind {
 	case "init":
 		p.LastHandshake = time.Now()
-		d.transmitLocked(p, wgPacket{from: d.node.key, to: p.Key, kind: "resp"})
+		d.transmitLocked(p, simWG{from: d.node.key, to: p.Key, kind: "resp"})
 	case "resp":
 		p.LastHandshake = time.Now()
 		if len(p.queued) == 0 {
-			d.transmitLocked(p, wgPacket{from: d.node.key, to: p.Key, kind: "keepalive"})
+			d.transmitLocked(p, simWG{from: d.node.key, to: p.Key, kind: "keepalive"})
 		}
 		d.flushLocked(p)
 	case "echo":
-		d.sendLocked(p, wgPacket{from: d.node.key, to: p.Key, kind: "reply"})
+		d.sendLocked(p, simWG{from: d.node.key, to: p.Key, kind: "reply"})
 	case "data":
 		d.got[packet.seq]++
 		d.answerLocked(p)
@@ -189,7 +190,7 @@ func (d *device) receive(from netip.AddrPort, packet *wgPacket) {
 	}
 }
 
-func (d *device) flushLocked(p *wgPeer) {
+func (d *simDevice) flushLocked(p *simPeer) {
 	queued := p.queued
 	p.queued = nil
 	for _, q := range queued {
@@ -198,7 +199,7 @@ func (d *device) flushLocked(p *wgPeer) {
 }
 
 // answerLocked has a keepalive sent unless something else is.
-func (d *device) answerLocked(p *wgPeer) {
+func (d *simDevice) answerLocked(p *simPeer) {
 	if p.answering {
 		return
 	}
@@ -207,32 +208,33 @@ func (d *device) answerLocked(p *wgPeer) {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		if p.answering {
-			d.sendLocked(p, wgPacket{from: d.node.key, to: p.Key, kind: "keepalive"})
+			d.sendLocked(p, simWG{from: d.node.key, to: p.Key, kind: "keepalive"})
 		}
 	})
 }
 
-func (d *device) state(key wgtypes.Key) PeerState {
+func (d *simDevice) state(key wgtypes.Key) PeerState {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.peer(key).PeerState
 }
 
-func (d *device) set(change func()) {
+func (d *simDevice) set(change func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	change()
 }
 
-// node is a machine with an agent and a device.
-type node struct {
+// simNode is a machine with an agent and a device.
+type simNode struct {
 	name   string
 	key    wgtypes.Key
-	nets   map[bool]*network // by IPv4
+	nets   map[bool]*simNet // by IPv4
 	addrs  []netip.Addr
-	world  *world
-	device *device
+	world  *simWorld
+	device *simDevice
 	config Config
+	count  *atomic.Int64 // secrets made
 
 	mu     sync.Mutex // guards all below
 	agent  *Agent
@@ -240,26 +242,26 @@ type node struct {
 	port   uint16
 	stop   func()
 	news   []PathNews
-	relays []*relayWay
+	relays []*simWay
 }
 
 const wgPort = 51820
 
-func (n *node) loopback() uint16 {
+func (n *simNode) loopback() uint16 {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.port++
 	return 30000 + n.port
 }
 
-func (n *node) online() bool {
+func (n *simNode) online() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return !n.down
 }
 
 // transmit sends from the WireGuard port.
-func (n *node) transmit(to netip.AddrPort, w wire) {
+func (n *simNode) transmit(to netip.AddrPort, w simPacket) {
 	if to.Addr().IsLoopback() {
 		n.mu.Lock()
 		relays := slices.Clone(n.relays)
@@ -279,7 +281,7 @@ func (n *node) transmit(to netip.AddrPort, w wire) {
 	}
 }
 
-func (n *node) receive(from, to netip.AddrPort, w wire) {
+func (n *simNode) receive(from, to netip.AddrPort, w simPacket) {
 	if to.Port() != wgPort || !n.online() {
 		return
 	}
@@ -290,7 +292,7 @@ func (n *node) receive(from, to netip.AddrPort, w wire) {
 	n.device.receive(from, w.wg)
 }
 
-func (n *node) deliver(way Way, from netip.AddrPort, packet []byte) {
+func (n *simNode) deliver(way Way, from netip.AddrPort, packet []byte) {
 	n.mu.Lock()
 	agent := n.agent
 	n.mu.Unlock()
@@ -300,51 +302,53 @@ func (n *node) deliver(way Way, from netip.AddrPort, packet []byte) {
 }
 
 // Send makes a node the way of its own port.
-func (n *node) Send(packet []byte, to netip.AddrPort) error {
-	n.transmit(to, wire{stun: slices.Clone(packet)})
+func (n *simNode) Send(packet []byte, to netip.AddrPort) error {
+	n.transmit(to, simPacket{stun: slices.Clone(packet)})
 	return nil
 }
 
-func (n *node) Endpoint(to netip.AddrPort) (netip.AddrPort, error) { return to, nil }
+func (n *simNode) Endpoint(to netip.AddrPort) (netip.AddrPort, error) { return to, nil }
 
-func (n *node) Remote(endpoint netip.AddrPort) (netip.AddrPort, bool) { return endpoint, true }
+func (n *simNode) Remote(endpoint netip.AddrPort) (netip.AddrPort, bool) { return endpoint, true }
 
-// world is everything.
-type world struct {
+// simWorld is everything.
+type simWorld struct {
 	t        *testing.T
-	internet *network
-	nodes    []*node
-	servers  []*stunServer
+	internet *simNet
+	nodes    []*simNode
+	servers  []*simServer
 
 	mu         sync.Mutex // guards all below
 	candidates map[string][]Candidate
 	frozen     map[string]bool // nodes whose candidates are not published any more
 }
 
-func newWorld(t *testing.T) *world {
-	w := &world{t: t, internet: newNetwork(), candidates: map[string][]Candidate{}, frozen: map[string]bool{}}
-	w.servers = []*stunServer{newSTUNServer(w.internet, "198.51.100.1:3478"), newSTUNServer(w.internet, "198.51.100.2:3478")}
+func newWorld(t *testing.T) *simWorld {
+	w := &simWorld{t: t, internet: newNetwork(), candidates: map[string][]Candidate{}, frozen: map[string]bool{}}
+	w.servers = []*simServer{newSTUNServer(w.internet, "198.51.100.1:3478"), newSTUNServer(w.internet, "198.51.100.2:3478")}
 	return w
 }
 
 // node adds a machine with addresses, the first of which is its endpoint.
-func (w *world) node(name string, in *network, addrs ...string) *node {
+func (w *simWorld) node(name string, in *simNet, addrs ...string) *simNode {
 	key := wgtypes.Key{31: byte(len(w.nodes) + 1)}
 	key[0] = name[0]
-	n := &node{name: name, key: key, world: w, nets: map[bool]*network{true: in, false: w.internet}}
-	n.config.STUNServers = []string{w.servers[0].addr.String(), w.servers[1].addr.String()}
+	n := &simNode{name: name, key: key, world: w, nets: map[bool]*simNet{true: in, false: w.internet}}
+	for _, s := range w.servers {
+		n.config.STUNServers = append(n.config.STUNServers, s.addr.String())
+	}
 	for _, a := range addrs {
 		addr := netip.MustParseAddr(a)
 		n.addrs = append(n.addrs, addr)
 		n.nets[addr.Is4()].attach(addr, n)
 	}
-	n.device = &device{node: n, peers: map[wgtypes.Key]*wgPeer{}, got: map[int]int{}}
+	n.device = &simDevice{node: n, peers: map[wgtypes.Key]*simPeer{}, got: map[int]int{}}
 	w.nodes = append(w.nodes, n)
 	return n
 }
 
 // behind adds a machine behind a translator of its own.
-func (w *world) behind(name string, kind natKind, number int) *node {
+func (w *simWorld) behind(name string, kind natKind, number int) *simNode {
 	if kind == noNAT {
 		return w.node(name, w.internet, fmt.Sprintf("203.0.113.%d", number))
 	}
@@ -352,12 +356,12 @@ func (w *world) behind(name string, kind natKind, number int) *node {
 	return w.node(name, box.inner, fmt.Sprintf("192.168.%d.2", number))
 }
 
-func (n *node) box() *translator { return n.nets[true].up }
+func (n *simNode) box() *simNAT { return n.nets[true].up }
 
-func (n *node) endpoint() netip.AddrPort { return netip.AddrPortFrom(n.addrs[0], wgPort) }
+func (n *simNode) endpoint() netip.AddrPort { return netip.AddrPortFrom(n.addrs[0], wgPort) }
 
 // start starts all agents and returns when everything has been told.
-func (w *world) start() {
+func (w *simWorld) start() {
 	for _, n := range w.nodes {
 		for _, other := range w.nodes {
 			if other != n {
@@ -379,21 +383,8 @@ func (w *world) start() {
 }
 
 // start starts a node's agent.
-func (n *node) start() {
-	agent, err := New(Options{
-		Config: n.config, Key: n.key, Shared: n.shared, Direct: n, Device: n.device,
-		Hosts:      func() ([]netip.Addr, error) { return slices.Clone(n.addrs), nil },
-		ListenPort: func() int { return wgPort },
-		Resolve: func(context.Context, string) ([]netip.Addr, error) {
-			return nil, errors.New("no names here")
-		},
-		OnCandidates: func() { n.world.publish(n) },
-		OnPath: func(news PathNews) {
-			n.mu.Lock()
-			defer n.mu.Unlock()
-			n.news = append(n.news, news)
-		},
-	})
+func (n *simNode) start() {
+	agent, err := New(n.options())
 	if err != nil {
 		n.world.t.Fatal(err)
 	}
@@ -414,8 +405,25 @@ func (n *node) start() {
 	}()
 }
 
+func (n *simNode) options() Options {
+	return Options{
+		Config: n.config, Key: n.key, Shared: n.shared, Direct: n, Device: n.device,
+		Hosts:      func() ([]netip.Addr, error) { return slices.Clone(n.addrs), nil },
+		ListenPort: func() int { return wgPort },
+		Resolve: func(context.Context, string) ([]netip.Addr, error) {
+			return nil, errors.New("no names here")
+		},
+		OnCandidates: func() { n.world.publish(n) },
+		OnPath: func(news PathNews) {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			n.news = append(n.news, news)
+		},
+	}
+}
+
 // halt ends a node's agent.
-func (n *node) halt() {
+func (n *simNode) halt() {
 	n.mu.Lock()
 	stop := n.stop
 	n.agent, n.stop = nil, nil
@@ -426,16 +434,16 @@ func (n *node) halt() {
 }
 
 // reset is a device that begins anew.
-func (n *node) reset() {
+func (n *simNode) reset() {
 	n.device.set(func() {
 		for key, p := range n.device.peers {
-			n.device.peers[key] = &wgPeer{PeerState: PeerState{Key: key, Endpoint: p.published}, published: p.published}
+			n.device.peers[key] = &simPeer{PeerState: PeerState{Key: key, Endpoint: p.published}, published: p.published}
 		}
 	})
 }
 
 // allocateAt gives the node a relay.
-func (n *node) allocateAt(s *relayServer) *relayWay {
+func (n *simNode) allocateAt(s *simRelay) *simWay {
 	way := s.allocate(n)
 	n.mu.Lock()
 	n.relays = append(n.relays, way)
@@ -448,10 +456,10 @@ func (n *node) allocateAt(s *relayServer) *relayWay {
 }
 
 // loseRelay ends an allocation, and tells the node.
-func (n *node) loseRelay(way *relayWay) {
+func (n *simNode) loseRelay(way *simWay) {
 	way.server.release(way)
 	n.mu.Lock()
-	n.relays = slices.DeleteFunc(n.relays, func(r *relayWay) bool { return r == way })
+	n.relays = slices.DeleteFunc(n.relays, func(r *simWay) bool { return r == way })
 	agent := n.agent
 	n.mu.Unlock()
 	if agent != nil {
@@ -460,7 +468,10 @@ func (n *node) loseRelay(way *relayWay) {
 }
 
 // shared is a secret of two nodes.
-func (n *node) shared(peer wgtypes.Key) ([]byte, error) {
+func (n *simNode) shared(peer wgtypes.Key) ([]byte, error) {
+	if n.count != nil {
+		n.count.Add(1)
+	}
 	secret := make([]byte, wgtypes.KeyLen)
 	for i := range secret {
 		secret[i] = n.key[i] ^ peer[i]
@@ -469,7 +480,7 @@ func (n *node) shared(peer wgtypes.Key) ([]byte, error) {
 }
 
 // publish tells everybody a node's candidates, which takes a while.
-func (w *world) publish(n *node) {
+func (w *simWorld) publish(n *simNode) {
 	n.mu.Lock()
 	agent := n.agent
 	n.mu.Unlock()
@@ -494,7 +505,7 @@ func (w *world) publish(n *node) {
 }
 
 // distribute gives a node the peers as they are known now.
-func (w *world) distribute(to *node) {
+func (w *simWorld) distribute(to *simNode) {
 	w.mu.Lock()
 	var peers []Peer
 	for _, n := range w.nodes {
@@ -512,9 +523,9 @@ func (w *world) distribute(to *node) {
 }
 
 // path is what a node's status says of another.
-func (n *node) path(to *node) PathKind { return n.status(to).Path }
+func (n *simNode) path(to *simNode) PathKind { return n.status(to).Path }
 
-func (n *node) status(to *node) PeerStatus {
+func (n *simNode) status(to *simNode) PeerStatus {
 	n.mu.Lock()
 	agent := n.agent
 	n.mu.Unlock()
@@ -530,7 +541,7 @@ func (n *node) status(to *node) PeerStatus {
 }
 
 // reaches reports whether what a node sends through the tunnel arrives soon.
-func (n *node) reaches(to *node) bool {
+func (n *simNode) reaches(to *simNode) bool {
 	seq := int(time.Now().UnixNano())
 	n.device.send(to.key, "data", seq)
 	time.Sleep(500 * time.Millisecond)
@@ -540,7 +551,7 @@ func (n *node) reaches(to *node) bool {
 }
 
 // within waits until a condition holds.
-func (w *world) within(limit time.Duration, what string, holds func() bool) time.Duration {
+func (w *simWorld) within(limit time.Duration, what string, holds func() bool) time.Duration {
 	w.t.Helper()
 	began := time.Now()
 	for !holds() {

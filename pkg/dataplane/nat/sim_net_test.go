@@ -8,46 +8,46 @@ import (
 	"github.com/pion/stun/v4"
 )
 
-// wire is what goes over the simulated network: STUN, or a packet of the
+// simPacket is what goes over the simulated network: STUN, or a packet of the
 // simulated WireGuard.
-type wire struct {
+type simPacket struct {
 	stun []byte
-	wg   *wgPacket
+	wg   *simWG
 }
 
-// receiver is anything at an address.
-type receiver interface {
-	receive(from, to netip.AddrPort, w wire)
+// simHost is anything at an address.
+type simHost interface {
+	receive(from, to netip.AddrPort, w simPacket)
 }
 
-// network is a set of addresses that reach each other, and the translator to
+// simNet is a set of addresses that reach each other, and the translator to
 // the network above it, if there is one. A packet takes 10 ms.
-type network struct {
+type simNet struct {
 	mu    sync.Mutex // guards hosts, down and count
-	hosts map[netip.Addr]receiver
+	hosts map[netip.Addr]simHost
 	down  bool
 	noWG  bool // of all but relays
 	stuns int  // STUN packets sent
-	up    *translator
+	up    *simNAT
 }
 
 const hop = 10 * time.Millisecond
 
-func newNetwork() *network { return &network{hosts: map[netip.Addr]receiver{}} }
+func newNetwork() *simNet { return &simNet{hosts: map[netip.Addr]simHost{}} }
 
-func (n *network) attach(addr netip.Addr, r receiver) {
+func (n *simNet) attach(addr netip.Addr, r simHost) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.hosts[addr] = r
 }
 
-func (n *network) detach(addr netip.Addr) {
+func (n *simNet) detach(addr netip.Addr) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	delete(n.hosts, addr)
 }
 
-func (n *network) send(from, to netip.AddrPort, w wire) {
+func (n *simNet) send(from, to netip.AddrPort, w simPacket) {
 	n.mu.Lock()
 	r, down := n.hosts[to.Addr()], n.down
 	if n.noWG && w.wg != nil && !isRelay(from) && !isRelay(to) {
@@ -66,14 +66,14 @@ func (n *network) send(from, to netip.AddrPort, w wire) {
 	}
 }
 
-func (n *network) setDown(down bool) {
+func (n *simNet) setDown(down bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.down = down
 }
 
 // blockWG drops what WireGuard sends, unless it is by a relay.
-func (n *network) blockWG(block bool) {
+func (n *simNet) blockWG(block bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.noWG = block
@@ -82,7 +82,7 @@ func (n *network) blockWG(block bool) {
 func isRelay(addr netip.AddrPort) bool { return addr.Port() > 50000 && addr.Port() < 50100 }
 
 // sent is how many STUN packets the network has seen.
-func (n *network) sent() int {
+func (n *simNet) sent() int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.stuns
@@ -99,36 +99,36 @@ const (
 	symmetricNAT   natKind = "symmetric"
 )
 
-// translator is a NAT with an address in outer, and inner below it.
-type translator struct {
-	kind    natKind
+// simNAT is a NAT with an address in outer, and inner below it.
+type simNAT struct {
 	hairpin bool
-	outer   *network
-	inner   *network
+	outer   *simNet
+	inner   *simNet
 
 	mu       sync.Mutex // guards all below
+	kind     natKind
 	addr     netip.Addr
 	port     uint16
 	expiry   time.Duration
-	mappings []*mapping
+	mappings []*simMapping
 }
 
-type mapping struct {
+type simMapping struct {
 	inside, outside netip.AddrPort
 	to              netip.AddrPort // of a symmetric one
 	contacted       map[netip.AddrPort]bool
 	used            time.Time
 }
 
-func newTranslator(kind natKind, outer *network, addr string) *translator {
-	t := &translator{kind: kind, outer: outer, inner: newNetwork(), addr: netip.MustParseAddr(addr), port: 40000, expiry: 30 * time.Second}
+func newTranslator(kind natKind, outer *simNet, addr string) *simNAT {
+	t := &simNAT{kind: kind, outer: outer, inner: newNetwork(), addr: netip.MustParseAddr(addr), port: 40000, expiry: 30 * time.Second}
 	t.inner.up = t
 	outer.attach(t.addr, t)
 	return t
 }
 
 // out takes a packet from below.
-func (t *translator) out(from, to netip.AddrPort, w wire) {
+func (t *simNAT) out(from, to netip.AddrPort, w simPacket) {
 	t.mu.Lock()
 	m := t.outbound(from, to)
 	mapped, own := m.outside, t.addr
@@ -140,7 +140,7 @@ func (t *translator) out(from, to netip.AddrPort, w wire) {
 	}
 }
 
-func (t *translator) outbound(from, to netip.AddrPort) *mapping {
+func (t *simNAT) outbound(from, to netip.AddrPort) *simMapping {
 	t.expire()
 	for _, m := range t.mappings {
 		if m.inside == from && (t.kind != symmetricNAT || m.to == to) {
@@ -149,12 +149,12 @@ func (t *translator) outbound(from, to netip.AddrPort) *mapping {
 		}
 	}
 	t.port++
-	m := &mapping{inside: from, outside: netip.AddrPortFrom(t.addr, t.port), to: to, contacted: map[netip.AddrPort]bool{to: true}, used: time.Now()}
+	m := &simMapping{inside: from, outside: netip.AddrPortFrom(t.addr, t.port), to: to, contacted: map[netip.AddrPort]bool{to: true}, used: time.Now()}
 	t.mappings = append(t.mappings, m)
 	return m
 }
 
-func (t *translator) expire() {
+func (t *simNAT) expire() {
 	kept := t.mappings[:0]
 	for _, m := range t.mappings {
 		if time.Since(m.used) < t.expiry {
@@ -165,7 +165,7 @@ func (t *translator) expire() {
 }
 
 // receive takes a packet from above.
-func (t *translator) receive(from, to netip.AddrPort, w wire) {
+func (t *simNAT) receive(from, to netip.AddrPort, w simPacket) {
 	t.mu.Lock()
 	t.expire()
 	var inside netip.AddrPort
@@ -181,7 +181,7 @@ func (t *translator) receive(from, to netip.AddrPort, w wire) {
 	}
 }
 
-func (t *translator) passes(m *mapping, from netip.AddrPort) bool {
+func (t *simNAT) passes(m *simMapping, from netip.AddrPort) bool {
 	switch t.kind {
 	case fullCone:
 		return true
@@ -196,15 +196,22 @@ func (t *translator) passes(m *mapping, from netip.AddrPort) bool {
 	return m.contacted[from]
 }
 
+// become changes the kind.
+func (t *simNAT) become(kind natKind) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.kind = kind
+}
+
 // forget drops all mappings.
-func (t *translator) forget() {
+func (t *simNAT) forget() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.mappings = nil
 }
 
 // move gives the translator another address.
-func (t *translator) move(addr string) {
+func (t *simNAT) move(addr string) {
 	t.mu.Lock()
 	was := t.addr
 	t.addr = netip.MustParseAddr(addr)
@@ -214,9 +221,9 @@ func (t *translator) move(addr string) {
 	t.outer.attach(netip.MustParseAddr(addr), t)
 }
 
-// stunServer answers what it sees, or not.
-type stunServer struct {
-	net  *network
+// simServer answers what it sees, or not.
+type simServer struct {
+	net  *simNet
 	addr netip.AddrPort
 
 	mu     sync.Mutex // guards all below
@@ -228,19 +235,19 @@ type stunServer struct {
 	count  int
 }
 
-func newSTUNServer(n *network, addr string) *stunServer {
-	s := &stunServer{net: n, addr: netip.MustParseAddrPort(addr)}
+func newSTUNServer(n *simNet, addr string) *simServer {
+	s := &simServer{net: n, addr: netip.MustParseAddrPort(addr)}
 	n.attach(s.addr.Addr(), s)
 	return s
 }
 
-func (s *stunServer) set(change func()) {
+func (s *simServer) set(change func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	change()
 }
 
-func (s *stunServer) receive(from, _ netip.AddrPort, w wire) {
+func (s *simServer) receive(from, _ netip.AddrPort, w simPacket) {
 	m, err := Parse(w.stun)
 	if err != nil || m.Class != ClassRequest || m.Username != "" {
 		return
@@ -259,29 +266,29 @@ func (s *stunServer) receive(from, _ netip.AddrPort, w wire) {
 	if s.keep {
 		s.replay = append(s.replay, answer)
 		for _, old := range s.replay {
-			s.net.send(s.addr, from, wire{stun: old})
+			s.net.send(s.addr, from, simPacket{stun: old})
 		}
 	}
-	time.AfterFunc(s.late, func() { s.net.send(s.addr, from, wire{stun: answer}) })
+	time.AfterFunc(s.late, func() { s.net.send(s.addr, from, simPacket{stun: answer}) })
 }
 
-// relayServer passes on packets for the nodes that it has allocations for.
-type relayServer struct {
-	net  *network
+// simRelay passes on packets for the nodes that it has allocations for.
+type simRelay struct {
+	net  *simNet
 	addr netip.Addr
 
 	mu    sync.Mutex // guards all below
-	ports map[uint16]*relayWay
+	ports map[uint16]*simWay
 	next  uint16
 }
 
-func newRelayServer(n *network, addr string) *relayServer {
-	s := &relayServer{net: n, addr: netip.MustParseAddr(addr), ports: map[uint16]*relayWay{}, next: 50000}
+func newRelayServer(n *simNet, addr string) *simRelay {
+	s := &simRelay{net: n, addr: netip.MustParseAddr(addr), ports: map[uint16]*simWay{}, next: 50000}
 	n.attach(s.addr, s)
 	return s
 }
 
-func (s *relayServer) receive(from, to netip.AddrPort, w wire) {
+func (s *simRelay) receive(from, to netip.AddrPort, w simPacket) {
 	s.mu.Lock()
 	way := s.ports[to.Port()]
 	s.mu.Unlock()
@@ -291,44 +298,44 @@ func (s *relayServer) receive(from, to netip.AddrPort, w wire) {
 }
 
 // allocate gives a node a way by the relay.
-func (s *relayServer) allocate(n *node) *relayWay {
+func (s *simRelay) allocate(n *simNode) *simWay {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.next++
-	way := &relayWay{server: s, node: n, relayed: netip.AddrPortFrom(s.addr, s.next), local: map[netip.AddrPort]netip.AddrPort{}, holds: map[netip.AddrPort]*[]wire{}}
+	way := &simWay{server: s, node: n, relayed: netip.AddrPortFrom(s.addr, s.next), local: map[netip.AddrPort]netip.AddrPort{}, holds: map[netip.AddrPort]*[]simPacket{}}
 	s.ports[s.next] = way
 	return way
 }
 
 // release ends an allocation.
-func (s *relayServer) release(way *relayWay) {
+func (s *simRelay) release(way *simWay) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.ports, way.relayed.Port())
 }
 
-// relayWay is an allocation.
-type relayWay struct {
-	server  *relayServer
-	node    *node
+// simWay is an allocation.
+type simWay struct {
+	server  *simRelay
+	node    *simNode
 	relayed netip.AddrPort
 
 	mu    sync.Mutex                        // guards all below
 	local map[netip.AddrPort]netip.AddrPort // by remote
-	holds map[netip.AddrPort]*[]wire
+	holds map[netip.AddrPort]*[]simPacket
 }
 
 // Hold implements Holder.
-func (r *relayWay) Hold(remote netip.AddrPort, atMost time.Duration) {
+func (r *simWay) Hold(remote netip.AddrPort, atMost time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.holds[remote] == nil {
-		r.holds[remote] = new([]wire)
+		r.holds[remote] = new([]simPacket)
 		time.AfterFunc(atMost, func() { r.letGo(remote) })
 	}
 }
 
-func (r *relayWay) letGo(remote netip.AddrPort) {
+func (r *simWay) letGo(remote netip.AddrPort) {
 	r.mu.Lock()
 	held := r.holds[remote]
 	delete(r.holds, remote)
@@ -339,7 +346,7 @@ func (r *relayWay) letGo(remote netip.AddrPort) {
 }
 
 // holding keeps back w if its sender is to be held.
-func (r *relayWay) holding(from netip.AddrPort, w wire) bool {
+func (r *simWay) holding(from netip.AddrPort, w simPacket) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	held := r.holds[from]
@@ -349,12 +356,12 @@ func (r *relayWay) holding(from netip.AddrPort, w wire) bool {
 	return held != nil
 }
 
-func (r *relayWay) Send(packet []byte, to netip.AddrPort) error {
-	r.pass(wire{stun: packet}, to)
+func (r *simWay) Send(packet []byte, to netip.AddrPort) error {
+	r.pass(simPacket{stun: packet}, to)
 	return nil
 }
 
-func (r *relayWay) pass(w wire, to netip.AddrPort) {
+func (r *simWay) pass(w simPacket, to netip.AddrPort) {
 	r.server.mu.Lock()
 	alive := r.server.ports[r.relayed.Port()] == r
 	r.server.mu.Unlock()
@@ -363,7 +370,7 @@ func (r *relayWay) pass(w wire, to netip.AddrPort) {
 	}
 }
 
-func (r *relayWay) Endpoint(to netip.AddrPort) (netip.AddrPort, error) {
+func (r *simWay) Endpoint(to netip.AddrPort) (netip.AddrPort, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	local, ok := r.local[to]
@@ -374,7 +381,7 @@ func (r *relayWay) Endpoint(to netip.AddrPort) (netip.AddrPort, error) {
 	return local, nil
 }
 
-func (r *relayWay) Remote(endpoint netip.AddrPort) (netip.AddrPort, bool) {
+func (r *simWay) Remote(endpoint netip.AddrPort) (netip.AddrPort, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for to, local := range r.local {
@@ -385,7 +392,7 @@ func (r *relayWay) Remote(endpoint netip.AddrPort) (netip.AddrPort, bool) {
 	return netip.AddrPort{}, false
 }
 
-func (r *relayWay) receive(from netip.AddrPort, w wire) {
+func (r *simWay) receive(from netip.AddrPort, w simPacket) {
 	if w.stun != nil {
 		r.node.deliver(r, from, w.stun)
 		return
