@@ -1,0 +1,185 @@
+//go:build linux
+
+package nat
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"github.com/zlayer/zlayer-cni/pkg/shim"
+	"github.com/zlayer/zlayer-cni/test/natlab"
+)
+
+// site is a node of the matrix, and what is between it and the internet.
+type site struct {
+	name string
+	// kind is what the other nodes' ways depend on.
+	kind kind
+	// add builds it; sites of one group are built after each other.
+	add func(l *lab, name string)
+	// short has it in the matrix of -short.
+	short bool
+}
+
+// kind is how a node is reached.
+type kind struct {
+	// filter is who comes in to a mapping by IPv4, easy to hard, and symmetric
+	// whether there is another mapping for each destination.
+	filter    filter
+	symmetric bool
+	// translated tells whether its IPv4 address is not what others see.
+	translated bool
+	// ipv6 is a public address. Nothing is in front of it.
+	ipv6 bool
+	// noUDP is TCP alone.
+	noUDP bool
+	// lan is a network whose members reach each other, with the path that they do it by.
+	lan  string
+	path shim.ConnectionType
+}
+
+type filter int
+
+const (
+	everybody filter = iota
+	byAddress
+	byPort
+)
+
+// sites are the matrix.
+func sites() []site {
+	one := func(config natlab.Config) func(*lab, string) {
+		return func(l *lab, name string) { l.behind(l.router(name+"-r", nil, config), name) }
+	}
+	var home, carrier *natlab.Router
+	return []site{
+		{name: "symmetric", short: true, kind: kind{filter: byPort, symmetric: true, translated: true}, add: one(natlab.Config{IPv4: natlab.Symmetric})},
+		{name: "symmetric-2", short: true, kind: kind{filter: byPort, symmetric: true, translated: true}, add: one(natlab.Config{IPv4: natlab.Symmetric})},
+		{name: "port", short: true, kind: kind{filter: byPort, translated: true}, add: one(natlab.Config{IPv4: natlab.PortRestricted})},
+		{name: "port-2", short: true, kind: kind{filter: byPort, translated: true}, add: one(natlab.Config{IPv4: natlab.PortRestricted})},
+		{name: "address", kind: kind{filter: byAddress, translated: true}, add: one(natlab.Config{IPv4: natlab.AddressRestricted})},
+		{name: "full-cone", short: true, kind: kind{translated: true}, add: one(natlab.Config{IPv4: natlab.FullCone})},
+		{name: "firewall", kind: kind{filter: byPort}, add: one(natlab.Config{IPv4: natlab.Firewall})},
+		{name: "home", kind: kind{filter: byPort, translated: true, lan: "home", path: shim.ConnectionDirect}, add: func(l *lab, name string) {
+			home = l.router(name+"-r", nil, natlab.Config{IPv4: natlab.PortRestricted})
+			l.behind(home, name)
+		}},
+		{name: "home-2", kind: kind{filter: byPort, translated: true, lan: "home", path: shim.ConnectionDirect}, add: func(l *lab, name string) { l.behind(home, name) }},
+		{name: "carrier", kind: kind{filter: byPort, translated: true, lan: "carrier", path: shim.ConnectionHolePunched}, add: func(l *lab, name string) {
+			carrier = l.router("cgn", nil, natlab.Config{IPv4: natlab.PortRestricted, Hairpin: true})
+			l.behind(l.router(name+"-r", carrier, natlab.Config{IPv4: natlab.PortRestricted}), name)
+		}},
+		{name: "carrier-2", kind: kind{filter: byPort, translated: true, lan: "carrier", path: shim.ConnectionHolePunched}, add: func(l *lab, name string) {
+			l.behind(l.router(name+"-r", carrier, natlab.Config{IPv4: natlab.PortRestricted}), name)
+		}},
+		{name: "ipv6", kind: kind{filter: byPort, translated: true, ipv6: true}, add: one(natlab.Config{IPv4: natlab.PortRestricted, IPv6: natlab.Routed})},
+		{name: "ipv6-2", kind: kind{filter: byPort, symmetric: true, translated: true, ipv6: true}, add: one(natlab.Config{IPv4: natlab.Symmetric, IPv6: natlab.Routed})},
+		{name: "no-udp", kind: kind{noUDP: true}, add: one(natlab.Config{IPv4: natlab.PortRestricted, NoUDP: true})},
+		{name: "public", kind: kind{ipv6: true}, add: func(l *lab, name string) { l.behind(nil, name) }},
+		{name: "relay", short: true, kind: kind{ipv6: true}, add: func(l *lab, name string) { l.relay(name) }},
+	}
+}
+
+// meet says by which path two nodes have to end up.
+func meet(a, b kind) shim.ConnectionType {
+	blocked := func(a, b kind) bool { return a.symmetric && (b.symmetric || b.filter == byPort) }
+	switch {
+	case a.noUDP || b.noUDP:
+		return shim.ConnectionRelayed
+	case a.lan != "" && a.lan == b.lan:
+		return a.path
+	case a.ipv6 && b.ipv6, !a.translated && !b.translated:
+		return shim.ConnectionDirect
+	case blocked(a, b) || blocked(b, a):
+		return shim.ConnectionRelayed
+	}
+	return shim.ConnectionHolePunched
+}
+
+// cell is what became of a pair of nodes.
+type cell struct {
+	a, b   site
+	want   shim.ConnectionType
+	first  time.Duration // until the first packet through the tunnel
+	direct time.Duration // until the wanted path
+	fault  error
+}
+
+// TestMatrix has nodes behind every kind of router meet each other, all at the
+// same time, and prints how.
+func TestMatrix(t *testing.T) {
+	l := newLab(t, "matrix")
+	var all []site
+	for _, s := range sites() {
+		if s.short || !testing.Short() {
+			s.add(l, s.name)
+			all = append(all, s)
+		}
+	}
+	l.start()
+	var cells []*cell
+	for i, a := range all {
+		for _, b := range all[i+1:] {
+			cells = append(cells, &cell{a: a, b: b, want: meet(a.kind, b.kind), fault: fmt.Errorf("not looked at")})
+		}
+	}
+	defer func() { t.Log(table(cells)) }()
+	l.eventually("all pairs on their paths", patience, func() error { return l.judge(cells) })
+}
+
+// judge looks at the cells that have not arrived yet, and says which.
+func (l *lab) judge(cells []*cell) error {
+	var missing []string
+	for _, c := range cells {
+		if c.fault == nil {
+			continue
+		}
+		echo := l.echoTo(c.a.name, c.b.name)
+		if first := echo.firstAnswer(); !first.IsZero() {
+			c.first = first.Sub(l.began)
+		}
+		if c.fault = l.agree(c.a.name, c.b.name, c.want); c.fault != nil {
+			c.direct = 0
+		} else {
+			if c.direct == 0 {
+				c.direct = time.Since(l.began)
+			}
+			c.fault = echo.since(l.began.Add(c.direct)) // on that path
+		}
+		if c.fault != nil {
+			missing = append(missing, c.fault.Error())
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("%d of %d are not:\n%s", len(missing), len(cells), strings.Join(missing, "\n"))
+	}
+	return nil
+}
+
+// table prints the cells.
+func table(cells []*cell) string {
+	var text strings.Builder
+	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "\npair\t\tpath\tfirst packet\ton that path\n")
+	sorted := slices.Clone(cells)
+	for _, c := range sorted {
+		verdict := seconds(c.direct)
+		if c.fault != nil {
+			verdict = "never"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", c.a.name, c.b.name, c.want, seconds(c.first), verdict)
+	}
+	_ = w.Flush()
+	return text.String()
+}
+
+func seconds(d time.Duration) string {
+	if d == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.1fs", d.Seconds())
+}
