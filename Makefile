@@ -76,7 +76,8 @@ test-kernel: test-bundle ## run the data plane's tests on a kernel with WireGuar
 
 .PHONY: demo
 demo: export KEEP := $(KEEP)
-demo: build ## three nodes on this machine, from attach to ping (KEEP=1 leaves them up)
+demo: export NAT := $(NAT)
+demo: build ## three nodes on this machine, from attach to ping (NAT=1: five, behind NATs; KEEP=1 leaves them up)
 	$(GO) run ./test/demo
 
 .PHONY: bench

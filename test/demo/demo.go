@@ -21,6 +21,9 @@ import (
 	"github.com/zlayer/zlayer-cni/test/demo/cluster"
 )
 
+// underlayName names the namespace of the nodes' network.
+const underlayName = "underlay"
+
 // demo is one run: what it has built so far.
 type demo struct {
 	report *report
@@ -38,14 +41,27 @@ type demo struct {
 	servicePorts []uint16 // WireGuard's, of the cut-off service on each node
 	capturing    errgroup.Group
 	stopCapture  context.CancelFunc
+
+	internet *internet // of the demo behind NATs
 }
+
+// steps are those of the demo that was asked for.
+func (d *demo) steps() []func(context.Context) error {
+	if d.behindNATs() {
+		return []func(context.Context) error{d.makeInternet, d.startOnSites, d.attachOnSites, d.watchInternet, d.meet, d.judgeInternet}
+	}
+	return []func(context.Context) error{
+		d.makeUnderlay, d.startDaemons, d.attachPods, d.attachService, d.watchUnderlay, d.pingAll, d.showReach, d.restarts, d.judgeUnderlay,
+	}
+}
+
+// behindNATs tells whether to show nodes behind NATs.
+func (d *demo) behindNATs() bool { return os.Getenv("NAT") == "1" }
 
 // play does all steps in order and stops at the first that goes wrong.
 func (d *demo) play(ctx context.Context) error {
 	d.title()
-	for _, step := range []func(context.Context) error{
-		d.makeUnderlay, d.startDaemons, d.attachPods, d.attachService, d.startCapture, d.pingAll, d.showReach, d.restarts, d.judgeUnderlay,
-	} {
+	for _, step := range d.steps() {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -62,8 +78,12 @@ func (d *demo) title() {
 	if unix.Uname(&name) == nil {
 		kernel = unix.ByteSliceToString(name.Sysname[:]) + " " + unix.ByteSliceToString(name.Release[:])
 	}
+	what := "three nodes, one encrypted network, no Kubernetes"
+	if d.behindNATs() {
+		what = "five nodes, four of them behind NATs, one encrypted network"
+	}
 	_, _ = fmt.Fprintf(d.report.out, "%s\n%s, %s, %d cores\n\n",
-		d.report.paint(bold, "zlayer-cni demo: three nodes, one encrypted network, no Kubernetes"), kernel, runtime.Version(), runtime.NumCPU())
+		d.report.paint(bold, "zlayer-cni demo: "+what), kernel, runtime.Version(), runtime.NumCPU())
 }
 
 func (d *demo) makeUnderlay(ctx context.Context) error {
@@ -72,26 +92,36 @@ func (d *demo) makeUnderlay(ctx context.Context) error {
 		return err
 	}
 	d.cluster, err = cluster.New(cluster.Config{
-		Name:      "underlay",
-		NodeNames: []string{"node-a", "node-b", "node-c"},
-		Binaries:  binaries,
-		Dir:       d.dir,
-		ClusterCIDRs: []netip.Prefix{
-			netip.MustParsePrefix("10.42.0.0/16"),
-			netip.MustParsePrefix("fd42::/48"),
-		},
-		Backend: os.Getenv("BACKEND"),
+		Name:         underlayName,
+		NodeNames:    []string{"node-a", "node-b", "node-c"},
+		Binaries:     binaries,
+		Dir:          d.dir,
+		ClusterCIDRs: clusterCIDRs(),
+		Backend:      os.Getenv("BACKEND"),
 	})
 	if err != nil {
 		return err
 	}
+	if err := d.takeFootprints(); err != nil {
+		return err
+	}
+	d.report.step("underlay", "three namespaces as machines on one bridge, %v, MTU 1500", cluster.Underlay())
+	return nil
+}
+
+// clusterCIDRs hold all pods.
+func clusterCIDRs() []netip.Prefix {
+	return []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/48")}
+}
+
+// takeFootprints notes what the nodes are like before their daemons start.
+func (d *demo) takeFootprints() (err error) {
 	d.before = map[string][]string{}
 	for _, node := range d.cluster.Nodes {
 		if d.before[node.Name], err = footprint(node.NS); err != nil {
 			return err
 		}
 	}
-	d.report.step("underlay", "three namespaces as machines on one bridge, %v, MTU 1500", cluster.Underlay())
 	return nil
 }
 
@@ -176,8 +206,14 @@ func (d *demo) clean() error {
 		d.stopCapture()
 		errs = append(errs, d.capturing.Wait())
 	}
+	if d.internet != nil {
+		errs = append(errs, d.internet.unfollow())
+	}
 	if d.cluster != nil {
 		errs = append(errs, d.deletePods(ctx), d.removeNodes(ctx), d.cluster.Close())
+	}
+	if d.internet != nil {
+		errs = append(errs, d.internet.close())
 	}
 	return errors.Join(append(errs, os.RemoveAll(d.dir))...)
 }

@@ -31,18 +31,27 @@ const (
 	addressResolution
 	// neighbourDiscovery is the underlay's own IPv6 ND, router solicitation and MLD.
 	neighbourDiscovery
+	// stunMessage is a question to a STUN server, a check between nodes, or an
+	// answer, also where a relay passes it on.
+	stunMessage
+	// turnMessage is between a node and the relay that it uses.
+	turnMessage
+	// relayedWireGuard is WireGuard's between a node and the relay.
+	relayedWireGuard
 	// clearText is a frame in which the marker of a pod's ping is readable.
 	clearText
 	// other is everything else.
 	other
 )
 
-// kinds in the order of the report.
-var kinds = [...]kind{wgHandshake, wgData, serviceHandshake, serviceData, wgRejected, addressResolution, neighbourDiscovery, clearText, other}
-
 // String names the kind in the report.
 func (k kind) String() string {
-	return [...]string{"WireGuard handshake", "WireGuard data", "WireGuard handshake of the service, by its own port", "WireGuard data of the service, by its own port", "ICMP that WireGuard's port is closed (overlayd away)", "ARP of the underlay", "ND and MLD of the underlay", "readable pod traffic", "anything else"}[k]
+	return [...]string{
+		"WireGuard handshake", "WireGuard data", "WireGuard handshake of the service, by its own port", "WireGuard data of the service, by its own port",
+		"ICMP that WireGuard's port is closed (overlayd away)", "ARP of the underlay", "ND and MLD of the underlay",
+		"STUN: questions to servers, and checks between nodes", "TURN: requests to the relay, and its answers", "WireGuard to and from the relay, inside TURN",
+		"readable pod traffic", "anything else",
+	}[k]
 }
 
 // expected tells whether frames of the kind may cross the underlay.
@@ -53,6 +62,18 @@ type classifier struct {
 	port         uint16   // WireGuard's
 	servicePorts []uint16 // WireGuard's, of the service
 	marker       []byte   // stands in every ping of a pod
+	// translated says that ports tell nothing, since there are NATs: what a packet
+	// is has to be in it.
+	translated bool
+}
+
+// kinds are those that may be on the underlay, and those that must not, in the
+// order of the report.
+func (c classifier) kinds() []kind {
+	if c.translated {
+		return []kind{stunMessage, wgHandshake, wgData, turnMessage, relayedWireGuard, addressResolution, neighbourDiscovery, clearText, other}
+	}
+	return []kind{wgHandshake, wgData, serviceHandshake, serviceData, wgRejected, addressResolution, neighbourDiscovery, clearText, other}
 }
 
 // Offsets and lengths of Ethernet, IPv4, IPv6 and UDP headers, in bytes.
@@ -93,6 +114,9 @@ func (c classifier) classify(frame []byte) kind {
 func (c classifier) classifyUDP(packet []byte) kind {
 	if len(packet) < udpLen+4 {
 		return other
+	}
+	if c.translated {
+		return classifyMessage(packet[udpLen:], int(binary.BigEndian.Uint16(packet[4:]))-udpLen)
 	}
 	port := binary.BigEndian.Uint16(packet[2:])
 	handshake, data := wgHandshake, wgData

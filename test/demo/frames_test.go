@@ -5,6 +5,7 @@ package main
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -117,10 +118,14 @@ func FuzzFrame(f *testing.F) {
 	f.Add(ipv6(unix.IPPROTO_HOPOPTS, []byte{unix.IPPROTO_ICMPV6, 0, 5, 2, 0, 0, 1, 0, 143}))
 	f.Add(ethernet(unix.ETH_P_ARP, make([]byte, 28)))
 	f.Add([]byte{})
+	f.Add(message(inChannel(wireGuard(4, 64))))
+	f.Add(message(stun(0x016, inData(wireGuard(1, 148))...)))
 	f.Fuzz(func(t *testing.T, frame []byte) {
-		what := testClassifier().classify(frame)
-		if describe(frame) == "" || what.String() == "" {
-			t.Errorf("a frame of kind %d is not described", what)
+		for _, c := range []classifier{testClassifier(), {marker: []byte("MARKER"), translated: true}} {
+			what := c.classify(frame)
+			if describe(frame) == "" || what.String() == "" || !slices.Contains(c.kinds(), what) {
+				t.Errorf("a frame of kind %d is not described", what)
+			}
 		}
 	})
 }
@@ -144,6 +149,72 @@ func TestVerdict(t *testing.T) {
 			test.spoil(&seen)
 			if err := verdict(seen); (err != nil) != test.fails {
 				t.Errorf("verdict is %v, want an error: %v", err, test.fails)
+			}
+		})
+	}
+}
+
+// stun is the beginning of a message of RFC 8489, with attributes.
+func stun(method uint16, attributes ...byte) []byte {
+	header := make([]byte, stunHeaderLen, stunHeaderLen+len(attributes))
+	binary.BigEndian.PutUint16(header, method)
+	binary.BigEndian.PutUint16(header[2:], uint16(len(attributes)))
+	binary.BigEndian.PutUint32(header[4:], stunCookie)
+	return append(header, attributes...)
+}
+
+// message is a UDP packet to a port that tells nothing.
+func message(payload []byte) []byte {
+	packet := udp(40001, payload...)
+	binary.BigEndian.PutUint16(packet[4:], uint16(udpLen+len(payload)))
+	return ipv4(unix.IPPROTO_UDP, packet)
+}
+
+// wireGuard is a message of WireGuard's of a type and length.
+func wireGuard(kind byte, length int) []byte { return append([]byte{kind}, make([]byte, length-1)...) }
+
+// inChannel is what TURN sends by a channel.
+func inChannel(inner []byte) []byte {
+	return append(binary.BigEndian.AppendUint16([]byte{0x40, 0x01}, uint16(len(inner))), inner...)
+}
+
+// inData is what it sends without one: behind another attribute of 3 bytes, the
+// packet.
+func inData(inner []byte) []byte {
+	attributes := []byte{0x00, 0x12, 0, 3, 9, 9, 9, 0, 0x00, 0x13}
+	return append(binary.BigEndian.AppendUint16(attributes, uint16(len(inner))), inner...)
+}
+
+func TestClassifyBehindNATs(t *testing.T) {
+	const bindingAnswer, allocate, allocateRefused, sendIndication = 0x101, 0x003, 0x113, 0x016
+	c := classifier{marker: []byte("MARKER"), translated: true}
+	for _, test := range []struct {
+		name  string
+		frame []byte
+		want  kind
+	}{
+		{"WireGuard initiation", message(wireGuard(1, 148)), wgHandshake},
+		{"WireGuard response", message(wireGuard(2, 92)), wgHandshake},
+		{"WireGuard data", message(wireGuard(4, 128)), wgData},
+		{"WireGuard initiation of another length", message(wireGuard(1, 144)), other},
+		{"WireGuard data that is not padded", message(wireGuard(4, 130)), other},
+		{"WireGuard's port alone", ipv4(unix.IPPROTO_UDP, udp(testPort, 9, 9, 9, 9)), other},
+		{"check", message(stun(stunBinding)), stunMessage},
+		{"answer to a check", message(stun(bindingAnswer)), stunMessage},
+		{"allocate", message(stun(allocate)), turnMessage},
+		{"allocate refused", message(stun(allocateRefused)), turnMessage},
+		{"WireGuard in a channel", message(inChannel(wireGuard(4, 64))), relayedWireGuard},
+		{"check in a channel", message(inChannel(stun(stunBinding))), stunMessage},
+		{"something else in a channel", message(inChannel([]byte("GET / HTTP/1.1"))), other},
+		{"WireGuard in an indication", message(stun(sendIndication, inData(wireGuard(1, 148))...)), relayedWireGuard},
+		{"something else in an indication", message(stun(sendIndication, inData([]byte("GET / HTTP/1.1"))...)), other},
+		{"the marker in a channel", message(inChannel(append(wireGuard(4, 64), "MARKER"...))), clearText},
+		{"a name's lookup", message([]byte("\x12\x34\x01\x00\x00\x01 and so on, as long as this")), other},
+		{"nothing", message(nil), other},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if got := c.classify(test.frame); got != test.want {
+				t.Errorf("got %v, want %v", got, test.want)
 			}
 		})
 	}

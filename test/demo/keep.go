@@ -41,7 +41,7 @@ func (d *demo) hints() []string {
 	hints := []string{
 		lab + " ip netns   # nodes and pods",
 		fmt.Sprintf("%s ip netns exec %s nft list ruleset", lab, node.Name),
-		fmt.Sprintf("%s ip netns exec underlay tcpdump -ni fabric", lab),
+		fmt.Sprintf("%s ip netns exec %s tcpdump -ni fabric", lab, d.network()),
 		fmt.Sprintf("%s %s status --socket %s", lab, node.Binary("overlayd"), node.Socket()),
 		"less " + node.LogFile(),
 	}
@@ -52,7 +52,18 @@ func (d *demo) hints() []string {
 	if len(d.members) > 0 {
 		hints = append(hints, fmt.Sprintf("%s ip netns exec %s ping -c 3 %v   # cut off: no answer", lab, d.pods[0].Name, d.members[0].Addrs[0]))
 	}
+	if d.behindNATs() {
+		hints = append(hints, fmt.Sprintf("%s ip netns exec %s nft list ruleset   # a NAT", lab, routerOf(node.Name)))
+	}
 	return hints
+}
+
+// network is the namespace of what the nodes are plugged into.
+func (d *demo) network() string {
+	if d.behindNATs() {
+		return internetName
+	}
+	return underlayName
 }
 
 // inUserNamespace tells whether root here is an ordinary user outside.

@@ -6,9 +6,10 @@
 // all of them, a look at the wire, two restarts.
 //
 // It needs Linux and the two binaries, and root or user namespaces; it touches
-// nothing outside its own namespaces and temporary folder. KEEP=1 leaves
-// everything up to look around. The exit status is 0 only if all was as it
-// should be.
+// nothing outside its own namespaces and temporary folder. NAT=1 builds five
+// nodes instead, four of them behind NATs, which it also needs nft for, and shows
+// how they meet. KEEP=1 leaves everything up to look around. The exit status is 0
+// only if all was as it should be.
 package main
 
 import (

@@ -13,15 +13,27 @@ import (
 	"time"
 
 	"github.com/zlayer/zlayer-cni/test/demo/cluster"
+	"github.com/zlayer/zlayer-cni/test/netlab"
 )
 
-// startCapture listens on the underlay from here on, and first shows that it
+// watchUnderlay listens on the underlay from here on, and first shows that it
 // would see readable traffic: a probe in clear must be caught.
-func (d *demo) startCapture(ctx context.Context) error {
-	d.marker = newMarker()
-	var err error
-	d.capture, err = startCapture(d.cluster.Fabric.NS(), classifier{port: cluster.ListenPort, servicePorts: d.servicePorts, marker: d.marker})
+func (d *demo) watchUnderlay(ctx context.Context) error {
+	err := d.watch(ctx, d.cluster.Fabric.NS(), classifier{port: cluster.ListenPort, servicePorts: d.servicePorts})
 	if err != nil {
+		return err
+	}
+	d.report.step("capture", "listening on the underlay; a readable probe sent beside the tunnel was caught")
+	d.report.blank()
+	return nil
+}
+
+// watch captures what crosses a network, and has a node send a probe over it.
+func (d *demo) watch(ctx context.Context, network *netlab.NS, filter classifier) error {
+	d.marker = newMarker()
+	filter.marker = d.marker
+	var err error
+	if d.capture, err = startCapture(network, filter); err != nil {
 		return err
 	}
 	running, cancel := context.WithCancel(context.Background())
@@ -34,15 +46,13 @@ func (d *demo) startCapture(ctx context.Context) error {
 		return fmt.Errorf("the capture did not see a readable probe on the underlay, so it would prove nothing: %w", err)
 	}
 	d.capture.reset()
-	d.report.step("capture", "listening on the underlay; a readable probe sent beside the tunnel was caught")
-	d.report.blank()
 	return nil
 }
 
 // sendProbe sends the marker from one node to another, not through the
 // overlay. Somebody must listen there, or an ICMP error brings it back.
 func (d *demo) sendProbe() error {
-	from, to := d.cluster.Nodes[0], d.cluster.Nodes[1]
+	from, to := d.cluster.Nodes[0], d.cluster.Nodes[len(d.cluster.Nodes)-1]
 	var listener *net.UDPConn
 	err := to.NS.Do(func() (err error) {
 		listener, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(to.Underlay, 0)))
@@ -90,14 +100,17 @@ func (d *demo) awaitTally(ctx context.Context, wanted func(tally) bool) error {
 
 // judgeUnderlay shows what crossed the underlay, and fails if anything did
 // that must not.
-func (d *demo) judgeUnderlay(context.Context) error {
+func (d *demo) judgeUnderlay(context.Context) error { return d.judge("underlay") }
+
+// judge does so for the network of that name.
+func (d *demo) judge(network string) error {
 	seen, err := d.capture.tally()
 	if err != nil {
 		return err
 	}
-	d.report.step("underlay", "what crossed it from before the pings until now:")
+	d.report.step(network, "what crossed it from before the pings until now:")
 	rows := [][]string{{"frames", "kind"}}
-	for _, what := range kinds {
+	for _, what := range d.capture.filter.kinds() {
 		rows = append(rows, []string{strconv.Itoa(seen.Frames[what]), what.String()})
 	}
 	d.report.table(rows)
@@ -112,7 +125,7 @@ func verdict(seen tally) error {
 	case seen.Frames[clearText] > 0:
 		return fmt.Errorf("%d frames with readable pod traffic crossed the underlay: %s", seen.Frames[clearText], strings.Join(seen.Strangers, "; "))
 	case seen.Frames[other] > 0:
-		return fmt.Errorf("%d frames crossed the underlay that are none of WireGuard's, ARP or ND: %s", seen.Frames[other], strings.Join(seen.Strangers, "; "))
+		return fmt.Errorf("%d frames crossed the underlay that are none of those above: %s", seen.Frames[other], strings.Join(seen.Strangers, "; "))
 	}
 	return nil
 }

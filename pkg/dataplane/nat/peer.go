@@ -243,7 +243,7 @@ func (e *engine) judgeTrial(p *peer) {
 	case heard && here:
 		p.trial = nil
 		e.adopt(p, t.path)
-	case heard && !e.chooses(p): // the peer has chosen meanwhile
+	case heard && (!t.former.IsValid() || !e.chooses(p)): // no path worked, and the peer took another one, or has chosen
 		p.trial = nil
 		if x, ok := e.pathOf(p.state.Endpoint); ok {
 			e.adopt(p, x)

@@ -391,3 +391,39 @@ func TestDeviceFails(t *testing.T) {
 		w.within(5*time.Minute, "reached", func() bool { return one.path(two) == HolePunched && two.path(one) == HolePunched })
 	})
 }
+
+// TestPeerTakesAnotherPath checks that a node which tries a path while another
+// one carries what the peer sends takes that one if it has none that works, and goes on
+// trying if it has.
+func TestPeerTakesAnotherPath(t *testing.T) {
+	tried, heard, former := netip.MustParseAddrPort("203.0.113.2:1"), netip.MustParseAddrPort("203.0.113.2:2"), netip.MustParseAddrPort("203.0.113.2:3")
+	for _, c := range []struct {
+		name   string
+		former netip.AddrPort
+		taken  bool
+	}{{"none works", netip.AddrPort{}, true}, {"another works", former, false}} {
+		t.Run(c.name, func(t *testing.T) {
+			w := &simWorld{internet: newNetwork()}
+			one, two := w.node("a", w.internet, "203.0.113.1"), w.node("b", w.internet, "203.0.113.2")
+			if slices.Compare(one.key[:], two.key[:]) > 0 {
+				one, two = two, one // which chooses
+			}
+			o := one.options()
+			o.Direct = &simSink{}
+			agent, err := New(o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			e := newEngine(agent)
+			e.now = time.Unix(1000, 0)
+			e.setPeers([]Peer{{Key: two.key}})
+			p := e.peers[two.key]
+			p.trial = &trial{path: path{o.Direct, tried}, endpoint: tried, former: c.former, ends: e.now.Add(time.Second), applied: true, moved: e.now}
+			p.state = PeerState{Key: two.key, Endpoint: heard, RxBytes: 148}
+			e.judgeTrial(p)
+			if taken := p.inUse != nil && p.inUse.remote == heard && p.trial == nil; taken != c.taken {
+				t.Errorf("taken: %t, the path in use is %v", taken, p.inUse)
+			}
+		})
+	}
+}
