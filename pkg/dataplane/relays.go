@@ -51,7 +51,7 @@ func (d *Dataplane) newRelayServer(made *parts) (*nat.RelayServer, string, error
 		External: []netip.Addr{relay.External.Addr()}, ListenPort: relay.ListenPort, TCPPort: relay.ListenPort, TLSPort: relay.TLSPort,
 		Certificate: &certificate, MaxSessions: relay.MaxSessions, WireGuardPort: uint16(made.port),
 		Forbidden: slices.Concat(made.slices, d.clusterPrefixes()),
-		Shared: func(peer wgtypes.Key) ([]byte, error) { return d.key.Shared(peer, relayPurpose) }, Log: d.log,
+		Shared:    func(peer wgtypes.Key) ([]byte, error) { return d.key.Shared(peer, relayPurpose) }, Log: d.log,
 	})
 	if err != nil {
 		return nil, "", err
