@@ -48,7 +48,8 @@ func TestKinds(t *testing.T) {
 		{"symmetric", []natlab.Config{{IPv4: natlab.Symmetric}}, ptr(nat(byPort, byPort, false)), nil},
 		{"symmetric, hairpin", []natlab.Config{{IPv4: natlab.Symmetric, Hairpin: true}}, ptr(nat(byPort, byPort, true)), nil},
 		{"carrier-grade", []natlab.Config{{IPv4: natlab.PortRestricted}, {IPv4: natlab.PortRestricted}}, ptr(nat(independent, byPort, false)), nil},
-		{"carrier-grade, full cones", []natlab.Config{{IPv4: natlab.FullCone, Hairpin: true}, {IPv4: natlab.FullCone}}, ptr(nat(independent, independent, true)), nil},
+		{"carrier-grade, full cones", []natlab.Config{{IPv4: natlab.FullCone, Hairpin: true}, {IPv4: natlab.FullCone}},
+			ptr(nat(independent, independent, true)), nil},
 		{"carrier-grade, symmetric carrier", []natlab.Config{{IPv4: natlab.Symmetric}, {IPv4: natlab.FullCone}}, ptr(nat(byPort, byPort, false)), nil},
 		{"carrier-grade, restricted home", []natlab.Config{{IPv4: natlab.FullCone}, {IPv4: natlab.AddressRestricted}}, ptr(nat(independent, byAddress, false)), nil},
 		{"IPv6 only", []natlab.Config{{IPv6: natlab.Routed}}, nil, &routed},
@@ -56,6 +57,7 @@ func TestKinds(t *testing.T) {
 		{"NAT of one family", []natlab.Config{{IPv4: natlab.Symmetric, IPv6: natlab.Routed}}, ptr(nat(byPort, byPort, false)), &routed},
 		{"NAT of both families", []natlab.Config{{IPv4: natlab.FullCone, IPv6: natlab.PortRestricted}},
 			ptr(nat(independent, independent, false)), ptr(nat(independent, byPort, false))},
+		{"IPv6 full cone", []natlab.Config{{IPv6: natlab.FullCone}}, nil, ptr(nat(independent, independent, false))},
 		{"IPv6 address restricted, hairpin", []natlab.Config{{IPv6: natlab.AddressRestricted, Hairpin: true}}, nil, ptr(nat(independent, byAddress, true))},
 		{"IPv6 symmetric", []natlab.Config{{IPv6: natlab.Symmetric}}, nil, ptr(nat(byPort, byPort, false))},
 		{"carrier-grade with plain IPv6", []natlab.Config{

@@ -3,12 +3,14 @@
 package natlab
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -18,6 +20,9 @@ import (
 
 // fabricLink is the bridge in the namespace of a netlab.Fabric.
 const fabricLink = "fabric"
+
+// patience bounds a wait for the kernel; the machine may be an emulated one.
+const patience = time.Minute
 
 // network is a fabric with a gateway that leads out of it.
 type network struct {
@@ -91,8 +96,16 @@ func (n *network) takeAfter(old lease) (lease, error) {
 
 // open gives the gateway's link its addresses and lets it forward.
 func (n *network) open() error {
+	err := withLink(n.gateway, n.link, func(handle *netlink.Handle, link netlink.Link) error {
+		// A bridge takes the lowest address of its ports. When that changes,
+		// neighbours send to the former one for most of a minute.
+		return handle.LinkSetHardwareAddr(link, net.HardwareAddr{0x02, 0, 0, 0, 0, 0x01})
+	})
+	if err != nil {
+		return fmt.Errorf("set the MAC of %s of %s: %w", n.link, n.gateway.Name, err)
+	}
 	conf := "/conf/" + n.link
-	err := setSysctls(n.gateway, "ipv4/ip_forward=1", "ipv6/conf/all/forwarding=1",
+	err = setSysctls(n.gateway, "ipv4/ip_forward=1", "ipv6/conf/all/forwarding=1",
 		// Machines of one network reach each other by the gateway where their prefixes differ.
 		"ipv4/conf/all/send_redirects=0", "ipv4"+conf+"/send_redirects=0",
 		// A bridge has begun to look for others with its address, and for seconds finds no neighbour.
@@ -143,6 +156,7 @@ func (n *network) join(ns *netlab.NS, link string, v4, v6 bool) ([]lease, error)
 // plug makes a link of ns into the fabric.
 func (n *network) plug(ns *netlab.NS, name string) error {
 	n.ports++
+	port := fmt.Sprintf("port%d", n.ports)
 	file, err := ns.Open()
 	if err != nil {
 		return err
@@ -150,13 +164,57 @@ func (n *network) plug(ns *netlab.NS, name string) error {
 	defer func() { _ = file.Close() }()
 	err = withLink(n.fabric.NS(), fabricLink, func(handle *netlink.Handle, bridge netlink.Link) error {
 		attrs := netlink.NewLinkAttrs()
-		attrs.Name, attrs.MasterIndex, attrs.Flags = fmt.Sprintf("port%d", n.ports), bridge.Attrs().Index, net.FlagUp
+		attrs.Name, attrs.MasterIndex, attrs.Flags = port, bridge.Attrs().Index, net.FlagUp
 		return handle.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: name, PeerNamespace: netlink.NsFd(int(file.Fd()))})
 	})
 	if err != nil {
 		return fmt.Errorf("plug %s of %s into %s: %w", name, ns.Name, n.fabric.NS().Name, err)
 	}
-	return withLink(ns, name, func(handle *netlink.Handle, link netlink.Link) error { return handle.LinkSetUp(link) })
+	err = withLink(ns, name, func(handle *netlink.Handle, link netlink.Link) error { return handle.LinkSetUp(link) })
+	if err != nil {
+		return fmt.Errorf("bring up %s of %s: %w", name, ns.Name, err)
+	}
+	return errors.Join(waitUp(ns, name), waitUp(n.fabric.NS(), port), waitUp(n.fabric.NS(), fabricLink))
+}
+
+// waitUp returns when packets pass a link. Its two ends and the bridge learn of
+// each other only after they were brought up, and drop packets until then.
+func waitUp(ns *netlab.NS, name string) error {
+	return withLink(ns, name, func(handle *netlink.Handle, _ netlink.Link) error {
+		return wait(fmt.Sprintf("link %s of %s to be up", name, ns.Name), func() (bool, error) {
+			link, err := handle.LinkByName(name)
+			return err == nil && link.Attrs().OperState == netlink.OperUp, err
+		})
+	})
+}
+
+// waitLocal returns when the kernel takes packets for an IPv6 address, which it
+// does some time after it was added.
+func waitLocal(handle *netlink.Handle, addr netip.Addr) error {
+	filter := &netlink.Route{Table: unix.RT_TABLE_LOCAL, Dst: ipNet(netip.PrefixFrom(addr, addr.BitLen()))}
+	return wait("a local route for "+addr.String(), func() (bool, error) {
+		routes, err := handle.RouteListFiltered(unix.AF_INET6, filter, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_DST)
+		if errors.Is(err, netlink.ErrDumpInterrupted) {
+			return false, nil
+		}
+		return len(routes) > 0, err
+	})
+}
+
+// wait polls a condition of the kernel's.
+func wait(what string, condition func() (bool, error)) error {
+	deadline, tick := time.After(patience), time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		if done, err := condition(); done || err != nil {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			return fmt.Errorf("wait for %s: not in %s", what, patience)
+		}
+	}
 }
 
 // route has the gateway send what is for prefix to via.
@@ -205,6 +263,9 @@ func addAddress(handle *netlink.Handle, link netlink.Link, prefix netip.Prefix) 
 	}
 	if err := handle.AddrAdd(link, addr); err != nil {
 		return fmt.Errorf("add %s to %s: %w", prefix, link.Attrs().Name, err)
+	}
+	if prefix.Addr().Is6() {
+		return waitLocal(handle, prefix.Addr())
 	}
 	return nil
 }

@@ -100,6 +100,9 @@ func (r *Router) Router(name string, config Config) (*Router, error) {
 // ForgetMappings does what a router does that starts anew: all mappings and
 // connections are gone at once. Mappings that come after are other ones.
 func (r *Router) ForgetMappings() error {
+	if !r.remembers() {
+		return nil
+	}
 	r.forgotten++
 	handle, err := r.Handle()
 	if err != nil {
@@ -230,10 +233,12 @@ func (r *Router) replaceLeases() error {
 	})
 }
 
-// setTimeouts bounds the kernel's memory of connections by UDP. Without rules
-// there is none.
+// remembers tells whether the router's kernel knows connections.
+func (r *Router) remembers() bool { return r.config.IPv4 > Routed || r.config.IPv6 > Routed }
+
+// setTimeouts bounds the kernel's memory of connections by UDP.
 func (r *Router) setTimeouts() error {
-	if r.config.IPv4 <= Routed && r.config.IPv6 <= Routed {
+	if !r.remembers() {
 		return nil
 	}
 	seconds := strconv.Itoa(r.timeoutSeconds())

@@ -61,7 +61,9 @@ func TestMappingsExpire(t *testing.T) {
 }
 
 func TestChangeAddress(t *testing.T) {
-	for _, config := range []natlab.Config{{IPv4: natlab.FullCone, IPv6: natlab.PortRestricted}, {IPv4: natlab.Symmetric, IPv6: natlab.Routed}, {IPv4: natlab.Routed}} {
+	for _, config := range []natlab.Config{
+		{IPv4: natlab.FullCone, IPv6: natlab.PortRestricted}, {IPv4: natlab.Symmetric, IPv6: natlab.Routed}, {IPv4: natlab.Routed},
+	} {
 		t.Run(config.IPv4.String(), func(t *testing.T) {
 			w := newWorld(t)
 			routers, host := w.site("host", config)

@@ -9,14 +9,10 @@ import (
 	"os/exec"
 	"strings"
 	"text/template"
-	"time"
 )
 
-// nftPatience bounds a call of nft; the machine may be an emulated one.
-const nftPatience = time.Minute
-
 // ruleset is what a router does to a family, as text for nft. Rules are
-// replaced as a whole; the map and the set keep what they have learned.
+// replaced as a whole; maps and set keep what they have learned.
 const ruleset = `
 table {{.Family}} natlab
 flush table {{.Family}} natlab
@@ -48,7 +44,7 @@ table {{.Family}} natlab {
 {{- if .FullCone}}
 		iifname "wan" dnat to udp dport map @hosts:udp dport map @ports
 {{- else if .AddressRestricted}}
-		iifname "wan" udp dport . {{.IP}} saddr @contacts dnat to udp dport map @hosts:udp dport map @ports
+		iifname "wan" udp dport . {{.Family}} saddr @contacts dnat to udp dport map @hosts:udp dport map @ports
 {{- end}}
 {{- if .Hairpin}}
 		iifname "lan" fib daddr type local dnat to udp dport map @hosts:udp dport map @ports
@@ -73,12 +69,12 @@ table {{.Family}} natlab {
 	chain postrouting {
 		type nat hook postrouting priority srcnat
 {{- range .Shifts}}
-		oifname "wan" {{$.IP}} saddr {{.Host}} meta l4proto udp masquerade to :udp sport ^ {{.By}}
-		oifname "lan" {{$.IP}} saddr {{.Host}} meta l4proto udp ct status dnat snat to {{$.Public}}:udp sport ^ {{.By}}
+		oifname "wan" {{$.Family}} saddr {{.Host}} meta l4proto udp masquerade to :udp sport ^ {{.By}}
+		oifname "lan" {{$.Family}} saddr {{.Host}} meta l4proto udp ct status dnat snat to {{$.Public}}:udp sport ^ {{.By}}
 {{- end}}
 {{- if .Symmetric}}
 		oifname "wan" masquerade fully-random
-		oifname "lan" {{.IP}} saddr {{.LAN}} ct status dnat snat to {{.Public}} fully-random
+		oifname "lan" {{.Family}} saddr {{.LAN}} ct status dnat snat to {{.Public}} fully-random
 {{- else}}
 		oifname "wan" masquerade
 {{- end}}
@@ -87,11 +83,11 @@ table {{.Family}} natlab {
 	chain learn {
 		type filter hook postrouting priority srcnat + 50
 		meta l4proto != udp accept
-		oifname "wan" ct direction original update @hosts { udp sport : ct original {{.IP}} saddr }
+		oifname "wan" ct direction original update @hosts { udp sport : ct original {{.Family}} saddr }
 		oifname "wan" ct direction original update @ports { udp sport : ct original proto-src }
-		oifname "wan" ct direction reply update @hosts { udp sport : ct reply {{.IP}} saddr }
+		oifname "wan" ct direction reply update @hosts { udp sport : ct reply {{.Family}} saddr }
 		oifname "wan" ct direction reply update @ports { udp sport : ct reply proto-src }
-		oifname "wan" update @contacts { udp sport . {{.IP}} daddr }
+		oifname "wan" update @contacts { udp sport . {{.Family}} daddr }
 	}
 {{- end}}
 }
@@ -99,11 +95,11 @@ table {{.Family}} natlab {
 
 // rules is what the ruleset's text depends on.
 type rules struct {
-	Family, IP, Type string
-	Seconds          int
-	Public           netip.Addr
-	LAN              netip.Prefix
-	Shifts           []shift
+	Family, Type string // of addresses, as nft says
+	Seconds      int
+	Public       netip.Addr
+	LAN          netip.Prefix
+	Shifts       []shift
 
 	Translates, Filters, FullCone, AddressRestricted, Symmetric bool
 	Hairpin, NoUDP                                              bool
@@ -141,14 +137,16 @@ func (r *Router) clear() error {
 // rules returns those of each family that needs any.
 func (r *Router) rules() []rules {
 	var all []rules
-	if r.config.IPv4 > Routed || r.config.IPv4 == Routed && r.config.NoUDP {
-		all = append(all, r.familyRules(rules{Family: "ip", IP: "ip", Type: "ipv4_addr", Public: r.IPv4, LAN: r.lan.v4[0].prefix}))
+	if r.ruled(r.config.IPv4) {
+		all = append(all, r.familyRules(rules{Family: "ip", Type: "ipv4_addr", Public: r.IPv4, LAN: r.lan.v4[0].prefix}))
 	}
-	if r.config.IPv6 > Routed || r.config.IPv6 == Routed && r.config.NoUDP {
-		all = append(all, r.familyRules(rules{Family: "ip6", IP: "ip6", Type: "ipv6_addr", Public: r.IPv6, LAN: r.lan.v6[0].prefix}))
+	if r.ruled(r.config.IPv6) {
+		all = append(all, r.familyRules(rules{Family: "ip6", Type: "ipv6_addr", Public: r.IPv6, LAN: r.lan.v6[0].prefix}))
 	}
 	return all
 }
+
+func (r *Router) ruled(kind Kind) bool { return kind > Routed || kind == Routed && r.config.NoUDP }
 
 func (r *Router) familyRules(f rules) rules {
 	kind := r.kind(f.Public.Is6())
@@ -176,9 +174,12 @@ func (r *Router) shiftOf(i int) int {
 	return 1 + (i*61+r.number*257+r.forgotten*1021)%all
 }
 
-// nft has the router's kernel take rules.
+// nft has the router's kernel take rules, if there are any.
 func (r *Router) nft(text string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), nftPatience)
+	if text == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	return r.Do(func() error {
 		cmd := exec.CommandContext(ctx, "nft", "-f", "-") // on this thread, so in the router's namespace

@@ -51,8 +51,9 @@ type Options struct {
 // address of the other's, and a pair that was answered is proved. The end with the
 // smaller key has its device switched to the best one, and takes that back
 // if it carries nothing. The other follows, as WireGuard does. A path
-// through a translator or a relay is checked each 15 s and given up after three
-// checks without an answer; one by a relay is given up for a better one.
+// through a translator or a relay is checked each 15 s, and given up after three
+// checks without an answer if WireGuard hears nothing either; one by a relay is
+// given up for a better one.
 //
 // What peers see this node come from is a candidate of it, too, while they say
 // so: if two at different addresses see the same one, or if there is only one who
@@ -64,8 +65,9 @@ type Agent struct {
 	inbox   *inbox
 	wake    chan struct{}
 	wishes  mailbox
-	refused atomic.Uint64
-	beside  sync.WaitGroup // what Run has started
+	// Checks: sent, answered, and packets refused.
+	sent, answers, refused atomic.Uint64
+	beside                 sync.WaitGroup // what Run has started
 
 	mu      sync.Mutex // guards all below
 	running bool
@@ -162,7 +164,7 @@ func (a *Agent) Status() Status {
 	defer a.mu.Unlock()
 	s := Status{
 		Candidates: slices.Clone(a.own), Mapping: a.mapping, Peers: slices.Collect(maps.Values(a.shown)),
-		Dropped: a.inbox.dropped.Load(), Refused: a.refused.Load(),
+		Sent: a.sent.Load(), Answered: a.answers.Load(), Dropped: a.inbox.dropped.Load(), Refused: a.refused.Load(),
 	}
 	slices.SortFunc(s.Peers, func(x, y PeerStatus) int { return slices.Compare(x.Key[:], y.Key[:]) })
 	return s

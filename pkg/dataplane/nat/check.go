@@ -44,6 +44,7 @@ func (e *engine) answer(in inbound, m Message) {
 		return
 	}
 	delete(e.asked, m.ID)
+	e.answers.Add(1)
 	if e.peers[a.peer.Key] != a.peer {
 		return
 	}
@@ -59,7 +60,9 @@ func (e *engine) check(p *peer, x path) {
 	e.askedOrder = append(e.askedOrder, id)
 	if err := x.way.Send(p.pair.Request(id), x.remote); err != nil {
 		e.log.Debug("check not sent", "node", p.Node, "remote", x.remote, "err", err)
+		return
 	}
+	e.sent.Add(1)
 }
 
 // forgetAsked forgets checks that were not answered in time.

@@ -22,7 +22,10 @@ func hostile(n *simNode) map[string][]byte {
 	if err != nil {
 		panic(err)
 	}
+	forged := own(n) // has the names, but not the key
+	forged.own, forged.peer, forged.key = forged.peer, forged.own, pair.key
 	return map[string][]byte{
+		"check in a peer's name":   forged.Request(NewTransactionID()),
 		"check of a stranger":      valid,
 		"answer of a stranger":     pair.Answer(answer, netip.MustParseAddrPort("192.0.2.1:1")),
 		"request for a server":     ServerRequest(NewTransactionID()),
@@ -185,10 +188,74 @@ func FuzzDeliver(f *testing.F) {
 }
 
 // simSink is a way that leads nowhere.
-type simSink struct{ sent int }
+type simSink struct {
+	sent int
+	last []byte
+}
 
-func (s *simSink) Send([]byte, netip.AddrPort) error { s.sent++; return nil }
+func (s *simSink) Send(packet []byte, _ netip.AddrPort) error {
+	s.sent++
+	s.last = packet
+	return nil
+}
 
 func (s *simSink) Endpoint(to netip.AddrPort) (netip.AddrPort, error) { return to, nil }
 
 func (s *simSink) Remote(endpoint netip.AddrPort) (netip.AddrPort, bool) { return endpoint, true }
+
+// TestAnswers checks which answers to a check prove a path.
+func TestAnswers(t *testing.T) {
+	cases := []struct {
+		name   string
+		answer func(right Pair, asked Message) []byte
+		from   string
+		want   bool
+	}{
+		{"right", func(right Pair, asked Message) []byte {
+			return right.Answer(asked, netip.MustParseAddrPort("192.0.2.1:1"))
+		}, "203.0.113.2:51820", true},
+		{"from elsewhere", func(right Pair, asked Message) []byte {
+			return right.Answer(asked, netip.MustParseAddrPort("192.0.2.1:1"))
+		}, "203.0.113.2:51821", false},
+		{"by somebody who saw the check", func(right Pair, asked Message) []byte {
+			right.key = NewPair([]byte("another"), wgtypes.Key{}, wgtypes.Key{}).key
+			return right.Answer(asked, netip.MustParseAddrPort("192.0.2.1:1"))
+		}, "203.0.113.2:51820", false},
+		{"to another check", func(right Pair, asked Message) []byte {
+			asked.ID = NewTransactionID()
+			return right.Answer(asked, netip.MustParseAddrPort("192.0.2.1:1"))
+		}, "203.0.113.2:51820", false},
+		{"the check itself", func(_ Pair, asked Message) []byte { return asked.raw.Raw }, "203.0.113.2:51820", false},
+	}
+	w := &simWorld{internet: newNetwork()}
+	one, two := w.node("a", w.internet, "203.0.113.1"), w.node("b", w.internet, "203.0.113.2")
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			way := &simSink{}
+			o := one.options()
+			o.Direct = way
+			agent, err := New(o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			e := newEngine(agent)
+			e.now = time.Now()
+			e.setPeers([]Peer{{Key: two.key, Node: "b"}})
+			p := e.peers[two.key]
+			if err := e.pairWith(p); err != nil {
+				t.Fatal(err)
+			}
+			x := path{way, netip.MustParseAddrPort("203.0.113.2:51820")}
+			e.setSearch(p, &search{ends: e.now.Add(time.Hour), tries: []*try{{path: x}}})
+			e.check(p, x)
+			asked, err := Parse(way.last)
+			if err != nil {
+				t.Fatal(err)
+			}
+			e.receive(inbound{way, netip.MustParseAddrPort(c.from), c.answer(own(two), asked)})
+			if got := !p.search.tries[0].proved.IsZero(); got != c.want {
+				t.Errorf("proved: %t", got)
+			}
+		})
+	}
+}

@@ -105,6 +105,7 @@ type use struct {
 	since  time.Time
 	rtt    time.Duration
 	mapped netip.AddrPort // what the peer sees of us
+	heard  time.Time      // when WireGuard heard something by it
 	check  time.Time      // when to send the next check
 	misses int
 }
@@ -194,8 +195,12 @@ func (e *engine) observe(p *peer, s PeerState) {
 		p.backOff, p.invited = 0, false // WireGuard manages alone
 		return
 	}
-	if x, ok := e.pathOf(s.Endpoint); ok && (p.inUse == nil || p.inUse.path != x) {
+	x, ok := e.pathOf(s.Endpoint)
+	if ok && (p.inUse == nil || p.inUse.path != x) {
 		e.adopt(p, x)
+	}
+	if ok {
+		p.inUse.heard = e.now
 	}
 }
 
@@ -310,7 +315,7 @@ func (e *engine) judgeUse(p *peer) {
 	}
 	switch {
 	case !e.has(u.way):
-	case u.misses >= maxMisses && !e.now.Before(u.check):
+	case u.misses >= maxMisses && !e.now.Before(u.check) && e.now.Sub(u.heard) > keepInterval:
 	case e.silent(p):
 	default:
 		return
@@ -364,7 +369,13 @@ func (e *engine) worthwhile(p *peer) bool {
 func (e *engine) begin(p *peer) bool {
 	due, length := p.nextSearch, e.config.HolePunchTimeout
 	switch {
-	case !p.known || p.trial != nil:
+	case p.trial != nil:
+		return false
+	case !p.known:
+		if p.invited { // nobody else may have a reason to look
+			e.look()
+			p.at(e.now.Add(lookInterval))
+		}
 		return false
 	case p.inUse == nil && (e.needs(p) || p.invited || e.silent(p)):
 	case p.inUse != nil && !p.nextUpgrade.IsZero():
@@ -548,6 +559,9 @@ func (e *engine) keep(p *peer) {
 		e.check(p, u.path)
 		u.misses++
 		u.check = e.now.Add(keepAgain)
+		if u.misses > maxMisses { // WireGuard hears the peer, but its agent does not answer
+			u.check = e.now.Add(keepInterval)
+		}
 	}
 	p.at(u.check)
 }

@@ -94,7 +94,7 @@ func TestRecover(t *testing.T) {
 		{"the relay is gone and there is another", relays, func(l lab) {
 			l.two.loseRelay(l.way)
 			l.one.allocateAt(l.relay)
-		}, 20 * time.Second, ByRelay},
+		}, 10 * time.Second, ByRelay},
 		{"the relay died without a word, and another was there all the time", func(t *testing.T) lab {
 			l := relays(t)
 			l.one.allocateAt(newRelayServer(l.internet, "198.51.100.10"))
@@ -259,6 +259,14 @@ func TestFailedTrial(t *testing.T) {
 				tries++
 			}
 		}
+		if last := uses[len(uses)-1]; !last.Addr().IsLoopback() {
+			t.Errorf("the device was not switched back: %v", uses)
+		}
+		for _, news := range one.news {
+			if news.Path == Unreached && news.Was != Direct {
+				t.Errorf("the path was lost meanwhile: %v", one.news)
+			}
+		}
 		if tries == 0 || tries > 2 {
 			t.Errorf("the better path was tried %d times: %v", tries, uses)
 		}
@@ -268,5 +276,118 @@ func TestFailedTrial(t *testing.T) {
 		if !one.reaches(two) || !two.reaches(one) || one.path(two) != ByRelay || two.path(one) != ByRelay {
 			t.Errorf("path is %s and %s", one.path(two), two.path(one))
 		}
+	})
+}
+
+// TestSilence checks that a path by which checks come and go, but nothing of
+// WireGuard's, is left for one that works.
+func TestSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		one, two := w.behind("a", portRestricted, 1), w.behind("b", portRestricted, 2)
+		two.allocateAt(newRelayServer(w.internet, "198.51.100.9"))
+		w.start()
+		w.within(30*time.Second, "reached", func() bool { return one.path(two) == HolePunched && two.path(one) == HolePunched })
+		time.Sleep(time.Minute)
+		w.internet.blockWG(true)
+		w.within(time.Minute, "reached by relay", func() bool {
+			return one.reaches(two) && two.reaches(one) && one.path(two) == ByRelay && two.path(one) == ByRelay
+		})
+	})
+}
+
+// TestNewAddress checks that a node that moves behind its translator is
+// reached again as soon as its next check has told it so, without a packet to send.
+func TestNewAddress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		one, two := w.behind("a", symmetricNAT, 1), w.behind("b", noNAT, 2)
+		w.start()
+		w.within(30*time.Second, "reached", func() bool { return one.path(two) == HolePunched && two.path(one) == HolePunched })
+		time.Sleep(time.Minute)
+		one.box().move("203.0.113.77")
+		w.within(keepInterval+2*time.Second, "reached", func() bool { return two.reaches(one) })
+	})
+}
+
+// TestBetterWay checks that a path that has to be kept open is left for one
+// that has not, when that turns up.
+func TestBetterWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		one, two := w.behind("a", portRestricted, 1), w.behind("b", noNAT, 2)
+		w.start()
+		w.within(30*time.Second, "reached", func() bool { return one.path(two) == HolePunched && two.path(one) == HolePunched })
+		time.Sleep(5 * time.Minute)
+		for i, n := range w.nodes {
+			addr := netip.AddrFrom16([16]byte{0x20, 1, 15: byte(i + 1)})
+			w.internet.attach(addr, n)
+			n.addrs = append(n.addrs, addr)
+			n.agent.Changed()
+		}
+		w.within(20*time.Second, "direct", func() bool { return one.path(two) == Direct && two.path(one) == Direct })
+	})
+}
+
+// TestInvited checks that a node that knows of no translator answers a search, and
+// does its part to keep the path.
+func TestInvited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		one, two := w.behind("a", portRestricted, 1), w.behind("b", noNAT, 2)
+		w.frozen["a"] = true // as if its candidates never came
+		w.start()
+		w.within(30*time.Second, "reached", func() bool { return one.path(two) == HolePunched && two.path(one) == HolePunched })
+	})
+}
+
+// TestFollower checks that the end that does not choose helps itself if the
+// other sees no reason to.
+func TestFollower(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		one, two := w.behind("a", portRestricted, 1), w.behind("b", portRestricted, 2)
+		w.start()
+		w.within(30*time.Second, "reached", func() bool { return one.path(two) == HolePunched && two.path(one) == HolePunched })
+		two.halt()
+		two.reset()
+		two.start()
+		w.within(headStart+5*time.Second, "reached", func() bool { return two.reaches(one) })
+	})
+}
+
+// TestAgentAway checks that a path that carries something is not given up
+// because the peer's agent is away, for an update say.
+func TestAgentAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		one, two := w.behind("a", portRestricted, 1), w.behind("b", portRestricted, 2)
+		w.start()
+		w.within(30*time.Second, "reached", func() bool { return one.path(two) == HolePunched && two.path(one) == HolePunched })
+		news := len(one.news)
+		stop := w.flow(one, two)
+		two.halt()
+		time.Sleep(2 * time.Minute)
+		if lost := stop(); lost > 0 || len(one.news) != news || one.path(two) != HolePunched {
+			t.Errorf("lost %d packets, path is %s, news: %v", lost, one.path(two), one.news[news:])
+		}
+	})
+}
+
+// TestDeviceFails checks that a device that cannot be switched is tried again.
+func TestDeviceFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		one, two := w.behind("a", portRestricted, 1), w.behind("b", portRestricted, 2)
+		one.device.fail, two.device.fail = true, true
+		w.start()
+		time.Sleep(5 * time.Minute)
+		if one.path(two) != Unreached || len(one.device.uses) == 0 {
+			t.Errorf("path is %s after %d times", one.path(two), len(one.device.uses))
+		}
+		for _, n := range w.nodes {
+			n.device.set(func() { n.device.fail = false })
+		}
+		w.within(5*time.Minute, "reached", func() bool { return one.path(two) == HolePunched && two.path(one) == HolePunched })
 	})
 }

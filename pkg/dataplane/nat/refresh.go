@@ -172,7 +172,7 @@ func (e *engine) reflect(family int, said Reflection, done bool) {
 			}
 		}
 		return
-	case said.Mapping == Symmetric && was.Mapping == Symmetric && slices.Equal(hostsOf(said.Addrs), hostsOf(was.Addrs)):
+	case was.Mapping == Symmetric && (said.Mapping == Symmetric || !done) && containsAll(hostsOf(was.Addrs), hostsOf(said.Addrs)):
 	case done || !containsAll(was.Addrs, said.Addrs):
 		e.reflexive[family] = said
 	}
@@ -184,12 +184,11 @@ func hostsOf(addrs []netip.AddrPort) []netip.Addr {
 	for _, a := range addrs {
 		hosts = append(hosts, a.Addr())
 	}
-	slices.SortFunc(hosts, netip.Addr.Compare)
-	return slices.Compact(hosts)
+	return hosts
 }
 
-func containsAll(all, some []netip.AddrPort) bool {
-	return !slices.ContainsFunc(some, func(s netip.AddrPort) bool { return !slices.Contains(all, s) })
+func containsAll[T comparable](all, some []T) bool {
+	return !slices.ContainsFunc(some, func(s T) bool { return !slices.Contains(all, s) })
 }
 
 // overall is the worse of what is known of both families.

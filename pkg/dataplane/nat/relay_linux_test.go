@@ -71,6 +71,35 @@ func TestRelayPassesPackets(t *testing.T) {
 	}
 }
 
+func TestRelayOverIPv6(t *testing.T) {
+	relay, nodeA, nodeB := twoNodes(t, func(c *RelayConfig) { c.External = append(c.External, relayExternal6) })
+	byIPv6 := func(c *RelayClientConfig) { c.UDP = netip.AddrPortFrom(relayExternal6, relayTestUDP).String() }
+	a, b := relay.startPeer(t, nodeA, byIPv6, nil), relay.startPeer(t, nodeB, byIPv6, nil)
+	a.awaitUp(t)
+	b.awaitUp(t)
+	if a.relayed.Addr() != relayExternal6 {
+		t.Errorf("relayed address is %s", a.relayed)
+	}
+	exchange(t, a, b, "there")
+	exchange(t, b, a, "and back")
+}
+
+// TestRelayBehindATranslator: the external address is not the node's own, and
+// the translator need not send back what comes from behind it.
+func TestRelayBehindATranslator(t *testing.T) {
+	relay, nodeA, nodeB := twoNodes(t, func(c *RelayConfig) {
+		c.Local = func() ([]netip.Prefix, error) { return []netip.Prefix{netip.PrefixFrom(relayInner, 24)}, nil }
+	})
+	a, b := relay.startPeer(t, nodeA, nil, nil), relay.startPeer(t, nodeB, nil, nil)
+	a.awaitUp(t)
+	b.awaitUp(t)
+	if inside := relay.server.insideAddr(relayExternal); !inside.IsLoopback() {
+		t.Errorf("packets between allocations go by %s", inside)
+	}
+	exchange(t, a, b, "there")
+	exchange(t, b, a, "and back")
+}
+
 func TestRelayReachesAPeerThatHasNoRelay(t *testing.T) {
 	relay, nodeA, _ := twoNodes(t, nil)
 	a := relay.startPeer(t, nodeA, nil, nil)

@@ -504,14 +504,29 @@ func TestRelayEndsAllocations(t *testing.T) {
 		waitUntil(t, "the allocation ends", func() bool { return relay.server.stats.Sessions.Load() == 0 })
 	})
 	t.Run("of a node that is gone", func(t *testing.T) {
-		relay, nodeA, nodeB := twoNodes(t, nil)
-		a, b := relay.startPeer(t, nodeA, nil, nil), relay.startPeer(t, nodeB, nil, nil)
-		a.awaitUp(t)
-		b.awaitUp(t)
-		relay.server.SetPeers([]RelayPeer{{Key: nodeB.public}})
+		gone, stays := newTestNode(t), newTestNode(t)
+		relay := startRelayFor(t, newTestNode(t), time.Hour, nil, RelayPeer{Key: gone.public}, RelayPeer{Key: stays.public})
+		for _, node := range []testNode{gone, stays} {
+			raw := rawClient(t, relayStranger)
+			raw.login(node, relay)
+			raw.mustAllocate()
+		}
+		relay.server.SetPeers([]RelayPeer{{Key: stays.public}})
 		waitUntil(t, "its allocation ends", func() bool { return relay.server.stats.Sessions.Load() == 1 })
-		t.Logf("down: %v", <-a.down)
 	})
+}
+
+func TestRelayKeepsWhatIsRefreshed(t *testing.T) {
+	const lifetime = time.Second
+	node := newTestNode(t)
+	relay := startRelayFor(t, newTestNode(t), lifetime, nil, RelayPeer{Key: node.public})
+	a := relay.startPeer(t, node, nil, func(c *RelayClient) { c.refresh = lifetime / 10 })
+	a.awaitUp(t)
+	select {
+	case err := <-a.down:
+		t.Error(err)
+	case <-time.After(2 * lifetime):
+	}
 }
 
 func TestRelayBoundsBandwidth(t *testing.T) {
@@ -593,6 +608,10 @@ func TestRelayBoundsConnections(t *testing.T) {
 		// Another address gets in meanwhile.
 		a := relay.startPeer(t, nodeA, byTransport(t, "tcp"), nil)
 		a.awaitUp(t)
+		ends(t, conns[len(conns)-1]) // while the slow ones still have time
+		if got := stats.Connections.Load() - before; got != 5 {
+			t.Errorf("%d connections refused at once, not 5", got)
+		}
 		for _, conn := range conns {
 			ends(t, conn)
 		}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
@@ -26,6 +27,7 @@ const relayPatience = 30 * time.Second
 // node, a node's, and one that is no node's.
 var (
 	relayExternal  = netip.MustParseAddr("192.0.2.1")
+	relayExternal6 = netip.MustParseAddr("2001:db8::1")
 	relayInner     = netip.MustParseAddr("10.9.0.5")
 	relayPeerAddr  = netip.MustParseAddr("198.51.100.7")
 	relayStranger  = netip.MustParseAddr("198.51.100.66")
@@ -42,10 +44,13 @@ func relayAddresses(t testing.TB) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, addr := range []netip.Addr{relayExternal, relayInner, relayPeerAddr, relayStranger} {
-		a, err := netlink.ParseAddr(addr.String() + "/32")
+	for _, addr := range []netip.Addr{relayExternal, relayExternal6, relayInner, relayPeerAddr, relayStranger} {
+		a, err := netlink.ParseAddr(netip.PrefixFrom(addr, addr.BitLen()).String())
 		if err != nil {
 			t.Fatal(err)
+		}
+		if addr.Is6() {
+			a.Flags = unix.IFA_F_NODAD
 		}
 		if err := netlink.AddrReplace(lo, a); err != nil {
 			t.Fatal(err)

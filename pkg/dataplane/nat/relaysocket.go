@@ -133,7 +133,7 @@ func (s *relaySocket) netAddr(peer netip.AddrPort) net.Addr {
 // peer says who sends from an address, and whether it may.
 func (s *relaySocket) peer(from netip.AddrPort) (netip.AddrPort, bool) {
 	filter := s.server.filter.Load()
-	if from.Addr().IsLoopback() || filter.isExternal(from.Addr()) {
+	if from.Addr() == s.server.insideAddr(s.addr.Addr()) || filter.isExternal(from.Addr()) {
 		if sibling := s.server.sessions.at(netip.AddrPortFrom(s.addr.Addr(), from.Port())); sibling != nil {
 			return sibling.addr, true
 		}

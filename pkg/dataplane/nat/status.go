@@ -57,6 +57,8 @@ type Status struct {
 	Mapping Mapping
 	// Peers are sorted by key.
 	Peers []PeerStatus
+	// Sent counts checks, and Answered those of them that had an answer.
+	Sent, Answered uint64
 	// Dropped counts packets that were not looked at, because there were too
 	// many; Refused those that no peer can have made.
 	Dropped, Refused uint64

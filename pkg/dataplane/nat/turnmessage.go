@@ -19,8 +19,6 @@ const (
 	turnRefresh      = 0x0004
 	turnDataReceived = 0x0017 // an indication
 	turnChannelBind  = 0x0009
-	stunClassMask    = 0x0110
-	stunClassError   = 0x0110
 	stunClassSuccess = 0x0100
 
 	attrIntegrity   = 0x0008

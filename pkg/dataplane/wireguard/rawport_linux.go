@@ -23,8 +23,9 @@ import (
 // and has STUN's cookie. The kernel's WireGuard gets that too, and drops it. To
 // the firewall and to NAT both are one flow. Safe for concurrent use.
 //
-// IPv4 packets come with their UDP checksum unchecked, as the kernel gives raw
-// sockets of IPv4 no way to have it checked.
+// The filters look at every UDP packet for this node, so they are there only for
+// who asks. IPv4 packets come with their UDP checksum unchecked, as the kernel
+// gives raw sockets of IPv4 no way to have it checked.
 type rawPort struct {
 	port      uint16
 	conns     [2]*net.IPConn // by family; nil where the kernel lacks it
