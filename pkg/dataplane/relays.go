@@ -30,8 +30,8 @@ const (
 
 // newRelayServer makes this node's own relay, nil if it is none, and what
 // others are told of it.
-func (d *Dataplane) newRelayServer(config NATConfig, port int) (*nat.RelayServer, string, error) {
-	relay := config.Relay
+func (d *Dataplane) newRelayServer(made *parts) (*nat.RelayServer, string, error) {
+	relay := made.nat.Relay
 	if relay == nil {
 		return nil, "", nil
 	}
@@ -49,8 +49,9 @@ func (d *Dataplane) newRelayServer(config NATConfig, port int) (*nat.RelayServer
 	}
 	server, err := nat.NewRelayServer(nat.RelayConfig{
 		External: []netip.Addr{relay.External.Addr()}, ListenPort: relay.ListenPort, TCPPort: relay.ListenPort, TLSPort: relay.TLSPort,
-		Certificate: &certificate, MaxSessions: relay.MaxSessions, WireGuardPort: uint16(port),
-		Shared: func(peer wgtypes.Key) ([]byte, error) { return d.key.Shared(peer, relayPurpose) }, Log: d.log,
+		Certificate: &certificate, MaxSessions: relay.MaxSessions, WireGuardPort: uint16(made.port),
+		Forbidden: slices.Concat(made.slices, d.clusterPrefixes()),
+		Shared:    func(peer wgtypes.Key) ([]byte, error) { return d.key.Shared(peer, relayPurpose) }, Log: d.log,
 	})
 	if err != nil {
 		return nil, "", err

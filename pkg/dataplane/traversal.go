@@ -75,7 +75,7 @@ func (d *Dataplane) newTraversal(made *parts) (*traversal, error) {
 	if err != nil {
 		return nil, err
 	}
-	t.server, t.offer, err = d.newRelayServer(made.nat, made.port)
+	t.server, t.offer, err = d.newRelayServer(made)
 	return t, err
 }
 

@@ -136,19 +136,22 @@ func (p *echoPeer) firstAnswer() time.Time {
 	return p.first
 }
 
-// since says why nothing was answered since a moment, nil if something was.
-func (p *echoPeer) since(moment time.Time) error {
+// count is how many questions were answered.
+func (p *echoPeer) count() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.last.After(moment) {
-		return nil
-	}
-	return fmt.Errorf("no packet through the tunnel to %s: %d of %d questions were answered, the last %.1fs ago", p.name, p.heard, p.sent, time.Since(p.last).Seconds())
+	return p.heard
 }
 
-// again makes the next answer the first one.
-func (p *echoPeer) again() {
+// past says why there are not more answers than a number, nil if there are.
+func (p *echoPeer) past(count int) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.first = time.Time{}
+	switch {
+	case p.heard > count:
+		return nil
+	case p.heard == 0:
+		return fmt.Errorf("no packet through the tunnel to %s: none of %d questions was answered", p.name, p.sent)
+	}
+	return fmt.Errorf("no packet through the tunnel to %s: %d of %d questions were answered, the last %.1fs ago", p.name, p.heard, p.sent, time.Since(p.last).Seconds())
 }

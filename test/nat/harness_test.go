@@ -28,7 +28,7 @@ func TestMain(m *testing.M) { os.Exit(netlab.Main(m)) }
 
 const (
 	// patience bounds every wait; the machine may be an emulated one.
-	patience = 3 * time.Minute
+	patience = 2 * time.Minute
 	// tellInterval is how often the nodes are told of each other's candidates.
 	tellInterval = 250 * time.Millisecond
 	relayPort    = 3479

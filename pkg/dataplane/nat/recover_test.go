@@ -26,7 +26,7 @@ func (w *simWorld) flow(one, two *simNode) (stop func() (lost int)) {
 	ctx, cancel := context.WithCancel(w.t.Context())
 	done := make(chan int)
 	go func() {
-		ticker := time.NewTicker(3 * time.Millisecond)
+		ticker := time.NewTicker(5 * time.Millisecond)
 		defer ticker.Stop()
 		sent := 0
 		for ctx.Err() == nil {
@@ -305,8 +305,12 @@ func TestNewAddress(t *testing.T) {
 		w.start()
 		w.within(30*time.Second, "reached", func() bool { return one.path(two) == HolePunched && two.path(one) == HolePunched })
 		time.Sleep(time.Minute)
+		uses := len(two.device.uses)
 		one.box().move("203.0.113.77")
-		w.within(keepInterval+2*time.Second, "reached", func() bool { return two.reaches(one) })
+		time.Sleep(keepInterval + time.Second)
+		if !two.reaches(one) || len(two.device.uses) != uses {
+			t.Errorf("the peer's device sends to %v and was switched to %v", two.device.state(one.key).Endpoint, two.device.uses[uses:])
+		}
 	})
 }
 

@@ -247,7 +247,7 @@ func newDatagram(from, to uint16, content []byte) []byte {
 	return append(datagram, content...)
 }
 
-// setChecksum sets the checksum of a UDP datagram over IPv4.
+// setChecksum sets the checksum of a UDP datagram over IPv4 that has none yet.
 func setChecksum(datagram []byte, from, to netip.Addr) {
 	sum := uint32(unix.IPPROTO_UDP) + uint32(len(datagram))
 	for _, part := range [][]byte{from.AsSlice(), to.AsSlice(), datagram} {
