@@ -227,7 +227,8 @@ func (l *lab) echoTo(from, to string) *echoPeer {
 	return nil
 }
 
-// path is how a node says that it reaches another.
+// path is how a node says that it reaches another. It is silent about a path
+// for which it looked for none, because nothing is in the way.
 func (l *lab) path(from, to string) shim.NATPeer {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -236,7 +237,10 @@ func (l *lab) path(from, to string) shim.NATPeer {
 			return peer
 		}
 	}
-	return shim.NATPeer{}
+	if _, answers := l.known[from]; !answers {
+		return shim.NATPeer{}
+	}
+	return shim.NATPeer{Connection: shim.ConnectionDirect}
 }
 
 // agree says why two nodes do not both say that they reach each other by a kind

@@ -226,7 +226,7 @@ func (e *engine) adopt(p *peer, x path) {
 	p.inUse = &use{path: x, since: e.now, check: e.now}
 	p.unanswered, p.backOff, p.invited = time.Time{}, 0, false
 	p.upgrades, p.nextUpgrade = 0, time.Time{}
-	if e.pathKind(p, x) == ByRelay {
+	if e.improvable(p) {
 		p.nextUpgrade = e.upgradeAt(p)
 	}
 }
@@ -422,10 +422,30 @@ func (e *engine) end(p *peer) {
 		return
 	}
 	p.nextUpgrade = time.Time{}
-	if e.pathKind(p, p.inUse.path) == ByRelay {
+	if e.improvable(p) {
 		p.nextUpgrade = e.upgradeAt(p)
 		p.at(p.nextUpgrade)
 	}
+}
+
+// improvable reports whether something better than the path in use is worth
+// another search: than one by a relay always, than one through a translator a few
+// times, if there may be a path without any. The device may be led back to the
+// former path by packets that were under way.
+func (e *engine) improvable(p *peer) bool {
+	switch e.pathKind(p, p.inUse.path) {
+	case ByRelay:
+		return true
+	case HolePunched:
+		return p.upgrades < len(upgradeSteps()) && slices.ContainsFunc(p.remotes(), func(remote netip.AddrPort) bool { return e.isOpen(p, remote) })
+	}
+	return false
+}
+
+// isOpen reports whether public addresses are at both ends of the path to remote.
+func (e *engine) isOpen(p *peer, remote netip.AddrPort) bool {
+	own := func(addr netip.AddrPort) bool { return family(addr.Addr()) == family(remote.Addr()) }
+	return !remote.Addr().IsPrivate() && !e.kept(p, path{e.direct, remote}) && slices.ContainsFunc(e.hosts, own)
 }
 
 // upgradeSteps are how soon the first searches for something better than a
