@@ -358,3 +358,24 @@ func TestNoChurn(t *testing.T) {
 		}
 	})
 }
+
+// TestSlowServers checks that nothing is done over and over while a refresh
+// takes longer than the next one would come.
+func TestSlowServers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		one := w.behind("a", fullCone, 1)
+		one.config.RefreshInterval = time.Second
+		w.servers[0].silent = true
+		w.start()
+		time.Sleep(5 * time.Minute)
+		w.servers[0].mu.Lock()
+		defer w.servers[0].mu.Unlock()
+		if got, most := w.servers[0].count, 8*maxRequests; got > most { // a refresh takes 40 s
+			t.Errorf("%d requests, want at most %d", got, most)
+		}
+		if got := FormatCandidates(one.agent.Candidates()); !strings.Contains(got, "203.0.113.1") {
+			t.Errorf("candidates are %s", got)
+		}
+	})
+}

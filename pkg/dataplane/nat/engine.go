@@ -13,9 +13,12 @@ import (
 
 const (
 	// lookInterval is how often the device is looked at if a peer may need
-	// something, and busyInterval if the device was or may be switched.
+	// something, and busyInterval how often if the device was or may be switched.
 	lookInterval = 5 * time.Second
 	busyInterval = time.Second
+	// roundGap is the least time between two rounds: with thousands of peers each
+	// takes a while.
+	roundGap = 100 * time.Millisecond
 	// deviceTime bounds one round of the device.
 	deviceTime = 10 * time.Second
 	// answerTime is how long an answer to a check is waited for.
@@ -120,6 +123,9 @@ func (e *engine) due() {
 // next is when something is due.
 func (e *engine) next() time.Time {
 	next := e.refresh.next
+	if e.refresh.running {
+		next = e.now.Add(e.config.RefreshInterval) // its end is news enough
+	}
 	if len(e.queue) > 0 && e.queue[0].wake.Before(next) {
 		next = e.queue[0].wake
 	}
@@ -173,7 +179,10 @@ func (e *engine) setPeers(wanted []Peer) {
 func (e *engine) setPeer(w Peer) {
 	w.Candidates = slices.DeleteFunc(slices.Clone(w.Candidates), func(c Candidate) bool { return c.Validate() != nil })
 	Sort(w.Candidates)
-	w.Candidates = w.Candidates[:min(len(w.Candidates), MaxCandidates)]
+	w.Candidates = slices.Compact(w.Candidates)
+	for len(w.Candidates) > MaxCandidates {
+		w.Candidates = dropOne(w.Candidates)
+	}
 	p, known := e.peers[w.Key]
 	if !known {
 		p = &peer{Peer: w, index: -1, first: slices.Compare(e.key[:], w.Key[:]) < 0}

@@ -2,6 +2,7 @@ package nat
 
 import (
 	"context"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"testing"
@@ -427,6 +428,25 @@ func TestPeerTakesAnotherPath(t *testing.T) {
 			e.judgeTrial(p)
 			if taken := p.inUse != nil && p.inUse.remote == heard && p.trial == nil; taken != c.taken {
 				t.Errorf("taken: %t, the path in use is %v", taken, p.inUse)
+			}
+		})
+	}
+}
+
+// TestLoss checks that a path is found, and kept, where a tenth of the packets
+// is lost.
+func TestLoss(t *testing.T) {
+	for seed := range uint64(10) {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			w.internet.loss = rand.New(rand.NewPCG(seed, 0))
+			one, two := w.behind("a", portRestricted, 1), w.behind("b", addrRestricted, 2)
+			w.start()
+			w.within(time.Minute, "reached", func() bool { return one.path(two) == HolePunched && two.path(one) == HolePunched })
+			time.Sleep(time.Hour)
+			w.within(10*time.Second, "still reached", func() bool { return one.path(two) == HolePunched && two.path(one) == HolePunched })
+			if got := len(one.news) + len(two.news); got > 30 {
+				t.Errorf("the paths changed %d times", got)
 			}
 		})
 	}

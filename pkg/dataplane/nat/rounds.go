@@ -93,7 +93,7 @@ func (e *engine) nextLook() time.Time {
 	}
 	switch {
 	case d.soon:
-		return e.now
+		return d.last.Add(roundGap)
 	case e.now.Before(d.expect):
 		return d.last.Add(busyInterval)
 	}

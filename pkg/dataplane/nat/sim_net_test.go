@@ -1,6 +1,7 @@
 package nat
 
 import (
+	"math/rand/v2"
 	"net/netip"
 	"sync"
 	"time"
@@ -26,8 +27,9 @@ type simNet struct {
 	mu    sync.Mutex // guards hosts, down and count
 	hosts map[netip.Addr]simHost
 	down  bool
-	noWG  bool // of all but relays
-	stuns int  // STUN packets sent
+	noWG  bool       // of all but relays
+	loss  *rand.Rand // if not nil, a tenth of the packets are lost
+	stuns int        // STUN packets sent
 	up    *simNAT
 }
 
@@ -58,7 +60,7 @@ func (n *simNet) send(from, to netip.AddrPort, w simPacket) {
 	}
 	n.mu.Unlock()
 	switch {
-	case down:
+	case down || n.lost():
 	case r != nil:
 		time.AfterFunc(hop, func() { r.receive(from, to, w) })
 	case n.up != nil:
@@ -70,6 +72,13 @@ func (n *simNet) setDown(down bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.down = down
+}
+
+// lost reports whether a packet is lost.
+func (n *simNet) lost() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.loss != nil && n.loss.IntN(10) == 0
 }
 
 // blockWG drops what WireGuard sends, unless it is by a relay.

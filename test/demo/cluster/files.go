@@ -85,7 +85,7 @@ func (c *Cluster) Entries() []Entry {
 			Services:  node.services,
 
 			Candidates: node.candidates,
-			Relay:      c.config.NAT[node.Name].Relay.offer(),
+			Relay:      node.relay,
 		})
 	}
 	return append(entries, c.config.Strangers...)

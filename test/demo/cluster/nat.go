@@ -39,14 +39,6 @@ type Relay struct {
 	External netip.AddrPort `json:"external_addr"`
 }
 
-// offer is how the nodes file tells of a relay, empty for none.
-func (r *Relay) offer() string {
-	if r == nil {
-		return ""
-	}
-	return fmt.Sprintf("udp=%s,tcp=%s", r.External, r.External)
-}
-
 // NATStatus asks the node's daemon what it knows of ways through NATs, over its
 // socket.
 func (n *Node) NATStatus(ctx context.Context) (shim.NATStatus, error) {
@@ -65,8 +57,8 @@ func (n *Node) NATStatus(ctx context.Context) (shim.NATStatus, error) {
 }
 
 // TellCandidates tells every node at which addresses the others say they may be
-// reached, as Kubernetes would. What a node said last holds while it says
-// nothing. It returns what each node knows, by name.
+// reached, and their relays, as Kubernetes would. What a node said last holds
+// while it says nothing. It returns what each node knows, by name.
 func (c *Cluster) TellCandidates(ctx context.Context) (map[string]shim.NATStatus, error) {
 	known := map[string]shim.NATStatus{}
 	changed := false
@@ -79,9 +71,12 @@ func (c *Cluster) TellCandidates(ctx context.Context) (map[string]shim.NATStatus
 			continue
 		}
 		known[node.Name] = status
-		candidates := candidatesOf(status)
-		changed = changed || !slices.Equal(candidates, node.candidates)
-		node.candidates = candidates
+		if !status.Enabled { // its data plane is not up
+			continue
+		}
+		candidates, relay := candidatesOf(status), relayOf(status)
+		changed = changed || !slices.Equal(candidates, node.candidates) || relay != node.relay
+		node.candidates, node.relay = candidates, relay
 	}
 	if !changed {
 		return known, nil
@@ -96,4 +91,13 @@ func candidatesOf(status shim.NATStatus) []string {
 		texts = append(texts, fmt.Sprintf("%s/%s", candidate.Type, candidate.Address))
 	}
 	return texts
+}
+
+// relayOf is how a node's relay is reached as the nodes file has it, empty for
+// none.
+func relayOf(status shim.NATStatus) string {
+	if status.Relay == nil {
+		return ""
+	}
+	return status.Relay.Offer
 }

@@ -40,6 +40,7 @@ type Node struct {
 	daemon        *Process
 	services      []ServiceEntry // as the other nodes were told
 	candidates    []string       // as they were
+	relay         string         // as they were
 }
 
 // Start starts the daemon and returns when it answers.
