@@ -64,7 +64,7 @@ func newLab(t *testing.T, name string) *lab {
 	l := &lab{t: t, name: name, internet: natlab.TestInternet(t, name), nodes: map[string]*node{}}
 	l.stun = []*stunServer{newSTUNServer(t, l.internet, name+"-stun1"), newSTUNServer(t, l.internet, name+"-stun2")}
 	l.config = cluster.Config{
-		Name: name + "-fabric", Binaries: programs(t), Dir: netlab.TestDir(t), Backend: backend(),
+		Name: name + "-fabric", Binaries: programs(t), Dir: netlab.TestDir(t),
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.200.0.0/16")},
 		Machines:     map[string]cluster.Machine{}, NAT: map[string]cluster.NAT{},
 	}
@@ -80,10 +80,6 @@ func programs(t *testing.T) string {
 	}
 	return dir
 }
-
-// backend is the kernel's WireGuard where there is one, unless the environment says
-// otherwise.
-func backend() string { return "auto" }
 
 // router adds a router, to another's LAN if above is not nil.
 func (l *lab) router(name string, above *natlab.Router, config natlab.Config) *natlab.Router {

@@ -325,6 +325,9 @@ func (e *engine) judgeUse(p *peer) {
 
 // lose has a path looked for anew.
 func (e *engine) lose(p *peer) {
+	if p.inUse.way == e.direct {
+		e.refreshSoon() // perhaps our own mapping is gone
+	}
 	p.inUse = nil
 	e.setSearch(p, nil)
 	p.unanswered = time.Time{}

@@ -43,6 +43,9 @@ type refreshing struct {
 	ticks   []chan struct{} // to be closed when the refresh is done
 	done    []chan struct{} // and the device was looked at
 	missed  [families]int
+	// doubt is about what servers said before, since a path was silent; doubted is
+	// that of the refresh that runs.
+	doubt, doubted bool
 }
 
 // found is what a refresh has found so far.
@@ -60,6 +63,7 @@ func (e *engine) startRefresh(ctx context.Context) {
 		return
 	}
 	r.wanted, r.running = false, true
+	r.doubt, r.doubted = false, r.doubt
 	r.began, r.next = e.now, e.now.Add(e.config.RefreshInterval)
 	r.run++
 	run := r.run
@@ -77,6 +81,7 @@ func (e *engine) startRefresh(ctx context.Context) {
 
 // refreshSoon has candidates looked up again, but not again and again.
 func (e *engine) refreshSoon() {
+	e.refresh.doubt = true
 	if soon := e.refresh.began.Add(refreshAgain); soon.Before(e.refresh.next) {
 		e.refresh.next = soon
 	}
@@ -161,7 +166,8 @@ func (e *engine) answerTicks() {
 
 // reflect takes in what servers say of a family. While some have not answered
 // it takes in only what is new. A symmetric mapping's ports are of no use to
-// others, so new ones are no news.
+// others, so new ones are no news, unless a path was silent: it may be that servers
+// contradict each other, and the mapping is not symmetric.
 func (e *engine) reflect(family int, said Reflection, done bool) {
 	r, was := &e.refresh, e.reflexive[family]
 	switch {
@@ -172,7 +178,7 @@ func (e *engine) reflect(family int, said Reflection, done bool) {
 			}
 		}
 		return
-	case was.Mapping == Symmetric && (said.Mapping == Symmetric || !done) && containsAll(hostsOf(was.Addrs), hostsOf(said.Addrs)):
+	case was.Mapping == Symmetric && !r.doubted && (said.Mapping == Symmetric || !done) && containsAll(hostsOf(was.Addrs), hostsOf(said.Addrs)):
 	case done || !containsAll(was.Addrs, said.Addrs):
 		e.reflexive[family] = said
 	}
