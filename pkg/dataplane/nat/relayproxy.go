@@ -39,6 +39,7 @@ type relayRemote struct {
 	used     atomic.Int64 // when, in nanoseconds
 	closed   atomic.Bool
 	channel  atomic.Pointer[relayChannel]
+	hold     atomic.Pointer[relayHold] // nil but while packets are held back
 
 	mu      sync.Mutex // guards all below
 	binding *turnSession
@@ -147,6 +148,9 @@ func (c *RelayClient) closeLocked(remote *relayRemote) {
 	delete(c.remotes, remote.addr)
 	delete(c.byEndpoint, remote.endpoint)
 	remote.closed.Store(true)
+	if hold := remote.hold.Load(); hold != nil {
+		hold.end()
+	}
 	_ = remote.conn.Close()
 }
 
@@ -171,6 +175,9 @@ func (c *RelayClient) arrived(remote *relayRemote, data []byte) {
 		return
 	}
 	remote.touch()
+	if hold := remote.hold.Load(); hold != nil && hold.keep(data) {
+		return
+	}
 	_, _ = remote.conn.Write(data) // the device may be away
 }
 
