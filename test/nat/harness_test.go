@@ -8,6 +8,7 @@ package nat
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -24,7 +25,14 @@ import (
 	"github.com/zlayer/zlayer-cni/test/netlab"
 )
 
-func TestMain(m *testing.M) { os.Exit(netlab.Main(m)) }
+func TestMain(m *testing.M) {
+	// Most of the time the tests wait, so more may run at once than there are
+	// processors. A flag given to the tests comes later and wins.
+	if err := flag.Set("test.parallel", "8"); err != nil {
+		panic(err)
+	}
+	os.Exit(netlab.Main(m))
+}
 
 const (
 	// patience bounds every wait; the machine may be an emulated one.

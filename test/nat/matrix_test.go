@@ -164,13 +164,13 @@ func (l *lab) judge(cells []*cell) error {
 func table(cells []*cell) string {
 	var text strings.Builder
 	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "\npair\t\tpath\tfirst packet\ton that path\n")
+	_, _ = fmt.Fprintf(w, "\npair\t\tpath\tfirst packet\ton that path\n")
 	for _, c := range cells {
 		verdict := seconds(c.direct)
 		if c.fault != nil {
 			verdict = "never"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", c.a.name, c.b.name, c.want, seconds(c.first), verdict)
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", c.a.name, c.b.name, c.want, seconds(c.first), verdict)
 	}
 	_ = w.Flush()
 	return text.String()

@@ -73,6 +73,7 @@ func (p *pair) arrives(what string, within time.Duration) time.Duration {
 }
 
 func TestMappingForgotten(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name string
 		kind natlab.Kind
@@ -125,6 +126,7 @@ func TestRelayKilled(t *testing.T) {
 // TestSTUNServers has a server that behaves badly while the nodes meet, and
 // then both while what they said has to be learned anew.
 func TestSTUNServers(t *testing.T) {
+	t.Parallel()
 	elsewhere := func(seen netip.AddrPort) netip.AddrPort {
 		addr := netip.MustParseAddr("203.0.113.250")
 		if seen.Addr().Is6() {
