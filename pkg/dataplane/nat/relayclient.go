@@ -60,14 +60,13 @@ func (c *RelayClientConfig) address(kind string) string {
 	return map[string]string{"udp": c.UDP, "tcp": c.TCP, "tls": c.TLS}[kind]
 }
 
-// RelayClient keeps an allocation at a relay, and is a Way through it that can
-// hold back packets. Safe for concurrent use.
+// RelayClient keeps an allocation at a relay, and is a Way through it. Safe for
+// concurrent use.
 type RelayClient struct {
 	cfg         RelayClientConfig
 	credentials relayCredentials
 	current     atomic.Pointer[turnSession]
 	buffers     sync.Pool
-	held        atomic.Int64 // bytes, of all remotes
 	wg          sync.WaitGroup
 
 	// Times that are constants but for tests.
@@ -79,7 +78,7 @@ type RelayClient struct {
 	byEndpoint map[netip.AddrPort]*relayRemote
 }
 
-var _ Holder = (*RelayClient)(nil)
+var _ Diverter = (*RelayClient)(nil)
 
 // NewRelayClient checks a configuration; Run connects.
 func NewRelayClient(cfg RelayClientConfig) (*RelayClient, error) {

@@ -39,7 +39,8 @@ type relayRemote struct {
 	used     atomic.Int64 // when, in nanoseconds
 	closed   atomic.Bool
 	channel  atomic.Pointer[relayChannel]
-	hold     atomic.Pointer[relayHold] // nil but while packets are held back
+	// diversion is nil but while the device is switched to another way.
+	diversion atomic.Pointer[relayDiversion]
 
 	mu      sync.Mutex // guards all below
 	binding *turnSession
@@ -148,9 +149,6 @@ func (c *RelayClient) closeLocked(remote *relayRemote) {
 	delete(c.remotes, remote.addr)
 	delete(c.byEndpoint, remote.endpoint)
 	remote.closed.Store(true)
-	if hold := remote.hold.Load(); hold != nil {
-		hold.end()
-	}
 	_ = remote.conn.Close()
 }
 
@@ -175,9 +173,6 @@ func (c *RelayClient) arrived(remote *relayRemote, data []byte) {
 		return
 	}
 	remote.touch()
-	if hold := remote.hold.Load(); hold != nil && hold.keep(data) {
-		return
-	}
 	_, _ = remote.conn.Write(data) // the device may be away
 }
 
@@ -212,7 +207,9 @@ func (r *relayRemote) run() {
 		case err != nil || n > relayLongest: // the device was away, or the packet cannot be relayed
 			continue
 		}
-		_ = r.send(buffer, n) // lost, as in a network
+		if !r.divert(buffer[channelHeader : channelHeader+n]) {
+			_ = r.send(buffer, n) // lost, as in a network
+		}
 	}
 }
 

@@ -268,7 +268,7 @@ func (n *simNode) transmit(to netip.AddrPort, w simPacket) {
 		n.mu.Unlock()
 		for _, r := range relays {
 			if remote, ok := r.Remote(to); ok {
-				r.pass(w, remote)
+				r.transmit(w, remote)
 			}
 		}
 		return
