@@ -31,12 +31,22 @@ const (
 )
 
 // TestUpgradeUnderTraffic has two nodes that can reach each other only by a relay,
-// until the way between their routers opens while they talk.
+// until the way between their routers opens while they talk. Either end may be the
+// one that changes the path; it is harder for the one that only answers.
 func TestUpgradeUnderTraffic(t *testing.T) {
-	p := newPair(t, "upg", natlab.PortRestricted, "r1")
-	p.block(p.a, p.b)
-	p.meets()
-	flow := p.newFlow("a", "b")
+	for _, test := range []struct{ name, from, to string }{{"upa", "a", "b"}, {"upb", "b", "a"}} {
+		t.Run(test.from+" asks", func(t *testing.T) {
+			p := newPair(t, test.name, natlab.PortRestricted, "r1")
+			p.block(p.a, p.b)
+			p.meets()
+			p.upgrades(p.newFlow(test.from, test.to))
+		})
+	}
+}
+
+// upgrades opens the way between the routers while a flow goes by the relay.
+func (p *pair) upgrades(flow *flow) {
+	p.t.Helper()
 	p.eventually("packets by relay", patience, func() error { return flow.past(500) })
 	before := flow.lost()
 	p.open()
@@ -51,12 +61,12 @@ func TestUpgradeUnderTraffic(t *testing.T) {
 	})
 	flow.end()
 	lost := flow.lost() - before
-	t.Logf("better path after %.1fs, %d of %d packets lost, %d before", took.Seconds(), lost, flow.sent, before)
+	p.t.Logf("better path after %.1fs, %d of %d packets lost, %d before", took.Seconds(), lost, flow.sent, before)
 	if lost > flowLost {
-		t.Errorf("%d packets lost, more than %d", lost, flowLost)
+		p.t.Errorf("%d packets lost, more than %d", lost, flowLost)
 	}
 	if err := p.agree("a", "b", p.want); err != nil {
-		t.Errorf("the better path did not last: %v", err)
+		p.t.Errorf("the better path did not last: %v", err)
 	}
 }
 
@@ -102,8 +112,12 @@ type flow struct {
 // newFlow begins a flow that ends with the test.
 func (l *lab) newFlow(from, to string) *flow {
 	l.t.Helper()
-	f := &flow{to: l.echoTo(from, to).addr, done: make(chan struct{}), heard: map[uint64]bool{}}
-	err := l.nodes[from].NS.Do(func() (err error) {
+	status, err := l.nodes[to].Status(l.t.Context())
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	f := &flow{to: netip.AddrPortFrom(status.NodeIP, echoPort), done: make(chan struct{}), heard: map[uint64]bool{}}
+	err = l.nodes[from].NS.Do(func() (err error) {
 		f.conn, err = net.ListenUDP("udp4", nil)
 		return err
 	})
