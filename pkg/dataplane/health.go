@@ -199,10 +199,12 @@ func (t *healthTracker) news(changes []wireguard.HealthChange, peers []wireguard
 
 // tellPeers logs and passes on what changed.
 func (d *Dataplane) tellPeers(news []PeerNews) {
+	paths := d.natPaths()
 	for _, one := range news {
 		switch {
 		case !one.Answers:
-			one.Connection = d.connectionTo(one.PublicKey)
+			path := paths[one.PublicKey]
+			one.Connection, one.Endpoint = path.Connection, path.shown(one.Endpoint)
 			d.log.Info("peer is reached elsewhere", "op", "health", "node", one.Node, "endpoint", one.Endpoint)
 		case one.Health.State == wireguard.Unhealthy:
 			d.log.Warn("peer does not answer", "op", "health", "node", one.Node, "reason", one.Health.Reason)

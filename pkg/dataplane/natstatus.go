@@ -134,12 +134,21 @@ func (d *Dataplane) Candidates() []nat.Candidate {
 	return candidates
 }
 
-// connectionTo says how a peer is reached, empty if that is not known.
-func (d *Dataplane) connectionTo(key wgtypes.Key) Connection {
-	for _, path := range d.NATStatus().Peers {
-		if path.PublicKey == key {
-			return path.Connection
-		}
+// shown is the address to show for a peer that the device reaches at endpoint. For
+// one that is reached by a relay that is an address of this node, where the
+// relay's client listens.
+func (p NATPath) shown(endpoint netip.AddrPort) netip.AddrPort {
+	if p.Connection == Relayed && p.Endpoint.IsValid() && endpoint.Addr().IsLoopback() {
+		return p.Endpoint
 	}
-	return ""
+	return endpoint
+}
+
+// natPaths are the ways that were looked for, by public key.
+func (d *Dataplane) natPaths() map[wgtypes.Key]NATPath {
+	paths := map[wgtypes.Key]NATPath{}
+	for _, path := range d.NATStatus().Peers {
+		paths[path.PublicKey] = path
+	}
+	return paths
 }

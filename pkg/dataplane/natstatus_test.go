@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -74,21 +75,48 @@ func TestTraversalIsAsked(t *testing.T) {
 
 // TestNewsTellHowAPeerIsReached is about those that tell of an endpoint.
 func TestNewsTellHowAPeerIsReached(t *testing.T) {
-	endpoint := netip.MustParseAddrPort("203.0.113.9:40001")
+	endpoint, relayed := netip.MustParseAddrPort("203.0.113.9:40001"), netip.MustParseAddrPort("192.0.2.4:50001")
+	loopback := netip.MustParseAddrPort("127.0.0.1:34567")
 	var got []PeerNews
 	d := &Dataplane{
 		log: slog.New(slog.DiscardHandler), cfg: Config{OnPeer: func(news PeerNews) { got = append(got, news) }},
-		nat: &knownWays{status: NATStatus{Peers: []NATPath{{PublicKey: wgtypes.Key{1}, Connection: HolePunched}}}},
+		nat: &knownWays{status: NATStatus{Peers: []NATPath{
+			{PublicKey: wgtypes.Key{1}, Connection: HolePunched}, {PublicKey: wgtypes.Key{3}, Connection: Relayed, Endpoint: relayed},
+		}}},
 	}
 	told := []PeerNews{
 		{PublicKey: wgtypes.Key{1}, Endpoint: endpoint}, {PublicKey: wgtypes.Key{2}, Endpoint: endpoint},
+		{PublicKey: wgtypes.Key{3}, Endpoint: loopback},
 		{PublicKey: wgtypes.Key{1}, Answers: true, Health: wireguard.PeerHealth{State: wireguard.Healthy}},
 	}
 	d.tellPeers(told)
-	want := []PeerNews{told[0], told[1], told[2]}
+	want := slices.Clone(told)
 	want[0].Connection = HolePunched
+	want[2].Connection, want[2].Endpoint = Relayed, relayed
 	if diff := cmp.Diff(want, got, compareAddrPorts); diff != "" {
 		t.Errorf("news (-want +got):\n%s", diff)
+	}
+}
+
+// TestShownEndpoint is about what the status shows of a peer.
+func TestShownEndpoint(t *testing.T) {
+	endpoint, relayed := netip.MustParseAddrPort("203.0.113.9:40001"), netip.MustParseAddrPort("192.0.2.4:50001")
+	loopback := netip.MustParseAddrPort("127.0.0.1:34567")
+	for _, test := range []struct {
+		name     string
+		path     NATPath
+		endpoint netip.AddrPort
+		want     netip.AddrPort
+	}{
+		{"by a relay of this node", NATPath{Connection: Relayed, Endpoint: relayed}, loopback, relayed},
+		{"by a relay of the peer", NATPath{Connection: Relayed, Endpoint: relayed}, endpoint, endpoint},
+		{"no way was looked for", NATPath{}, loopback, loopback},
+		{"hole-punched by now", NATPath{Connection: HolePunched, Endpoint: relayed}, endpoint, endpoint},
+		{"unknown to the device", NATPath{Connection: Relayed, Endpoint: relayed}, netip.AddrPort{}, netip.AddrPort{}},
+	} {
+		if got := test.path.shown(test.endpoint); got != test.want {
+			t.Errorf("%s: %s is shown, want %s", test.name, got, test.want)
+		}
 	}
 }
 

@@ -27,7 +27,8 @@ type Status struct {
 	Waiting []string
 	// Cluster holds the prefixes of the node set in force.
 	Cluster []netip.Prefix
-	// Device is the cluster's WireGuard device with its peers.
+	// Device is the cluster's WireGuard device with its peers. The endpoint of one
+	// that is reached by a relay is the peer's address on that way.
 	Device wireguard.Status
 	// Health is what is known of the peers of all devices, by device and key; of a new one nothing yet.
 	Health map[string]map[wgtypes.Key]wireguard.PeerHealth
@@ -61,6 +62,11 @@ func (d *Dataplane) Status(ctx context.Context) (Status, error) {
 	status.Segments, status.Attachments, status.Pools = parts.attacher.Segments(), parts.attacher.List(), parts.addresses.stats()
 	var deviceErr, servicesErr, firewallErr error
 	status.Device, deviceErr = parts.device.Status(ctx)
+	paths := d.natPaths()
+	for i := range status.Device.Peers {
+		peer := &status.Device.Peers[i]
+		peer.Endpoint = paths[peer.PublicKey].shown(peer.Endpoint)
+	}
 	status.Guests = d.guests.seen(status.Device.Peers)
 	status.Services, servicesErr = d.serviceStatuses(ctx, parts)
 	status.Health = map[string]map[wgtypes.Key]wireguard.PeerHealth{deviceName(): parts.health.peers(deviceName())}

@@ -160,12 +160,16 @@ func (t *traversal) Use(ctx context.Context, peer wgtypes.Key, endpoint netip.Ad
 	}
 	defer unlock()
 	t.mu.Lock()
+	before := t.paths[peer]
 	if endpoint.IsValid() {
 		t.paths[peer] = endpoint
 	} else {
 		delete(t.paths, peer)
 	}
 	t.mu.Unlock()
+	if before == endpoint { // the peer has roamed, and peers that are set again are left where they are
+		return t.parts.device.Redirect(ctx, peer)
+	}
 	return t.plane.setPeers(ctx, t.parts, t.plane.currentPeers())
 }
 

@@ -29,17 +29,18 @@ const (
 	maxStrangers = 4
 )
 
-// Holder is a [Way] that can keep back what comes from a peer. WireGuard sends
-// to where it last heard a peer from. If a path is changed under dense traffic in both
-// directions, packets that are under way by the former one lead each end back
-// to it, and so on for ever. So nothing may come by it until all that was under
-// way has arrived.
-type Holder interface {
+// Diverter is a [Way] that can send what the device sends by it another way
+// instead. WireGuard sends to where it last heard a peer from. If a path is
+// changed under traffic, packets that are under way by the former one lead this
+// end's device back to it, the answers do so to the peer's, and so on for ever. With a
+// diversion the peer hears nothing by the former path, so it changes to the new
+// one, and by and by nothing comes by the former one any more. Nothing is lost
+// or late.
+type Diverter interface {
 	Way
-	// Hold keeps back what comes from remote for the device, at most for a time
-	// and as much as there is room for, and then passes it on in order. It does not
-	// block.
-	Hold(remote netip.AddrPort, atMost time.Duration)
+	// Divert has what the device sends to remote by this way go to an address by
+	// another way, for a time. It takes the place of an earlier one.
+	Divert(remote netip.AddrPort, by Way, to netip.AddrPort, during time.Duration)
 }
 
 // retransmission is how long the n-th check of a path waits for an answer before

@@ -26,10 +26,10 @@ const (
 	trialTimeIdle = 8 * time.Second
 	// upgradeTime is how long something better than a working path is looked for.
 	upgradeTime = 5 * time.Second
-	// minHold and maxHold bound how long a relay holds back packets while the
-	// device is switched: what was under way by it has to arrive meanwhile.
-	minHold = 100 * time.Millisecond
-	maxHold = time.Second
+	// divertTime is how long packets are kept off a relay while the device is
+	// switched: until the peer has followed, and what was under way has arrived. If
+	// the better path carries nothing, they are lost.
+	divertTime = time.Second
 	// keepInterval is how often a path is checked that would close otherwise, less
 	// than the 30 s for which translators remember, and keepAgain how soon an
 	// unanswered check is repeated, up to maxMisses.
@@ -251,6 +251,7 @@ func (e *engine) judgeTrial(p *peer) {
 	case e.now.Before(t.ends):
 		if heard && t.again < maxAgain { // packets that were on their way by the former path took the device back there
 			t.again++
+			e.divert(p, t.path)
 			t.applied, t.round = false, e.point(p, t.endpoint)
 		}
 		p.at(t.ends)
@@ -508,7 +509,7 @@ func (e *engine) probe(p *peer) {
 
 // chooses reports whether this end decides which path is taken: the one with
 // the smaller key, but away from a relay the one whose relay it is, since only
-// that can hold back what comes by it.
+// that can divert what goes by it.
 func (e *engine) chooses(p *peer) bool {
 	if u := p.inUse; u != nil {
 		ours, theirs := u.way != e.direct, p.kindOf(u.remote) == Relayed
@@ -554,9 +555,7 @@ func (e *engine) turn(p *peer, best *try) {
 	t := &trial{path: best.path, endpoint: endpoint, ends: e.now.Add(trialTimeIdle)}
 	if p.inUse != nil {
 		t.former, t.ends = p.state.Endpoint, e.now.Add(trialTime)
-		if h, ok := p.inUse.way.(Holder); ok {
-			h.Hold(p.inUse.remote, min(maxHold, minHold+2*p.inUse.rtt))
-		}
+		e.divert(p, best.path)
 	}
 	if p.state.Endpoint != endpoint {
 		t.round = e.point(p, endpoint)
@@ -567,6 +566,17 @@ func (e *engine) turn(p *peer, best *try) {
 	e.device.expect = t.ends
 	p.trial = t
 	p.at(t.ends)
+}
+
+// divert has what the device sends by the path in use go by another one, while it is
+// switched there.
+func (e *engine) divert(p *peer, x path) {
+	if p.inUse == nil {
+		return
+	}
+	if d, ok := p.inUse.way.(Diverter); ok {
+		d.Divert(p.inUse.remote, x.way, x.remote, divertTime)
+	}
 }
 
 // keep checks the path in use if that has to be kept open.

@@ -209,37 +209,95 @@ func TestLyingServers(t *testing.T) {
 	}
 }
 
-// TestUpgrade checks that a relayed path makes room for a better one without
-// the loss of a packet, and that the relay carries nothing any more.
-func TestUpgrade(t *testing.T) {
-	for _, owner := range []string{"the end that chooses", "the other end"} {
-		t.Run("relay of "+owner, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t)
-				one, two := w.behind("a", symmetricNAT, 1), w.behind("b", symmetricNAT, 2)
-				relay := newRelayServer(w.internet, "198.51.100.9")
-				if owner == "the other end" {
-					two.allocateAt(relay)
-				} else {
-					one.allocateAt(relay)
+// questions asks another node from time to time until it is stopped, which returns
+// how many had no answer.
+func (w *simWorld) questions(from, to *simNode, pause time.Duration) (stop func() (lost int)) {
+	ctx, cancel := context.WithCancel(w.t.Context())
+	done := make(chan int, 1)
+	go func() {
+		ticker := time.NewTicker(pause)
+		defer ticker.Stop()
+		sent := 0
+		for ctx.Err() == nil {
+			sent++
+			from.device.send(to.key, "echo", sent)
+			<-ticker.C
+		}
+		<-time.After(time.Second)
+		lost := 0
+		from.device.set(func() {
+			for i := range sent {
+				if from.device.got[i+1] == 0 {
+					lost++
 				}
-				w.start()
-				w.within(40*time.Second, "relayed", func() bool { return one.path(two) == ByRelay && two.path(one) == ByRelay })
-				stop := w.flow(one, two)
-				time.Sleep(time.Minute)
-				one.box().become(fullCone)
-				two.box().become(fullCone)
-				w.within(3*time.Minute, "hole-punched", func() bool { return one.path(two) == HolePunched && two.path(one) == HolePunched })
-				time.Sleep(10 * time.Second)
-				if lost := stop(); lost > 0 {
-					t.Errorf("lost %d packets", lost)
-				}
-				if one.path(two) != HolePunched || two.path(one) != HolePunched {
-					t.Errorf("path is %s and %s", one.path(two), two.path(one))
-				}
-			})
+			}
 		})
+		done <- lost
+	}()
+	return func() int {
+		cancel()
+		return <-done
 	}
+}
+
+// TestUpgrade checks that a relayed path makes room for a better one at the first
+// try, without the loss of a packet, and that the relay carries nothing any more.
+func TestUpgrade(t *testing.T) {
+	type flow func(w *simWorld, one, two *simNode) (stop func() int)
+	asks := func(pause time.Duration, other bool) flow {
+		return func(w *simWorld, one, two *simNode) func() int {
+			if other {
+				one, two = two, one
+			}
+			return w.questions(one, two, pause)
+		}
+	}
+	for _, owner := range []string{"the end that chooses", "the other end"} {
+		for name, begin := range map[string]flow{
+			"both send":        (*simWorld).flow,
+			"one asks densely": asks(3*time.Millisecond, false), "the other asks densely": asks(3*time.Millisecond, true),
+			"one asks": asks(37*time.Millisecond, false), "the other asks": asks(37*time.Millisecond, true),
+			"one asks slowly": asks(251*time.Millisecond, false), "the other asks slowly": asks(251*time.Millisecond, true),
+		} {
+			t.Run("relay of "+owner+", "+name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					w := newWorld(t)
+					one, two := w.behind("a", symmetricNAT, 1), w.behind("b", symmetricNAT, 2)
+					relay := newRelayServer(w.internet, "198.51.100.9")
+					if owner == "the other end" {
+						two.allocateAt(relay)
+					} else {
+						one.allocateAt(relay)
+					}
+					w.start()
+					w.within(40*time.Second, "relayed", func() bool { return one.path(two) == ByRelay && two.path(one) == ByRelay })
+					stop := begin(w, one, two)
+					time.Sleep(time.Minute)
+					before := one.switches() + two.switches()
+					one.box().become(fullCone)
+					two.box().become(fullCone)
+					w.within(3*time.Minute, "hole-punched", func() bool { return one.path(two) == HolePunched && two.path(one) == HolePunched })
+					time.Sleep(10 * time.Second)
+					if lost := stop(); lost > 0 {
+						t.Errorf("lost %d packets", lost)
+					}
+					if one.path(two) != HolePunched || two.path(one) != HolePunched {
+						t.Errorf("path is %s and %s", one.path(two), two.path(one))
+					}
+					if tries := one.switches() + two.switches() - before; tries != 1 {
+						t.Errorf("the devices were switched %d times", tries)
+					}
+				})
+			})
+		}
+	}
+}
+
+// switches is how often the device was switched.
+func (n *simNode) switches() int {
+	n.device.mu.Lock()
+	defer n.device.mu.Unlock()
+	return len(n.device.uses)
 }
 
 // TestFailedTrial checks that the device goes back to an endpoint that works

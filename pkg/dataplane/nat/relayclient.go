@@ -78,7 +78,7 @@ type RelayClient struct {
 	byEndpoint map[netip.AddrPort]*relayRemote
 }
 
-var _ Way = (*RelayClient)(nil)
+var _ Diverter = (*RelayClient)(nil)
 
 // NewRelayClient checks a configuration; Run connects.
 func NewRelayClient(cfg RelayClientConfig) (*RelayClient, error) {

@@ -39,6 +39,8 @@ type relayRemote struct {
 	used     atomic.Int64 // when, in nanoseconds
 	closed   atomic.Bool
 	channel  atomic.Pointer[relayChannel]
+	// diversion is nil but while the device is switched to another way.
+	diversion atomic.Pointer[relayDiversion]
 
 	mu      sync.Mutex // guards all below
 	binding *turnSession
@@ -205,7 +207,9 @@ func (r *relayRemote) run() {
 		case err != nil || n > relayLongest: // the device was away, or the packet cannot be relayed
 			continue
 		}
-		_ = r.send(buffer, n) // lost, as in a network
+		if !r.divert(buffer[channelHeader : channelHeader+n]) {
+			_ = r.send(buffer, n) // lost, as in a network
+		}
 	}
 }
 

@@ -311,7 +311,7 @@ func (s *simRelay) allocate(n *simNode) *simWay {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.next++
-	way := &simWay{server: s, node: n, relayed: netip.AddrPortFrom(s.addr, s.next), local: map[netip.AddrPort]netip.AddrPort{}, holds: map[netip.AddrPort]*[]simPacket{}}
+	way := &simWay{server: s, node: n, relayed: netip.AddrPortFrom(s.addr, s.next), local: map[netip.AddrPort]netip.AddrPort{}, diverted: map[netip.AddrPort]simDiversion{}}
 	s.ports[s.next] = way
 	return way
 }
@@ -329,40 +329,39 @@ type simWay struct {
 	node    *simNode
 	relayed netip.AddrPort
 
-	mu    sync.Mutex                        // guards all below
-	local map[netip.AddrPort]netip.AddrPort // by remote
-	holds map[netip.AddrPort]*[]simPacket
+	mu       sync.Mutex                        // guards all below
+	local    map[netip.AddrPort]netip.AddrPort // by remote
+	diverted map[netip.AddrPort]simDiversion
 }
 
-// Hold implements Holder.
-func (r *simWay) Hold(remote netip.AddrPort, atMost time.Duration) {
+type simDiversion struct {
+	by    Way
+	to    netip.AddrPort
+	until time.Time
+}
+
+// Divert implements Diverter.
+func (r *simWay) Divert(remote netip.AddrPort, by Way, to netip.AddrPort, during time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.holds[remote] == nil {
-		r.holds[remote] = new([]simPacket)
-		time.AfterFunc(atMost, func() { r.letGo(remote) })
-	}
+	r.diverted[remote] = simDiversion{by, to, time.Now().Add(during)}
 }
 
-func (r *simWay) letGo(remote netip.AddrPort) {
+// transmit sends what the device sends.
+func (r *simWay) transmit(w simPacket, to netip.AddrPort) {
 	r.mu.Lock()
-	held := r.holds[remote]
-	delete(r.holds, remote)
+	d := r.diverted[to]
 	r.mu.Unlock()
-	for _, w := range *held {
-		r.receive(remote, w)
+	if !time.Now().Before(d.until) {
+		r.pass(w, to)
+		return
 	}
-}
-
-// holding keeps back w if its sender is to be held.
-func (r *simWay) holding(from netip.AddrPort, w simPacket) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	held := r.holds[from]
-	if held != nil {
-		*held = append(*held, w)
+	switch by := d.by.(type) {
+	case *simNode:
+		by.transmit(d.to, w)
+	case *simWay:
+		by.pass(w, d.to)
 	}
-	return held != nil
 }
 
 func (r *simWay) Send(packet []byte, to netip.AddrPort) error {
@@ -404,9 +403,6 @@ func (r *simWay) Remote(endpoint netip.AddrPort) (netip.AddrPort, bool) {
 func (r *simWay) receive(from netip.AddrPort, w simPacket) {
 	if w.stun != nil {
 		r.node.deliver(r, from, w.stun)
-		return
-	}
-	if r.holding(from, w) {
 		return
 	}
 	local, _ := r.Endpoint(from)

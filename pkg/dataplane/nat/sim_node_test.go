@@ -179,11 +179,12 @@ func (d *simDevice) receive(from netip.AddrPort, packet *simWG) {
 		}
 		d.flushLocked(p)
 	case "echo":
-		d.sendLocked(p, simWG{from: d.node.key, to: p.Key, kind: "reply"})
+		d.sendLocked(p, simWG{from: d.node.key, to: p.Key, kind: "reply", seq: packet.seq})
 	case "data":
 		d.got[packet.seq]++
 		d.answerLocked(p)
 	case "reply":
+		d.got[packet.seq]++
 		d.answerLocked(p)
 	case "keepalive":
 		d.flushLocked(p)
@@ -268,7 +269,7 @@ func (n *simNode) transmit(to netip.AddrPort, w simPacket) {
 		n.mu.Unlock()
 		for _, r := range relays {
 			if remote, ok := r.Remote(to); ok {
-				r.pass(w, remote)
+				r.transmit(w, remote)
 			}
 		}
 		return

@@ -5,7 +5,7 @@ import "net/netip"
 // Way is a means to send packets from this node: the WireGuard port itself, or
 // an allocation at a relay. Safe for concurrent use.
 type Way interface {
-	// Send sends a STUN packet to an address. It does not block for long, and an
+	// Send sends a STUN packet, or one of the device's own, to an address. It does not block for long, and an
 	// error says only that this packet was not sent.
 	Send(packet []byte, to netip.AddrPort) error
 	// Endpoint is where the WireGuard device has to send so that its packets reach

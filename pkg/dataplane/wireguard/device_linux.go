@@ -205,6 +205,23 @@ func (d *Device) SetPeers(ctx context.Context, peers []Peer) error {
 	return nil
 }
 
+// Redirect has packets to a peer go to its endpoint of the last SetPeers, even
+// if it has roamed since. It does nothing for a peer that is not set.
+func (d *Device) Redirect(ctx context.Context, peer wgtypes.Key) error {
+	if err := d.lock(ctx); err != nil {
+		return fmt.Errorf("redirect peer of %s: %w", d.cfg.Name, err)
+	}
+	defer d.unlock()
+	if _, set := d.written[peer]; !set {
+		return nil
+	}
+	d.written[peer] = netip.AddrPort{} // none, so the wanted one is another
+	if err := d.pass(ctx); err != nil {
+		return fmt.Errorf("redirect peer of %s: %w", d.cfg.Name, err)
+	}
+	return nil
+}
+
 // SetMTU changes the link's MTU.
 func (d *Device) SetMTU(ctx context.Context, mtu int) error {
 	if err := checkMTU(mtu); err != nil {

@@ -355,3 +355,32 @@ func TestOpenLeavesNothingWhenItFails(t *testing.T) {
 		node.open(t) // and works when the port is free
 	})
 }
+
+// TestRedirect has a peer that roamed be sent to where it was set again, until it is
+// heard from elsewhere.
+func TestRedirect(t *testing.T) {
+	eachBackend(t, func(t *testing.T, backend Backend) {
+		a, b := pair(t, backend)
+		ping(t, a, b.addr(0))
+		b.ip(t, "addr", "del", "192.0.2.2/24", "dev", "eth0")
+		b.ip(t, "addr", "add", "192.0.2.77/24", "dev", "eth0")
+		ping(t, b, a.addr(0))
+		set := b.peer().Endpoint
+		if got := addrPort(a.peerOf(t, b).Endpoint); got == set {
+			t.Fatalf("the peer did not roam from %s", set)
+		}
+		if err := a.device.Redirect(t.Context(), wgtypes.Key{1}); err != nil {
+			t.Errorf("redirect nobody: %v", err)
+		}
+		if err := a.device.Redirect(t.Context(), b.key.PublicKey()); err != nil {
+			t.Fatal(err)
+		}
+		if got := addrPort(a.peerOf(t, b).Endpoint); got != set {
+			t.Errorf("redirected to %s, want %s", got, set)
+		}
+		ping(t, b, a.addr(0))
+		if got := addrPort(a.peerOf(t, b).Endpoint); got == set {
+			t.Error("the peer roams no more")
+		}
+	})
+}

@@ -14,11 +14,12 @@ type stunSender interface {
 
 var (
 	errNoSTUN  = errors.New("device was opened without OnSTUN")
-	errNotSTUN = errors.New("not a STUN message")
+	errNotSTUN = errors.New("not a STUN message, nor one of WireGuard's")
 )
 
 // SendSTUN sends a STUN message of at most 2048 bytes by the device's UDP port,
-// from the address that the routes choose. An error says only that this packet
+// from the address that the routes choose, or a message that the device itself
+// has sent elsewhere. An error says only that this packet
 // was not sent; one while the device is being rebuilt passes. It does not wait
 // for what else is done to the device, so it may be called in OnSTUN.
 func (d *Device) SendSTUN(packet []byte, to netip.AddrPort) error {
@@ -32,7 +33,7 @@ func (d *Device) sendSTUN(packet []byte, to netip.AddrPort) error {
 	switch {
 	case d.cfg.OnSTUN == nil:
 		return errNoSTUN
-	case !isSTUN(packet):
+	case !isSTUN(packet) && !isWireGuard(packet):
 		return errNotSTUN
 	case !to.IsValid() || to.Port() == 0:
 		return errors.New("no address and port to send to")
@@ -44,6 +45,13 @@ func (d *Device) sendSTUN(packet []byte, to netip.AddrPort) error {
 		return err
 	}
 	return errRebuilding
+}
+
+// isWireGuard tells whether a packet begins as WireGuard's messages do: with one
+// of four types and three zeros. None of them is shorter.
+func isWireGuard(packet []byte) bool {
+	const shortest = 32
+	return len(packet) >= shortest && packet[0] >= 1 && packet[0] <= 4 && packet[1] == 0 && packet[2] == 0 && packet[3] == 0
 }
 
 // ensureSTUN has STUN messages go by the device's UDP port, which the caller

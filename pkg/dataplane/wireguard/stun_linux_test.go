@@ -390,3 +390,23 @@ func rawSockets(t *testing.T, n *testNode) int {
 	}
 	return count
 }
+
+func TestIsWireGuard(t *testing.T) {
+	for name, test := range map[string]struct {
+		packet []byte
+		want   bool
+	}{
+		"keepalive":  {append([]byte{4, 0, 0, 0}, make([]byte, 28)...), true},
+		"initiation": {append([]byte{1, 0, 0, 0}, make([]byte, 144)...), true},
+		"type 5":     {append([]byte{5, 0, 0, 0}, make([]byte, 28)...), false},
+		"type 0":     {make([]byte, 32), false},
+		"reserved":   {append([]byte{4, 0, 1, 0}, make([]byte, 28)...), false},
+		"short":      {append([]byte{4, 0, 0, 0}, make([]byte, 27)...), false},
+		"empty":      {nil, false},
+		"STUN":       {stunMessage(1, 32), false},
+	} {
+		if got := isWireGuard(test.packet); got != test.want {
+			t.Errorf("%s: %v, want %v", name, got, test.want)
+		}
+	}
+}
