@@ -153,24 +153,54 @@ func (t *traversal) Peers(ctx context.Context) ([]nat.PeerState, error) {
 }
 
 // Use implements nat.Device.
-func (t *traversal) Use(ctx context.Context, peer wgtypes.Key, endpoint netip.AddrPort) error {
+func (t *traversal) Use(ctx context.Context, endpoints map[wgtypes.Key]netip.AddrPort) error {
+	return t.point(ctx, endpoints, t.parts.device.Redirect)
+}
+
+// Hold implements nat.Device.
+func (t *traversal) Hold(ctx context.Context, endpoints map[wgtypes.Key]netip.AddrPort) error {
+	return t.point(ctx, endpoints, t.parts.device.Hold)
+}
+
+// point notes where peers are, and tells the device. If that fails, nothing has
+// changed.
+func (t *traversal) point(ctx context.Context, endpoints map[wgtypes.Key]netip.AddrPort, tell func(context.Context, []wireguard.Peer) error) error {
 	unlock, err := t.plane.setNodes.take(ctx)
 	if err != nil {
-		return fmt.Errorf("switch peer: %w", err)
+		return fmt.Errorf("point to peers: %w", err)
 	}
 	defer unlock()
 	t.mu.Lock()
-	before := t.paths[peer]
-	if endpoint.IsValid() {
-		t.paths[peer] = endpoint
-	} else {
-		delete(t.paths, peer)
+	before := maps.Clone(t.paths)
+	for key, endpoint := range endpoints {
+		if endpoint.IsValid() {
+			t.paths[key] = endpoint
+		} else {
+			delete(t.paths, key)
+		}
+	}
+	var peers []wireguard.Peer
+	for _, peer := range t.plane.currentPeers() {
+		if _, named := endpoints[peer.PublicKey]; named {
+			peers = append(peers, t.steered(peer))
+		}
 	}
 	t.mu.Unlock()
-	if before == endpoint { // the peer has roamed, and peers that are set again are left where they are
-		return t.parts.device.Redirect(ctx, peer)
+	if err := tell(ctx, peers); err != nil {
+		t.mu.Lock()
+		t.paths = before
+		t.mu.Unlock()
+		return err
 	}
-	return t.plane.setPeers(ctx, t.parts, t.plane.currentPeers())
+	return nil
+}
+
+// steered is a peer with the endpoint that was found. The caller holds mu.
+func (t *traversal) steered(peer wireguard.Peer) wireguard.Peer {
+	if endpoint, found := t.paths[peer.PublicKey]; found {
+		peer.Endpoint, peer.Host = endpoint, ""
+	}
+	return peer
 }
 
 // Rouse implements nat.Device.
@@ -205,9 +235,7 @@ func (t *traversal) steer(peers []wireguard.Peer) []wireguard.Peer {
 		if node, is := nodes[peer.Node]; is {
 			told = append(told, nat.Peer{Key: peer.PublicKey, Node: peer.Node, Endpoint: peer.Endpoint, Candidates: candidatesOf(node)})
 		}
-		if endpoint, found := t.paths[peer.PublicKey]; found {
-			peer.Endpoint, peer.Host = endpoint, ""
-		}
+		*peer = t.steered(*peer)
 	}
 	maps.DeleteFunc(t.paths, func(key wgtypes.Key, _ netip.AddrPort) bool { return !known[key] })
 	t.mu.Unlock()

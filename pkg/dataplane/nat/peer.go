@@ -79,9 +79,10 @@ type peer struct {
 
 	known       bool // the device has it
 	state       PeerState
-	unanswered  time.Time // since when the device sends and hears nothing
-	sent        time.Time // when it last did
-	moved       bool      // bytes went to or fro since the last search for something better
+	unanswered  time.Time      // since when the device sends and hears nothing
+	sent        time.Time      // when it last did
+	moved       bool           // bytes went to or fro since the last search for something better
+	held        netip.AddrPort // where the device was last told that the peer is
 	inUse       *use
 	trial       *trial
 	search      *search
@@ -189,6 +190,9 @@ func (e *engine) observe(p *peer, s PeerState) {
 		e.listen(p, was, heard)
 	}
 	if !heard || p.trial != nil {
+		if !heard {
+			e.insist(p, was)
+		}
 		return
 	}
 	if !e.needs(p) && p.search == nil && p.inUse == nil {
@@ -201,6 +205,18 @@ func (e *engine) observe(p *peer, s PeerState) {
 	}
 	if ok {
 		p.inUse.heard = e.now
+		e.hold(p, s.Endpoint)
+	}
+}
+
+// insist has the device send by the path in use again, if it was changed by
+// something else than the peer.
+func (e *engine) insist(p *peer, was PeerState) {
+	if p.inUse == nil || p.trial != nil || !p.held.IsValid() || p.state.Endpoint == p.held || p.state.Endpoint == was.Endpoint {
+		return
+	}
+	if _, moves := e.device.moves[p.Key]; !moves {
+		e.point(p, p.held)
 	}
 }
 
@@ -226,6 +242,7 @@ func (e *engine) adopt(p *peer, x path) {
 	p.inUse = &use{path: x, since: e.now, check: e.now}
 	p.unanswered, p.backOff, p.invited = time.Time{}, 0, false
 	p.upgrades, p.nextUpgrade = 0, time.Time{}
+	e.hold(p, p.state.Endpoint)
 	if e.improvable(p) {
 		p.nextUpgrade = e.upgradeAt(p)
 	}
@@ -330,6 +347,7 @@ func (e *engine) lose(p *peer) {
 		e.refreshSoon() // perhaps our own mapping is gone
 	}
 	p.inUse = nil
+	e.hold(p, netip.AddrPort{})
 	e.setSearch(p, nil)
 	p.unanswered = time.Time{}
 	p.backOff, p.nextSearch = 0, e.now

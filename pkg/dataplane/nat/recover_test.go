@@ -8,6 +8,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
 // relayed is two nodes that only a relay brings together.
@@ -508,4 +510,91 @@ func TestLoss(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestPause checks that a path over which nothing was sent for minutes still
+// carries what either end sends, at once.
+func TestPause(t *testing.T) {
+	for _, sender := range []string{"a", "b"} {
+		for _, kind := range []PathKind{HolePunched, ByRelay} {
+			t.Run(string(kind)+" from "+sender, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					var one, two *simNode
+					if kind == ByRelay {
+						_, _, one, two, _ = relayed(t)
+					} else {
+						w := newWorld(t)
+						one, two = w.behind("a", portRestricted, 1), w.behind("b", portRestricted, 2)
+						w.start()
+						w.within(30*time.Second, "reached", func() bool { return one.path(two) == kind && two.path(one) == kind })
+					}
+					if one.name != sender {
+						one, two = two, one
+					}
+					for range 3 {
+						time.Sleep(5 * time.Minute)
+						if !one.reaches(two) {
+							t.Errorf("after a pause nothing arrives, the path is %s to %v", one.path(two), one.device.state(two.key).Endpoint)
+						}
+					}
+				})
+			})
+		}
+	}
+}
+
+// TestDeviceIsChanged checks that a path is taken again from which somebody
+// else has led the device away.
+func TestDeviceIsChanged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		one, two := w.behind("a", portRestricted, 1), w.behind("b", portRestricted, 2)
+		w.start()
+		w.within(30*time.Second, "reached", func() bool { return one.path(two) == HolePunched && two.path(one) == HolePunched })
+		time.Sleep(2 * lookInterval)
+		for _, n := range []*simNode{one, two} {
+			other := map[*simNode]*simNode{one: two, two: one}[n]
+			at := n.device.state(other.key).Endpoint
+			n.device.set(func() { n.device.peer(other.key).Endpoint = other.endpoint() })
+			w.within(2*lookInterval, "pointed back", func() bool { return n.device.state(other.key).Endpoint == at })
+		}
+	})
+}
+
+// TestManyMoves checks that many peers are switched in one go, and that a device that
+// takes too long says nothing against their paths.
+func TestManyMoves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		one := w.behind("A", fullCone, 1)
+		one.device.slow = time.Second
+		w.start()
+		e := newEngine(one.agent)
+		e.now = time.Now()
+		var peers []Peer
+		for i := range 500 {
+			peers = append(peers, Peer{Key: wgtypes.Key{0: 'z', 1: byte(i >> 8), 2: byte(i)}})
+		}
+		e.setPeers(peers)
+		moves := map[wgtypes.Key]netip.AddrPort{}
+		for i, p := range peers {
+			moves[p.Key] = netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 1, byte(i >> 8), byte(i)}), wgPort)
+		}
+		began := time.Now()
+		r := e.round(t.Context(), moves, nil, nil)
+		if took := time.Since(began); r.stuck != nil || took > 2*one.device.slow {
+			t.Errorf("500 peers took %v: %v", took, r.stuck)
+		}
+		one.device.slow = time.Minute
+		p := e.peers[peers[0].Key]
+		x := path{one, moves[p.Key]}
+		p.inUse = &use{path: path{one, netip.MustParseAddrPort("203.0.113.9:1")}}
+		p.trial = &trial{path: x, round: 7}
+		r = e.round(t.Context(), moves, nil, nil)
+		r.round = 7
+		e.switched(r)
+		if r.stuck == nil || p.trial != nil || len(p.shunned) > 0 {
+			t.Errorf("a device that hangs: %v, trial %v, shunned %v", r.stuck, p.trial, p.shunned)
+		}
+	})
 }

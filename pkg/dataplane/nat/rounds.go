@@ -2,6 +2,7 @@ package nat
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"net/netip"
 	"slices"
@@ -28,9 +29,15 @@ type PeerState struct {
 type Device interface {
 	// Peers returns the device's peers as they are now.
 	Peers(ctx context.Context) ([]PeerState, error)
-	// Use has the device send to a peer at endpoint from now on, until the peer
-	// is heard from elsewhere. The zero value goes back to what the node set says.
-	Use(ctx context.Context, peer wgtypes.Key, endpoint netip.AddrPort) error
+	// Use has the device send to peers at endpoints from now on, until they are
+	// heard from elsewhere. The zero value goes back to what the node set says.
+	// After an error everything is as it was.
+	Use(ctx context.Context, endpoints map[wgtypes.Key]netip.AddrPort) error
+	// Hold tells where the device sends to peers by now, because they were heard
+	// from there. It switches nothing, but has the device not go back to what the node
+	// set says or Use said when nothing is heard for long. The zero value takes
+	// that back.
+	Hold(ctx context.Context, endpoints map[wgtypes.Key]netip.AddrPort) error
 	// Rouse has the device send something to peers that they answer, through the
 	// tunnel and at once, so that a handshake begins or an answer comes.
 	Rouse(ctx context.Context, peers []wgtypes.Key)
@@ -47,17 +54,20 @@ type rounds struct {
 	// expect is until when the device is looked at often.
 	expect time.Time
 	moves  map[wgtypes.Key]netip.AddrPort
+	holds  map[wgtypes.Key]netip.AddrPort
 	rouse  map[wgtypes.Key]bool
 	broken bool
 }
 
 // sight is what a round brought.
 type sight struct {
-	round  uint64
-	moved  time.Time // when the peers were switched
-	failed map[wgtypes.Key]error
-	peers  []PeerState
-	err    error
+	round uint64
+	moves map[wgtypes.Key]netip.AddrPort // what was to be switched
+	holds map[wgtypes.Key]netip.AddrPort // and what the device was told
+	moved time.Time                      // when the peers were switched
+	stuck error                          // why they were not
+	peers []PeerState
+	err   error
 }
 
 // point has the device send to a peer at endpoint, and returns the round that
@@ -67,7 +77,23 @@ func (e *engine) point(p *peer, endpoint netip.AddrPort) uint64 {
 		e.device.moves = map[wgtypes.Key]netip.AddrPort{}
 	}
 	e.device.moves[p.Key] = endpoint
+	delete(e.device.holds, p.Key)
 	return e.look()
+}
+
+// hold tells the device where a peer is, unless it was told that last.
+func (e *engine) hold(p *peer, endpoint netip.AddrPort) {
+	if _, moves := e.device.moves[p.Key]; moves {
+		return
+	}
+	delete(e.device.holds, p.Key)
+	if p.held == endpoint || !p.held.IsValid() && endpoint == p.Endpoint {
+		return
+	}
+	if e.device.holds == nil {
+		e.device.holds = map[wgtypes.Key]netip.AddrPort{}
+	}
+	e.device.holds[p.Key] = endpoint
 }
 
 // rouse has the device send something to a peer.
@@ -88,7 +114,7 @@ func (e *engine) look() uint64 {
 // nextLook is when the next round is due, or the zero value if none is.
 func (e *engine) nextLook() time.Time {
 	d := &e.device
-	if d.running || !e.isNatted && !e.someNatted && len(e.queue) == 0 && len(d.moves) == 0 && len(d.rouse) == 0 {
+	if d.running || !e.isNatted && !e.someNatted && len(e.queue) == 0 && len(d.moves)+len(d.holds)+len(d.rouse) == 0 {
 		return time.Time{}
 	}
 	switch {
@@ -106,12 +132,12 @@ func (e *engine) startRound(ctx context.Context) {
 	if next := e.nextLook(); next.IsZero() || next.After(e.now) {
 		return
 	}
-	moves, rouse := d.moves, slices.Collect(maps.Keys(d.rouse))
-	d.moves, d.rouse, d.soon, d.running = nil, nil, false, true
+	moves, holds, rouse := d.moves, d.holds, slices.Collect(maps.Keys(d.rouse))
+	d.moves, d.holds, d.rouse, d.soon, d.running = nil, nil, nil, false, true
 	d.begun++
 	round := d.begun
 	e.beside.Go(func() {
-		r := e.round(ctx, moves, rouse)
+		r := e.round(ctx, moves, holds, rouse)
 		r.round = round
 		select {
 		case d.reports <- r:
@@ -122,21 +148,32 @@ func (e *engine) startRound(ctx context.Context) {
 
 // round does one round beside the engine. It looks before it rouses, so that
 // what comes in after the look came by where the device sends now.
-func (e *engine) round(ctx context.Context, moves map[wgtypes.Key]netip.AddrPort, rouse []wgtypes.Key) sight {
-	ctx, cancel := context.WithTimeout(ctx, deviceTime)
-	defer cancel()
-	r := sight{failed: map[wgtypes.Key]error{}}
-	for key, endpoint := range moves {
-		if err := e.options.Device.Use(ctx, key, endpoint); err != nil {
-			r.failed[key] = err
-		}
+func (e *engine) round(ctx context.Context, moves, holds map[wgtypes.Key]netip.AddrPort, rouse []wgtypes.Key) sight {
+	r := sight{moves: moves, holds: holds}
+	if len(moves) > 0 {
+		r.stuck = timed(ctx, func(ctx context.Context) error { return e.options.Device.Use(ctx, moves) })
 	}
 	r.moved = time.Now()
+	if len(holds) > 0 {
+		if err := timed(ctx, func(ctx context.Context) error { return e.options.Device.Hold(ctx, holds) }); err != nil {
+			e.log.Debug("device was not told where peers are", "peers", len(holds), "err", err)
+			r.holds = nil // the next look at the device shows them again
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, deviceTime)
+	defer cancel()
 	r.peers, r.err = e.options.Device.Peers(ctx)
 	if len(rouse) > 0 {
 		e.options.Device.Rouse(ctx, rouse)
 	}
 	return r
+}
+
+// timed gives a part of a round its time.
+func timed(ctx context.Context, do func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, deviceTime)
+	defer cancel()
+	return do(ctx)
 }
 
 // looked takes in what a round brought.
@@ -149,12 +186,7 @@ func (e *engine) looked(r sight) {
 			e.log.Warn("device cannot be looked at", "err", r.err)
 		}
 	}
-	for key, err := range r.failed {
-		if p := e.peers[key]; p != nil {
-			e.log.Warn("device was not switched", "node", p.Node, "peer", short(key), "err", err)
-			e.unable(p)
-		}
-	}
+	e.switched(r)
 	if r.err != nil {
 		e.stepAll()
 		return
@@ -179,11 +211,32 @@ func (e *engine) looked(r sight) {
 	e.answerTicks()
 }
 
-// unable ends a trial for which the device could not be switched.
-func (e *engine) unable(p *peer) {
-	if p.trial == nil {
-		return
+// switched takes note of what the device was told in a round.
+func (e *engine) switched(r sight) {
+	if r.stuck != nil {
+		e.log.Warn("device was not switched", "peers", len(r.moves), "err", r.stuck)
 	}
-	e.shun(p, p.trial.path)
+	for key, endpoint := range r.moves {
+		switch p := e.peers[key]; {
+		case p == nil:
+		case r.stuck == nil:
+			p.held = endpoint
+		case p.trial != nil && p.trial.round == r.round:
+			e.unable(p, r.stuck)
+		}
+	}
+	for key, endpoint := range r.holds {
+		if p := e.peers[key]; p != nil {
+			p.held = endpoint
+		}
+	}
+}
+
+// unable ends a trial for which the device could not be switched. That it took
+// too long says nothing against the path.
+func (e *engine) unable(p *peer, why error) {
+	if !errors.Is(why, context.DeadlineExceeded) {
+		e.shun(p, p.trial.path)
+	}
 	p.trial = nil
 }

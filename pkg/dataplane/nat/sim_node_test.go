@@ -44,11 +44,13 @@ type simDevice struct {
 	uses  []netip.AddrPort
 	looks int
 	fail  bool
+	slow  time.Duration // to switch, set before the start
 }
 
 type simPeer struct {
 	PeerState
 	published netip.AddrPort
+	wanted    netip.AddrPort // zero: what is published
 	queued    []simWG
 	lastInit  time.Time
 	awaiting  time.Time // since when sent data is not answered
@@ -75,18 +77,54 @@ func (d *simDevice) Peers(context.Context) ([]PeerState, error) {
 	return states, nil
 }
 
-func (d *simDevice) Use(_ context.Context, key wgtypes.Key, endpoint netip.AddrPort) error {
+func (d *simDevice) Use(ctx context.Context, endpoints map[wgtypes.Key]netip.AddrPort) error {
+	select {
+	case <-time.After(d.slow):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.uses = append(d.uses, endpoint)
+	for key, endpoint := range endpoints {
+		d.uses = append(d.uses, endpoint)
+		if !d.fail {
+			d.peer(key).wanted = endpoint
+			d.peer(key).Endpoint = d.peer(key).want()
+		}
+	}
 	if d.fail {
 		return errors.New("device says no")
 	}
-	if !endpoint.IsValid() {
-		endpoint = d.peer(key).published
-	}
-	d.peer(key).Endpoint = endpoint
 	return nil
+}
+
+func (d *simDevice) Hold(_ context.Context, endpoints map[wgtypes.Key]netip.AddrPort) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for key, endpoint := range endpoints {
+		d.peer(key).wanted = endpoint
+	}
+	return nil
+}
+
+// want is where the device sends to a peer that has not roamed.
+func (p *simPeer) want() netip.AddrPort {
+	if p.wanted.IsValid() {
+		return p.wanted
+	}
+	return p.published
+}
+
+// compare does what the device does every now and then: peers that have roamed
+// and have no session any more are sent to where they were wanted.
+func (d *simDevice) compare() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, p := range d.peers {
+		if p.Endpoint != p.want() && time.Since(p.LastHandshake) >= 180*time.Second {
+			p.Endpoint = p.want()
+		}
+	}
 }
 
 func (d *simDevice) Rouse(_ context.Context, keys []wgtypes.Key) {
@@ -376,7 +414,23 @@ func (w *simWorld) start() {
 	for _, n := range w.nodes {
 		n.start()
 	}
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		ticker := time.NewTicker(30 * time.Second)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+			}
+			for _, n := range w.nodes {
+				n.device.compare()
+			}
+		}
+	}()
 	w.t.Cleanup(func() {
+		cancel()
 		for _, n := range w.nodes {
 			n.halt()
 		}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -205,21 +207,63 @@ func (d *Device) SetPeers(ctx context.Context, peers []Peer) error {
 	return nil
 }
 
-// Redirect has packets to a peer go to its endpoint of the last SetPeers, even
-// if it has roamed since. It does nothing for a peer that is not set.
-func (d *Device) Redirect(ctx context.Context, peer wgtypes.Key) error {
+// Redirect has packets to peers go to the endpoints of peers, even if they have
+// roamed. All else about them is ignored, as are peers that are not set. After an
+// error the device goes on as it did.
+func (d *Device) Redirect(ctx context.Context, peers []Peer) error {
 	if err := d.lock(ctx); err != nil {
-		return fmt.Errorf("redirect peer of %s: %w", d.cfg.Name, err)
+		return fmt.Errorf("redirect peers of %s: %w", d.cfg.Name, err)
 	}
 	defer d.unlock()
-	if _, set := d.written[peer]; !set {
-		return nil
+	before, written := d.peers, maps.Clone(d.written)
+	for key := range d.aim(peers) {
+		d.written[key] = netip.AddrPort{} // none, so the wanted one is another
 	}
-	d.written[peer] = netip.AddrPort{} // none, so the wanted one is another
 	if err := d.pass(ctx); err != nil {
-		return fmt.Errorf("redirect peer of %s: %w", d.cfg.Name, err)
+		d.peers, d.written = before, written
+		d.resolver.set(hostsOf(d.peers))
+		return fmt.Errorf("redirect peers of %s: %w", d.cfg.Name, err)
 	}
 	return nil
+}
+
+// Hold makes the endpoints of peers those that the device wants, as if it had
+// written them before: it leaves peers where they are, and comes back to these
+// once a peer is not heard any more. All else about peers is ignored, as are those
+// that are not set.
+func (d *Device) Hold(ctx context.Context, peers []Peer) error {
+	if err := d.lock(ctx); err != nil {
+		return fmt.Errorf("hold peers of %s: %w", d.cfg.Name, err)
+	}
+	defer d.unlock()
+	maps.Copy(d.written, d.aim(peers))
+	return nil
+}
+
+// aim makes the endpoints of peers those that are wanted, and returns them as far
+// as names are resolved. The caller holds the lock.
+func (d *Device) aim(peers []Peer) map[wgtypes.Key]netip.AddrPort {
+	aimed := make(map[wgtypes.Key]*Peer, len(peers))
+	for i := range peers {
+		aimed[peers[i].PublicKey] = &peers[i]
+	}
+	wanted := map[wgtypes.Key]netip.AddrPort{}
+	d.peers = slices.Clone(d.peers)
+	for i := range d.peers {
+		if to := aimed[d.peers[i].PublicKey]; to != nil {
+			d.peers[i].Endpoint, d.peers[i].Host = to.Endpoint, to.Host
+		}
+	}
+	d.resolver.set(hostsOf(d.peers))
+	for _, peer := range d.resolver.resolved(d.peers) {
+		if aimed[peer.PublicKey] != nil && peer.Endpoint.IsValid() {
+			wanted[peer.PublicKey] = peer.Endpoint
+		}
+	}
+	if d.written == nil {
+		d.written = map[wgtypes.Key]netip.AddrPort{}
+	}
+	return wanted
 }
 
 // SetMTU changes the link's MTU.

@@ -369,10 +369,10 @@ func TestRedirect(t *testing.T) {
 		if got := addrPort(a.peerOf(t, b).Endpoint); got == set {
 			t.Fatalf("the peer did not roam from %s", set)
 		}
-		if err := a.device.Redirect(t.Context(), wgtypes.Key{1}); err != nil {
+		if err := a.device.Redirect(t.Context(), []Peer{{PublicKey: wgtypes.Key{1}, Endpoint: set}}); err != nil {
 			t.Errorf("redirect nobody: %v", err)
 		}
-		if err := a.device.Redirect(t.Context(), b.key.PublicKey()); err != nil {
+		if err := a.device.Redirect(t.Context(), []Peer{b.peer()}); err != nil {
 			t.Fatal(err)
 		}
 		if got := addrPort(a.peerOf(t, b).Endpoint); got != set {
@@ -381,6 +381,42 @@ func TestRedirect(t *testing.T) {
 		ping(t, b, a.addr(0))
 		if got := addrPort(a.peerOf(t, b).Endpoint); got == set {
 			t.Error("the peer roams no more")
+		}
+	})
+}
+
+// TestHold has a peer that roamed and is quiet stay where it was last heard, and
+// go back to where the node set has it once it is not held any more.
+func TestHold(t *testing.T) {
+	eachBackend(t, func(t *testing.T, backend Backend) {
+		fabric := netlab.TestFabric(t, "fabric")
+		a, b := newTestNode(t, fabric, backend, 1), newTestNode(t, fabric, backend, 2) // of which one is never heard
+		a.open(t)
+		setPeers(t, a, b.peer())
+		set, roamed := b.peer(), netip.MustParseAddrPort("192.0.2.77:4500")
+		endpoint := func() netip.AddrPort {
+			if err := a.device.SetMTU(t.Context(), a.device.MTU()); err != nil { // which compares everything
+				t.Fatal(err)
+			}
+			return addrPort(a.peerOf(t, b).Endpoint)
+		}
+		roam := wgtypes.Config{Peers: []wgtypes.PeerConfig{{PublicKey: b.key.PublicKey(), UpdateOnly: true, Endpoint: udpAddr(roamed)}}}
+		if err := a.device.wg.ConfigureDevice(a.device.Name(), roam); err != nil {
+			t.Fatal(err)
+		}
+		held := set
+		held.Endpoint = roamed
+		if err := a.device.Hold(t.Context(), []Peer{held, {PublicKey: wgtypes.Key{1}, Endpoint: roamed}}); err != nil {
+			t.Fatal(err)
+		}
+		if got := endpoint(); got != roamed {
+			t.Errorf("held, and is at %s, want %s", got, roamed)
+		}
+		if err := a.device.Hold(t.Context(), []Peer{set}); err != nil {
+			t.Fatal(err)
+		}
+		if got := endpoint(); got != set.Endpoint {
+			t.Errorf("not held any more, and is at %s, want %s", got, set.Endpoint)
 		}
 	})
 }

@@ -45,7 +45,10 @@ func (d *Device) Ready() error { return errors.ErrUnsupported }
 func (d *Device) SetPeers(context.Context, []Peer) error { return errors.ErrUnsupported }
 
 // Redirect returns errors.ErrUnsupported.
-func (d *Device) Redirect(context.Context, wgtypes.Key) error { return errors.ErrUnsupported }
+func (d *Device) Redirect(context.Context, []Peer) error { return errors.ErrUnsupported }
+
+// Hold returns errors.ErrUnsupported.
+func (d *Device) Hold(context.Context, []Peer) error { return errors.ErrUnsupported }
 
 // SetMTU returns errors.ErrUnsupported.
 func (d *Device) SetMTU(context.Context, int) error { return errors.ErrUnsupported }

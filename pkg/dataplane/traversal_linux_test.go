@@ -1,0 +1,69 @@
+package dataplane
+
+import (
+	"context"
+	"net/netip"
+	"testing"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
+)
+
+// newTraversingPlane returns a data plane that is up, with a peer, of which
+// packets are sent nowhere.
+func newTraversingPlane(t *testing.T) (*traversal, wgtypes.Key) {
+	t.Helper()
+	d := newPlane(t)
+	d.cfg.NAT = NATConfig{Enabled: true}
+	if err := d.SetNodes(t.Context(), twoNodes(t)); err != nil {
+		t.Fatal(err)
+	}
+	return d.current().traversal, d.currentPeers()[0].PublicKey
+}
+
+// TestPeersArePointedTo checks that the device sends to where it is pointed,
+// stays there when the node set is given again, and is left as it was by an error.
+func TestPeersArePointedTo(t *testing.T) {
+	tr, peer := newTraversingPlane(t)
+	published, found := netip.MustParseAddrPort("192.0.2.2:51820"), netip.MustParseAddrPort("203.0.113.7:4500")
+	ended, end := context.WithCancel(t.Context())
+	end()
+	to := func(endpoint netip.AddrPort) map[wgtypes.Key]netip.AddrPort {
+		return map[wgtypes.Key]netip.AddrPort{peer: endpoint}
+	}
+	for _, step := range []struct {
+		name string
+		do   func() error
+		fail bool
+		want netip.AddrPort
+	}{
+		{"an error", func() error { return tr.Use(ended, to(found)) }, true, published},
+		{"the same peers after an error", func() error { return tr.plane.setPeers(t.Context(), tr.parts, tr.plane.currentPeers()) }, false, published},
+		{"an error of the device", func() error {
+			return tr.point(t.Context(), to(found), func(context.Context, []wireguard.Peer) error { return context.DeadlineExceeded })
+		}, true, published},
+		{"the same peers after an error of the device", func() error { return tr.plane.setPeers(t.Context(), tr.parts, tr.plane.currentPeers()) }, false, published},
+		{"used", func() error { return tr.Use(t.Context(), to(found)) }, false, found},
+		{"the same peers", func() error { return tr.plane.setPeers(t.Context(), tr.parts, tr.plane.currentPeers()) }, false, found},
+		{"held elsewhere", func() error { return tr.Hold(t.Context(), to(published)) }, false, found},
+		{"never heard there", func() error { return tr.plane.setPeers(t.Context(), tr.parts, tr.plane.currentPeers()) }, false, published},
+		{"used and given back", func() error {
+			if err := tr.Use(t.Context(), to(found)); err != nil {
+				return err
+			}
+			return tr.Use(t.Context(), to(netip.AddrPort{}))
+		}, false, published},
+	} {
+		if err := step.do(); (err != nil) != step.fail {
+			t.Fatalf("%s: %v", step.name, err)
+		}
+		states, err := tr.Peers(t.Context())
+		if err != nil || len(states) != 1 {
+			t.Fatalf("%s: %v, %v", step.name, states, err)
+		}
+		if states[0].Endpoint != step.want {
+			t.Errorf("%s: sends to %s, want %s", step.name, states[0].Endpoint, step.want)
+		}
+	}
+}
