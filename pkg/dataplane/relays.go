@@ -115,24 +115,26 @@ func rank(node, relay string) string {
 
 // needsRelay tells whether peers cannot be reached, or will not be, without a
 // relay of this node: it is the translator in front of a node that keeps others out,
-// so one without leaves it to them, unless it reaches nobody.
+// so one without leaves it to them, unless it reaches nobody. A peer that nobody
+// sends to, and that does not look for a path either, may well be switched off.
 func needsRelay(status nat.Status) bool {
 	if status.Mapping == nat.Symmetric {
 		return true
 	}
-	translated := slices.ContainsFunc(status.Candidates, func(c nat.Candidate) bool { return c.Kind == nat.Reflexive })
-	reached, unreached := 0, 0
+	reached, missed := 0, 0
 	for _, peer := range status.Peers {
 		switch peer.Path {
 		case nat.Unreached:
-			unreached++
+			if peer.Missed {
+				missed++
+			}
 		case nat.ByRelay:
 			return true
 		default:
 			reached++
 		}
 	}
-	return unreached > 0 && (translated || reached == 0)
+	return missed > 0 && (status.Translated || reached == 0)
 }
 
 // allocation is this node's place at a relay.

@@ -69,11 +69,12 @@ type Agent struct {
 	sent, answers, refused atomic.Uint64
 	beside                 sync.WaitGroup // what Run has started
 
-	mu      sync.Mutex // guards all below
-	running bool
-	own     []Candidate
-	mapping Mapping
-	shown   map[wgtypes.Key]PeerStatus
+	mu         sync.Mutex // guards all below
+	running    bool
+	own        []Candidate
+	translated bool
+	mapping    Mapping
+	shown      map[wgtypes.Key]PeerStatus
 }
 
 // New returns an agent that does nothing until Run. It returns an error if the
@@ -163,7 +164,7 @@ func (a *Agent) Status() Status {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := Status{
-		Candidates: slices.Clone(a.own), Mapping: a.mapping, Peers: slices.Collect(maps.Values(a.shown)),
+		Candidates: slices.Clone(a.own), Translated: a.translated, Mapping: a.mapping, Peers: slices.Collect(maps.Values(a.shown)),
 		Sent: a.sent.Load(), Answered: a.answers.Load(), Dropped: a.inbox.dropped.Load(), Refused: a.refused.Load(),
 	}
 	slices.SortFunc(s.Peers, func(x, y PeerStatus) int { return slices.Compare(x.Key[:], y.Key[:]) })
@@ -209,10 +210,12 @@ func (m *mailbox) swap() wishes {
 	return w
 }
 
-// setOwn publishes this node's candidates, and reports whether they changed.
-func (a *Agent) setOwn(own []Candidate) bool {
+// setOwn publishes this node's candidates and whether there is a translator, and
+// reports whether the candidates changed.
+func (a *Agent) setOwn(own []Candidate, translated bool) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.translated = translated
 	if slices.Equal(a.own, own) {
 		return false
 	}
@@ -226,6 +229,10 @@ func (a *Agent) setMapping(m Mapping) {
 	a.mapping = m
 }
 
+// missedTime is how long a peer is missed to which something was sent.
+// WireGuard tries 90 s.
+const missedTime = 2 * time.Minute
+
 // show publishes the path to a peer, and has its change told.
 func (e *engine) show(p *peer) {
 	s := PeerStatus{Key: p.Key, Node: p.Node, Path: Unreached, Since: p.shown.Since}
@@ -238,6 +245,7 @@ func (e *engine) show(p *peer) {
 	if s.Since.IsZero() || p.inUse == nil && s.Path != p.shown.Path {
 		s.Since = e.now
 	}
+	s.Missed = s.Path == Unreached && (p.invited || !p.unanswered.IsZero() && e.now.Sub(p.sent) < missedTime)
 	if s == p.shown {
 		return
 	}

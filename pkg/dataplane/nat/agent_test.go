@@ -379,3 +379,32 @@ func TestSlowServers(t *testing.T) {
 		}
 	})
 }
+
+// TestSwitchedOff checks that a node that is switched off behind its translator
+// changes nothing between others, and that a relay of a node has it not check those
+// that it reaches anyway.
+func TestSwitchedOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		one, two, off := w.behind("a", noNAT, 1), w.behind("b", noNAT, 2), w.behind("c", portRestricted, 3)
+		w.start()
+		w.within(time.Minute, "reached", func() bool { return one.path(off) == HolePunched && two.path(off) == HolePunched })
+		off.halt()
+		off.mu.Lock()
+		off.down = true
+		off.mu.Unlock()
+		one.reaches(off)
+		w.within(2*time.Minute, "lost", func() bool { return one.path(off) == Unreached && one.status(off).Missed })
+		if status := one.agent.Status(); status.Translated {
+			t.Error("a public node takes itself for translated")
+		}
+		w.within(10*time.Minute, "not missed any more", func() bool { return one.path(off) == Unreached && !one.status(off).Missed })
+		before := one.status(two)
+		w.frozen["a"] = true
+		one.allocateAt(newRelayServer(w.internet, "198.51.100.9"))
+		time.Sleep(10 * time.Minute)
+		if after := one.status(two); after != before || after.Path != Direct {
+			t.Errorf("a way to the other was looked for: %+v, before %+v", after, before)
+		}
+	})
+}

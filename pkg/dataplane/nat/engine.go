@@ -50,8 +50,7 @@ type engine struct {
 	reflexive  [families]Reflection // what servers say
 	seen       []netip.AddrPort     // what peers say
 	relays     []wayIn
-	isNatted   bool           // a translator or a relay is at this end
-	translated [families]bool // a translator is, for a family
+	translated [families]bool // a translator is at this end, for a family
 	someNatted bool           // or at any peer's
 
 	device  rounds
@@ -212,22 +211,26 @@ func (e *engine) forget(p *peer) {
 // for anew if they changed.
 func (e *engine) judgeOwn() {
 	now := e.candidates()
-	if !e.setOwn(now) {
-		e.stepAll() // a way may have gone without its candidate
-		return
-	}
-	e.told = true
-	e.isNatted, e.translated = natted(now), [families]bool{}
+	e.translated = [families]bool{}
 	for _, c := range now {
 		if c.Kind == Reflexive && !slices.Contains(e.hosts, c.Addr) {
 			e.translated[family(c.Addr.Addr())] = true
 		}
 	}
+	if !e.setOwn(now, e.isNatted()) {
+		e.stepAll() // a way may have gone without its candidate
+		return
+	}
+	e.told = true
 	for _, p := range e.peers {
 		e.renew(p)
 	}
 	e.stepAll()
 }
+
+// isNatted reports whether a translator is at this end. A relay is none: peers
+// that are reached without it need no checks because others are not.
+func (e *engine) isNatted() bool { return e.translated != [families]bool{} }
 
 // candidates are this node's own, sorted.
 func (e *engine) candidates() []Candidate {

@@ -156,9 +156,9 @@ func (e *engine) step(p *peer) {
 	e.queue.put(p)
 }
 
-// needs reports whether a translator or relay is between this node and a peer,
-// as far as either tells.
-func (e *engine) needs(p *peer) bool { return e.isNatted || natted(p.Candidates) }
+// needs reports whether a translator is between this node and a peer, or a relay
+// of the peer's, as far as either tells.
+func (e *engine) needs(p *peer) bool { return e.isNatted() || natted(p.Candidates) }
 
 // natted reports whether any candidate is not an address of the host itself.
 func natted(candidates []Candidate) bool {

@@ -39,6 +39,9 @@ type PeerStatus struct {
 	RTT time.Duration
 	// Since is when the path, or its absence, began.
 	Since time.Time
+	// Missed says of an unreached peer that there is something to send to it, or
+	// that it looks for a path itself.
+	Missed bool
 }
 
 // PathNews is a change of a peer's path.
@@ -55,6 +58,9 @@ type Status struct {
 	Candidates []Candidate
 	// Mapping is how translators map the WireGuard port, as far as known.
 	Mapping Mapping
+	// Translated says that a translator is between this node and the servers or
+	// peers that told of one.
+	Translated bool
 	// Peers are sorted by key.
 	Peers []PeerStatus
 	// Sent counts checks, and Answered those of them that had an answer.
