@@ -65,6 +65,9 @@ func (s agentSetup) check() error {
 		if err := s.NAT.Validate(); err != nil {
 			return fmt.Errorf("nat.%w: %w", err, dataplane.ErrInvalid)
 		}
+		if err := checkRelayPort(s.NAT.RelayServer, s.Port); err != nil {
+			return fmt.Errorf("nat.%w: %w", err, dataplane.ErrInvalid)
+		}
 	}
 	return nil
 }

@@ -168,6 +168,9 @@ func (c *Config) validate() error {
 	if err := c.NAT.Validate(); err != nil {
 		return fmt.Errorf("nat.%w", err)
 	}
+	if err := checkRelayPort(c.NAT.RelayServer, c.ListenPort); err != nil {
+		return fmt.Errorf("nat.%w", err)
+	}
 	for _, path := range []struct {
 		key      string
 		value    *string

@@ -78,13 +78,14 @@ nat:
   stun_servers: ["stun.example:3478", {address: "[2001:db8::1]:3478", label: ours}]
   turn_servers:
   - {address: "turn.example:3478", username: me, region: eu}
-  - "192.0.2.9:3478"
+  - {address: "192.0.2.9:3478", username: us}
   hole_punch_timeout_secs: 5
   stun_refresh_interval_secs: 30
   max_candidate_pairs: 4
   relay_server:
     listen_port: 3478
     external_addr: 198.51.100.1:3479
+    tls_port: 5349
     max_sessions: 7
 metricsAddress: "[::1]:9000"
 handover: true
@@ -150,9 +151,9 @@ func TestConfigFileSetsEveryKey(t *testing.T) {
 		MasqueradeExclusions: []netip.Prefix{netip.MustParsePrefix("192.168.0.0/16")},
 		NAT: shim.NATConfig{
 			STUNServers:          []shim.STUNServer{{Address: "stun.example:3478"}, {Address: "[2001:db8::1]:3478", Label: "ours"}},
-			TURNServers:          []shim.TURNServer{{Address: "turn.example:3478", Username: "me", Region: "eu"}, {Address: "192.0.2.9:3478"}},
+			TURNServers:          []shim.TURNServer{{Address: "turn.example:3478", Username: "me", Region: "eu"}, {Address: "192.0.2.9:3478", Username: "us"}},
 			HolePunchTimeoutSecs: 5, STUNRefreshIntervalSecs: 30, MaxCandidatePairs: 4,
-			RelayServer: &shim.RelayServer{ListenPort: 3478, ExternalAddr: netip.MustParseAddrPort("198.51.100.1:3479"), MaxSessions: 7},
+			RelayServer: &shim.RelayServer{ListenPort: 3478, ExternalAddr: netip.MustParseAddrPort("198.51.100.1:3479"), TLSPort: 5349, MaxSessions: 7},
 		},
 		TURNCredentialFiles: []string{"", ""},
 		MetricsAddress:      netip.MustParseAddrPort("[::1]:9000"),
@@ -167,9 +168,9 @@ func TestConfigFileSetsEveryKey(t *testing.T) {
 func TestFlagsOverrideTheFile(t *testing.T) {
 	got, err := load(t, everyKey,
 		"--node-name=flagged", "--cluster-cidrs=10.30.0.0/16", "--cluster-cidrs=fd30::/48", "--slice-bits-ipv4=25", "--slice-bits-ipv6=80",
-		"--nodes-file=/f", "--socket=/run/f.sock", "--state-dir=/fs", "--sysctl-dir=/s", "--cni-bin-dir=", "--cni-conf-dir=/c", "--listen-port=1", "--backend=kernel", "--mtu=1400", "--masquerade=true",
+		"--nodes-file=/f", "--socket=/run/f.sock", "--state-dir=/fs", "--sysctl-dir=/s", "--cni-bin-dir=", "--cni-conf-dir=/c", "--listen-port=4", "--backend=kernel", "--mtu=1400", "--masquerade=true",
 		"--nat-enabled=true", "--nat-stun-servers=a.example:1,address=b.example:2;label=b", "--nat-turn-servers=address=c.example:3;username=you", "--nat-hole-punch-timeout-secs=6",
-		"--nat-stun-refresh-interval-secs=31", "--nat-max-candidate-pairs=5", "--nat-relay-listen-port=1", "--nat-relay-external-addr=[2001:db8::2]:2", "--nat-relay-max-sessions=8",
+		"--nat-stun-refresh-interval-secs=31", "--nat-max-candidate-pairs=5", "--nat-relay-listen-port=1", "--nat-relay-external-addr=[2001:db8::2]:2", "--nat-relay-tls-port=9", "--nat-relay-max-sessions=8",
 		"--masquerade-exclusions=", "--metrics-address=", "--handover=false", "--log-level=warn", "--log-format=text")
 	if err != nil {
 		t.Fatal(err)
@@ -177,12 +178,12 @@ func TestFlagsOverrideTheFile(t *testing.T) {
 	want := Config{
 		NodeName: "flagged", ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.30.0.0/16"), netip.MustParsePrefix("fd30::/48")},
 		SliceBits: SliceBits{IPv4: 25, IPv6: 80}, NodesFile: "/f", Socket: "/run/f.sock", StateDir: "/fs", SysctlDir: "/s", CNIConfDir: "/c",
-		ListenPort: 1, Backend: wireguard.Kernel, MTU: 1400, Masquerade: true, MasqueradeExclusions: []netip.Prefix{},
+		ListenPort: 4, Backend: wireguard.Kernel, MTU: 1400, Masquerade: true, MasqueradeExclusions: []netip.Prefix{},
 		NAT: shim.NATConfig{
 			Enabled: true, STUNServers: []shim.STUNServer{{Address: "a.example:1"}, {Address: "b.example:2", Label: "b"}},
 			TURNServers:          []shim.TURNServer{{Address: "c.example:3", Username: "you"}},
 			HolePunchTimeoutSecs: 6, STUNRefreshIntervalSecs: 31, MaxCandidatePairs: 5,
-			RelayServer: &shim.RelayServer{ListenPort: 1, ExternalAddr: netip.MustParseAddrPort("[2001:db8::2]:2"), MaxSessions: 8},
+			RelayServer: &shim.RelayServer{ListenPort: 1, ExternalAddr: netip.MustParseAddrPort("[2001:db8::2]:2"), TLSPort: 9, MaxSessions: 8},
 		},
 		TURNCredentialFiles: []string{""},
 		LogLevel:            slog.LevelWarn, LogFormat: "text",
@@ -293,9 +294,12 @@ func TestBadConfigIsOneLineThatNamesTheKey(t *testing.T) {
 		{name: "relay without an address", file: good + "nat: {relay_server: {listen_port: 1}}", want: "nat.relay_server.external_addr: want an address and a port"},
 		{name: "relay without a port", file: good + "nat: {relay_server: {external_addr: '192.0.2.1:1'}}", want: "nat.relay_server.listen_port: must not be 0"},
 		{name: "relay by name", file: good + "nat: {relay_server: {external_addr: 'a.example:1'}}", want: `nat.relay_server.external_addr: "a.example:1" is not an IP address with a port`},
+		{name: "relay at loopback", file: good + "nat: {relay_server: {listen_port: 1, external_addr: '127.0.0.1:1'}}", want: "nat.relay_server.external_addr: others do not reach this node at 127.0.0.1"},
+		{name: "relay at WireGuard's port", file: good + "nat: {relay_server: {listen_port: 51820, external_addr: '192.0.2.1:1'}}", want: "nat.relay_server.listen_port: 51820 is WireGuard's"},
+		{name: "TURN server without a user name", file: good + "nat: {turn_servers: ['a:1']}", want: "nat.turn_servers[0].username: not set"},
 		{name: "relay for nobody", file: good + "nat: {relay_server: {max_sessions: 0}}", want: "nat.relay_server.max_sessions: 0 is not between 1 and"},
 		{name: "relay of nothing", file: good + "nat: {relay_server: {}}", args: []string{"--nat-relay-max-sessions=3"}, want: "nat.relay_server.listen_port: must not be 0"},
-		{name: "credential that is nowhere", file: good + "nat: {turn_servers: [{address: 'a:1', credential_file: /nowhere/turn}]}", want: "nat.turn_servers[0].credential_file: open /nowhere/turn"},
+		{name: "credential that is nowhere", file: good + "nat: {turn_servers: [{address: 'a:1', username: u, credential_file: /nowhere/turn}]}", want: "nat.turn_servers[0].credential_file: open /nowhere/turn"},
 
 		{name: "key of a flag's server twice", file: good, args: []string{"--nat-stun-servers=address=a:1;address=b:1"}, want: "--nat-stun-servers: item 0: address: given twice"},
 		{name: "bad flag", file: good, args: []string{"--listen-port=70000"}, want: "--listen-port: 70000 is not between 1 and 65535"},
@@ -343,7 +347,7 @@ func FuzzConfig(f *testing.F) {
 	f.Add(everyKey)
 	f.Add(agentKeys)
 	f.Add("sliceBits: {ipv4: 1e3}")
-	f.Add("nat: {turn_servers: [{address: 'a:1', credential_file: x}, 'b:2', {a=b: c}, {address: ';'}], relay_server: {max_sessions: 1}}")
+	f.Add("nat: {turn_servers: [{address: 'a:1', username: u, credential_file: x}, 'b:2', {a=b: c}, {address: ';'}], relay_server: {max_sessions: 1}}")
 	f.Add("a: &a [*a, *a]")
 	f.Add("---\nmtu: 0x580\n...\n")
 	f.Add("? [a]\n: b")

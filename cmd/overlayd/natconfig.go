@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"net/netip"
 	"reflect"
 	"time"
@@ -35,6 +36,14 @@ func natConfigOf(c shim.NATConfig) dataplane.NATConfig {
 // unmapped takes an IPv4 address out of IPv6's clothes.
 func unmapped(addr netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
+}
+
+// checkRelayPort wants a relay beside WireGuard's UDP port, not at it.
+func checkRelayPort(relay *shim.RelayServer, wireGuard int) error {
+	if relay != nil && int(relay.ListenPort) == wireGuard {
+		return fmt.Errorf("relay_server.listen_port: %d is WireGuard's", wireGuard)
+	}
+	return nil
 }
 
 // natOf is how ways through NATs are looked for under an agent: as it says, with

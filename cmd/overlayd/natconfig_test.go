@@ -26,7 +26,7 @@ func TestCredentialsAreReadFromFiles(t *testing.T) {
 	} {
 		t.Run(tc.file, func(t *testing.T) {
 			path := filepath.Join(dir, tc.file)
-			config, err := load(t, agentKeys, "--nat-turn-servers=192.0.2.9:3478,address=turn.example:3478;username=me;credential_file="+path)
+			config, err := load(t, agentKeys, "--nat-turn-servers=address=192.0.2.9:3478;username=us,address=turn.example:3478;username=me;credential_file="+path)
 			if tc.refused != "" {
 				if err == nil || !strings.Contains(err.Error(), "nat.turn_servers[1].credential_file: ") || !strings.Contains(err.Error(), tc.refused) || strings.Contains(err.Error(), "sss") {
 					t.Errorf("error %v, want one that says %s", err, tc.refused)
@@ -36,7 +36,7 @@ func TestCredentialsAreReadFromFiles(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := []shim.TURNServer{{Address: "192.0.2.9:3478"}, {Address: "turn.example:3478", Username: "me", Credential: shim.Secret(tc.want)}}
+			want := []shim.TURNServer{{Address: "192.0.2.9:3478", Username: "us"}, {Address: "turn.example:3478", Username: "me", Credential: shim.Secret(tc.want)}}
 			if diff := cmp.Diff(want, config.NAT.TURNServers); diff != "" {
 				t.Errorf("servers (-want +got):\n%s", diff)
 			}

@@ -28,9 +28,18 @@ const (
 	relayKept = 10 * time.Minute
 )
 
-// newRelayServer makes this node's own relay, nil if it is none, and what
-// others are told of it.
-func (d *Dataplane) newRelayServer(made *parts) (*nat.RelayServer, string, error) {
+// newRelayServer makes this node's own relay and what others are told of it, nil
+// if it is none. A relay that cannot be made costs only itself.
+func (d *Dataplane) newRelayServer(made *parts) (*nat.RelayServer, string) {
+	server, offer, err := d.makeRelayServer(made)
+	if err != nil {
+		d.log.Error("this node relays for nobody", "op", "nat", "err", err)
+		return nil, ""
+	}
+	return server, offer
+}
+
+func (d *Dataplane) makeRelayServer(made *parts) (*nat.RelayServer, string, error) {
 	relay := made.nat.Relay
 	if relay == nil {
 		return nil, "", nil

@@ -1,10 +1,14 @@
 package dataplane
 
 import (
+	"log/slog"
 	"net/netip"
 	"testing"
 
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/nat"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
 )
 
 func TestNeedsRelay(t *testing.T) {
@@ -31,6 +35,40 @@ func TestNeedsRelay(t *testing.T) {
 	} {
 		if got := needsRelay(test.status); got != test.want {
 			t.Errorf("%s: %t, want %t", test.name, got, test.want)
+		}
+	}
+}
+
+// relayPlane is a data plane without devices, with what a relay is made of.
+func relayPlane(t *testing.T, external string) (*Dataplane, *parts) {
+	t.Helper()
+	key, err := wgtypes.GeneratePrivateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &Dataplane{key: wireguard.NewPrivateKey(key), log: slog.New(slog.DiscardHandler)}
+	made := &parts{nat: NATConfig{
+		Enabled: true, MaxCandidatePairs: 10,
+		Relay: &RelayConfig{ListenPort: 3478, External: netip.MustParseAddrPort(external), MaxSessions: 1},
+	}}
+	return d, made
+}
+
+// TestRelayCostsOnlyItself: a relay that cannot be made takes neither NAT
+// traversal nor the data plane with it.
+func TestRelayCostsOnlyItself(t *testing.T) {
+	for _, test := range []struct{ external, offer string }{
+		{"192.0.2.1:3478", "udp=192.0.2.1:3478,tcp=192.0.2.1:3478"},
+		{"127.0.0.1:3478", ""},
+	} {
+		d, made := relayPlane(t, test.external)
+		traversal, err := d.newTraversal(made)
+		if err != nil {
+			t.Errorf("%s: %v", test.external, err)
+			continue
+		}
+		if traversal.offer != test.offer || (traversal.server == nil) != (test.offer == "") {
+			t.Errorf("%s: offer %q, server %v", test.external, traversal.offer, traversal.server)
 		}
 	}
 }

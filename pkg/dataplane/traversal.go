@@ -75,8 +75,8 @@ func (d *Dataplane) newTraversal(made *parts) (*traversal, error) {
 	if err != nil {
 		return nil, err
 	}
-	t.server, t.offer, err = d.newRelayServer(made)
-	return t, err
+	t.server, t.offer = d.newRelayServer(made)
+	return t, nil
 }
 
 // shared is the secret of this node and a peer.

@@ -94,22 +94,48 @@ func (c NATConfig) Validate() error {
 		if err := checkHostPort(server.Address); err != nil {
 			return fmt.Errorf("turn_servers[%d].address: %w", i, err)
 		}
+		if server.Username == "" {
+			return fmt.Errorf("turn_servers[%d].username: not set", i)
+		}
 	}
-	switch relay := c.RelayServer; {
+	switch {
 	case c.HolePunchTimeoutSecs == 0:
 		return errors.New("hole_punch_timeout_secs: must not be 0")
 	case c.STUNRefreshIntervalSecs == 0:
 		return errors.New("stun_refresh_interval_secs: must not be 0")
 	case c.MaxCandidatePairs == 0:
 		return errors.New("max_candidate_pairs: must not be 0")
-	case relay != nil && relay.ListenPort == 0:
-		return errors.New("relay_server.listen_port: must not be 0")
-	case relay != nil && (!relay.ExternalAddr.IsValid() || relay.ExternalAddr.Port() == 0):
-		return errors.New("relay_server.external_addr: want an address and a port")
-	case relay != nil && relay.MaxSessions == 0:
-		return errors.New("relay_server.max_sessions: must not be 0")
+	}
+	if c.RelayServer != nil {
+		if err := c.RelayServer.validate(); err != nil {
+			return fmt.Errorf("relay_server.%w", err)
+		}
 	}
 	return nil
+}
+
+func (r *RelayServer) validate() error {
+	switch {
+	case r.ListenPort == 0:
+		return errors.New("listen_port: must not be 0")
+	case !r.ExternalAddr.IsValid() || r.ExternalAddr.Port() == 0:
+		return errors.New("external_addr: want an address and a port")
+	case !reachable(r.ExternalAddr.Addr().Unmap()):
+		return fmt.Errorf("external_addr: others do not reach this node at %s", r.ExternalAddr.Addr())
+	case r.MaxSessions == 0:
+		return errors.New("max_sessions: must not be 0")
+	case r.TLSPort == r.ListenPort:
+		return fmt.Errorf("tls_port: %d is listen_port, too", r.TLSPort)
+	}
+	return nil
+}
+
+// reachable tells whether another node could send to an address.
+func reachable(addr netip.Addr) bool {
+	if addr.Is4() && (addr.As4()[0] == 0 || addr.As4()[0] >= 240) { // "this network", reserved, broadcast
+		return false
+	}
+	return addr.IsGlobalUnicast() && addr.Zone() == ""
 }
 
 // clone returns a copy that shares nothing.

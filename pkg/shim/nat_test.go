@@ -60,6 +60,7 @@ func TestNATConfigValidate(t *testing.T) {
 		{"no host", stun(":3478"), "stun_servers[0].address"},
 		{"IPv6 without brackets", stun("2001:db8::1:3478"), "stun_servers[0].address"},
 		{"TURN without port", func(c *NATConfig) { c.TURNServers = []TURNServer{{Address: "x"}} }, "turn_servers[0].address"},
+		{"TURN without a name for us", func(c *NATConfig) { c.TURNServers = []TURNServer{{Address: "x:1"}} }, "turn_servers[0].username"},
 		{"no patience", func(c *NATConfig) { c.HolePunchTimeoutSecs = 0 }, "hole_punch_timeout_secs"},
 		{"no interval", func(c *NATConfig) { c.STUNRefreshIntervalSecs = 0 }, "stun_refresh_interval_secs"},
 		{"no candidates", func(c *NATConfig) { c.MaxCandidatePairs = 0 }, "max_candidate_pairs"},
@@ -67,6 +68,19 @@ func TestNATConfigValidate(t *testing.T) {
 		{"relay without port", relay(0, "192.0.2.1:3478", 1), "relay_server.listen_port"},
 		{"relay without address", relay(3478, "", 1), "relay_server.external_addr"},
 		{"relay without external port", relay(3478, "192.0.2.1:0", 1), "relay_server.external_addr"},
+		{"relay at IPv6", relay(3478, "[2001:db8::1]:3478", 1), ""},
+		{"relay in IPv6's clothes", relay(3478, "[::ffff:192.0.2.1]:3478", 1), ""},
+		{"relay at loopback", relay(3478, "127.0.0.1:3478", 1), "relay_server.external_addr"},
+		{"relay at loopback in IPv6's clothes", relay(3478, "[::ffff:127.0.0.1]:3478", 1), "relay_server.external_addr"},
+		{"relay everywhere", relay(3478, "0.0.0.0:3478", 1), "relay_server.external_addr"},
+		{"relay on a link", relay(3478, "169.254.1.1:3478", 1), "relay_server.external_addr"},
+		{"relay on a link by IPv6", relay(3478, "[fe80::1%eth0]:3478", 1), "relay_server.external_addr"},
+		{"relay for a group", relay(3478, "224.0.0.1:3478", 1), "relay_server.external_addr"},
+		{"relay at a reserved address", relay(3478, "240.0.0.1:3478", 1), "relay_server.external_addr"},
+		{"relay on this network", relay(3478, "0.1.2.3:3478", 1), "relay_server.external_addr"},
+		{"relay with one port for all", func(c *NATConfig) {
+			c.RelayServer = &RelayServer{ListenPort: 443, TLSPort: 443, ExternalAddr: netip.MustParseAddrPort("192.0.2.1:443"), MaxSessions: 1}
+		}, "relay_server.tls_port"},
 		{"relay for nobody", relay(3478, "192.0.2.1:3478", 0), "relay_server.max_sessions"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -427,7 +427,7 @@ func TestRelayClientDoesNotAllocate(t *testing.T) {
 		client.wg.Wait()
 	})
 	to := netip.AddrPortFrom(relayPeerAddr, 51820)
-	remote, err := client.remote(to)
+	remote, err := client.remote(to, false)
 	if err != nil {
 		t.Fatal(err)
 	}

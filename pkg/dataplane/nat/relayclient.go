@@ -24,7 +24,7 @@ const (
 	// relayRemoteIdle is how long a remote lives without traffic.
 	relayRemoteIdle    = 5 * time.Minute
 	relayIdleCheck     = 30 * time.Second
-	relayDefaultRemote = 256
+	relayDefaultRemote = channelLast - channelFirst + 1
 )
 
 // RelayClientConfig is what a relay's client needs to know.
@@ -44,7 +44,8 @@ type RelayClientConfig struct {
 
 	// WireGuardPort is where the device listens.
 	WireGuardPort uint16
-	// MaxRemotes bounds the addresses that packets are exchanged with, 256 if zero.
+	// MaxRemotes bounds the addresses that a device exchanges packets with, as many
+	// as a relay has channels if zero.
 	MaxRemotes int
 	// Deliver gets STUN packets of peers. It must not block, and packet is valid
 	// only in the call.
@@ -76,6 +77,10 @@ type RelayClient struct {
 	running    bool
 	remotes    map[netip.AddrPort]*relayRemote
 	byEndpoint map[netip.AddrPort]*relayRemote
+	strangers  int // of remotes, made for what came from elsewhere
+
+	permitMu sync.Mutex // guards permits
+	permits  map[netip.Addr]*relayPermit
 }
 
 var _ Diverter = (*RelayClient)(nil)
@@ -84,6 +89,7 @@ var _ Diverter = (*RelayClient)(nil)
 func NewRelayClient(cfg RelayClientConfig) (*RelayClient, error) {
 	c := &RelayClient{
 		remotes: make(map[netip.AddrPort]*relayRemote), byEndpoint: make(map[netip.AddrPort]*relayRemote),
+		permits: make(map[netip.Addr]*relayPermit),
 		refresh: relayRefresh, upgrade: relayUpgrade, linger: relayLinger, idle: relayRemoteIdle, idleCheck: relayIdleCheck,
 	}
 	c.buffers.New = func() any { return new([relayPool]byte) }

@@ -36,6 +36,12 @@ type relayFilterInput struct {
 	peers         []RelayPeer
 }
 
+// equal compares what changes while a relay runs.
+func (in relayFilterInput) equal(other relayFilterInput) bool {
+	return slices.Equal(in.local, other.local) && slices.Equal(in.forbidden, other.forbidden) &&
+		slices.EqualFunc(in.peers, other.peers, RelayPeer.equal)
+}
+
 func newRelayFilter(in relayFilterInput) *relayFilter {
 	f := &relayFilter{
 		external:      in.external,
@@ -53,9 +59,9 @@ func newRelayFilter(in relayFilterInput) *relayFilter {
 			f.own[addr] = true
 		}
 	}
-	forbidden := slices.Clone(in.forbidden)
+	forbidden := newPrefixSet(in.forbidden)
 	for _, peer := range in.peers {
-		forbidden = append(forbidden, peer.Prefixes...)
+		forbidden.add(peer.Prefixes)
 	}
 	for _, peer := range in.peers {
 		for _, addr := range peer.Addrs {
@@ -65,12 +71,38 @@ func newRelayFilter(in relayFilterInput) *relayFilter {
 	return f
 }
 
-func (f *relayFilter) add(peer netip.AddrPort, forbidden []netip.Prefix) {
-	addr := peer.Addr()
-	if peer.Port() == 0 || !relayablePeer(addr) || f.own[addr] {
-		return
+// prefixSet finds the prefixes that an address lies in by their lengths, of
+// which there are few, so that it costs the same for each address of a large cluster.
+type prefixSet struct {
+	prefixes map[netip.Prefix]bool
+	lengths  []int // that occur
+}
+
+func newPrefixSet(prefixes []netip.Prefix) *prefixSet {
+	s := &prefixSet{prefixes: make(map[netip.Prefix]bool, len(prefixes))}
+	s.add(prefixes)
+	return s
+}
+
+func (s *prefixSet) add(prefixes []netip.Prefix) {
+	for _, p := range prefixes {
+		s.prefixes[p.Masked()] = true
+		if !slices.Contains(s.lengths, p.Bits()) {
+			s.lengths = append(s.lengths, p.Bits())
+		}
 	}
-	if slices.ContainsFunc(forbidden, func(p netip.Prefix) bool { return p.Contains(addr) }) {
+}
+
+func (s *prefixSet) contains(addr netip.Addr) bool {
+	return slices.ContainsFunc(s.lengths, func(bits int) bool {
+		p, err := addr.Prefix(bits)
+		return err == nil && s.prefixes[p]
+	})
+}
+
+func (f *relayFilter) add(peer netip.AddrPort, forbidden *prefixSet) {
+	addr := peer.Addr()
+	if peer.Port() == 0 || !relayablePeer(addr) || f.own[addr] || forbidden.contains(addr) {
 		return
 	}
 	f.peers[peer] = true

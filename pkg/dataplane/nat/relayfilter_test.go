@@ -3,7 +3,9 @@ package nat
 import (
 	"log/slog"
 	"net/netip"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
@@ -54,6 +56,84 @@ func TestRelayFilter(t *testing.T) {
 		if got := filter.sends(ap(test.to)); got != test.want {
 			t.Errorf("%s: verdict %d, not %d", test.to, got, test.want)
 		}
+	}
+}
+
+// largeRelaySet are n nodes of two families, with slices of their own.
+func largeRelaySet(n int) []RelayPeer {
+	peers := make([]RelayPeer, n)
+	for i := range peers {
+		low, high := byte(i), byte(i>>8)
+		v4, v6 := netip.AddrFrom4([4]byte{198, 18, high, low}), netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 14: high, 15: low})
+		peers[i] = RelayPeer{
+			Addrs: []netip.AddrPort{netip.AddrPortFrom(v4, 51820), netip.AddrPortFrom(v6, 51820)},
+			Prefixes: []netip.Prefix{
+				netip.PrefixFrom(netip.AddrFrom4([4]byte{10, high, low, 0}), 24),
+				netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 6: high, 7: low}), 64),
+			},
+		}
+	}
+	return peers
+}
+
+// TestRelayFilterOfALargeCluster: twice the nodes cost about twice the time, not
+// four times. A quadratic filter takes seconds for what is made here.
+func TestRelayFilterOfALargeCluster(t *testing.T) {
+	const nodes, bound = 5000, 500 * time.Millisecond
+	peers := largeRelaySet(nodes)
+	took := time.Hour
+	for range 3 { // the machine may be busy
+		start := time.Now()
+		if filter := newRelayFilter(relayFilterInput{peers: peers}); len(filter.peers) != 2*nodes {
+			t.Fatalf("%d addresses", len(filter.peers))
+		}
+		took = min(took, time.Since(start))
+	}
+	if took > bound {
+		t.Errorf("took %s", took)
+	}
+}
+
+// TestRelayFilterIsMadeOnce: the ticker does nothing while nothing changes.
+func TestRelayFilterIsMadeOnce(t *testing.T) {
+	cfg := newTestRelayConfig()
+	local := []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24")}
+	cfg.Local = func() ([]netip.Prefix, error) { return slices.Clone(local), nil }
+	r, err := NewRelayServer(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made := func() *relayFilter {
+		t.Helper()
+		if err := r.refilter(); err != nil {
+			t.Fatal(err)
+		}
+		return r.filter.Load()
+	}
+	r.SetPeers(largeRelaySet(2))
+	first := made()
+	if made() != first {
+		t.Error("made again of the same")
+	}
+	r.SetPeers(largeRelaySet(2))
+	if made() != first {
+		t.Error("made again of peers that are the same")
+	}
+	r.SetPeers(largeRelaySet(3))
+	more := made()
+	if more == first || len(more.peers) != 6 {
+		t.Errorf("%d addresses of three nodes", len(more.peers))
+	}
+	local = append(local, netip.MustParsePrefix("198.18.0.1/32"))
+	if own := made(); own == more || len(own.peers) != 5 {
+		t.Errorf("%d addresses of others, one is the node's now", len(own.peers))
+	}
+}
+
+func BenchmarkRelayFilter(b *testing.B) {
+	peers := largeRelaySet(5000)
+	for b.Loop() {
+		newRelayFilter(relayFilterInput{peers: peers})
 	}
 }
 

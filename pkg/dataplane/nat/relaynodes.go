@@ -19,6 +19,10 @@ type RelayPeer struct {
 	Prefixes []netip.Prefix
 }
 
+func (p RelayPeer) equal(other RelayPeer) bool {
+	return p.Key == other.Key && slices.Equal(p.Addrs, other.Addrs) && slices.Equal(p.Prefixes, other.Prefixes)
+}
+
 // relayCredentialsHeld bounds the credentials of a node that are remembered,
 // and so how many it can use in their lifetime.
 const relayCredentialsHeld = 128

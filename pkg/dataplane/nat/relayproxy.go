@@ -19,6 +19,9 @@ const (
 	relayRefusedPause = 2 * time.Second
 	// relayLongest is the longest packet that goes through a channel.
 	relayLongest = relayFrame - channelHeader - channelPadding
+	// relayUninvited bounds the remotes that are made for what comes from addresses
+	// that the device has not sent to.
+	relayUninvited = 128
 )
 
 var (
@@ -38,6 +41,7 @@ type relayRemote struct {
 	endpoint netip.AddrPort
 	used     atomic.Int64 // when, in nanoseconds
 	closed   atomic.Bool
+	strange  bool // guarded by the client's mu
 	channel  atomic.Pointer[relayChannel]
 	// diversion is nil but while the device is switched to another way.
 	diversion atomic.Pointer[relayDiversion]
@@ -55,14 +59,24 @@ type relayChannel struct {
 	at      time.Time
 }
 
-// Send sends a STUN packet to an address through the relay.
+// Send sends a STUN packet to an address through the relay, by the channel of the
+// device if it has one.
 func (c *RelayClient) Send(packet []byte, to netip.AddrPort) error {
 	if len(packet) > relayLongest {
 		return fmt.Errorf("send to %s by relay: %w", to, errRelayLong)
 	}
-	remote, err := c.remote(to)
-	if err != nil {
-		return fmt.Errorf("send to %s by relay: %w", to, err)
+	to = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
+	if !relayablePeer(to.Addr()) || to.Port() == 0 {
+		return fmt.Errorf("send to %s by relay: %w", to, errRelayNoTarget)
+	}
+	c.mu.RLock()
+	remote := c.remotes[to]
+	c.mu.RUnlock()
+	if remote == nil {
+		if err := c.sendIndication(packet, to); err != nil {
+			return fmt.Errorf("send to %s by relay: %w", to, err)
+		}
+		return nil
 	}
 	buffer := c.buffers.Get().(*[relayPool]byte)
 	defer c.buffers.Put(buffer)
@@ -76,7 +90,7 @@ func (c *RelayClient) Send(packet []byte, to netip.AddrPort) error {
 // Endpoint returns the loopback address that stands for an address behind the
 // relay, and makes it if need be. It is closed after 5 minutes without traffic.
 func (c *RelayClient) Endpoint(to netip.AddrPort) (netip.AddrPort, error) {
-	remote, err := c.remote(to)
+	remote, err := c.remote(to, false)
 	if err != nil {
 		return netip.AddrPort{}, fmt.Errorf("endpoint for %s by relay: %w", to, err)
 	}
@@ -98,8 +112,9 @@ func (c *RelayClient) Remote(endpoint netip.AddrPort) (to netip.AddrPort, ok boo
 	return remote.addr, true
 }
 
-// remote returns the remote of an address, and makes it if need be.
-func (c *RelayClient) remote(addr netip.AddrPort) (*relayRemote, error) {
+// remote returns the remote of an address, and makes it if need be: strange for
+// what came from an address that the device knows nothing of.
+func (c *RelayClient) remote(addr netip.AddrPort, strange bool) (*relayRemote, error) {
 	addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
 	c.mu.RLock()
 	remote := c.remotes[addr]
@@ -118,7 +133,7 @@ func (c *RelayClient) remote(addr netip.AddrPort) (*relayRemote, error) {
 	switch {
 	case !c.running:
 		return nil, errRelayDown
-	case len(c.remotes) >= c.cfg.MaxRemotes:
+	case len(c.remotes) >= c.cfg.MaxRemotes, strange && c.strangers >= min(relayUninvited, c.cfg.MaxRemotes/2):
 		return nil, errTooManyPeers
 	}
 	loopback := net.IPv4(127, 0, 0, 1)
@@ -127,7 +142,10 @@ func (c *RelayClient) remote(addr netip.AddrPort) (*relayRemote, error) {
 		return nil, fmt.Errorf("open loopback socket: %w", err)
 	}
 	_ = conn.SetReadBuffer(relaySocketBuffer) // less is only slower
-	remote = &relayRemote{client: c, addr: addr, conn: conn, endpoint: relayAddrPort(conn.LocalAddr())}
+	remote = &relayRemote{client: c, addr: addr, conn: conn, endpoint: relayAddrPort(conn.LocalAddr()), strange: strange}
+	if strange {
+		c.strangers++
+	}
 	remote.touch()
 	c.remotes[addr], c.byEndpoint[remote.endpoint] = remote, remote
 	c.wg.Go(remote.run)
@@ -148,13 +166,17 @@ func (c *RelayClient) dropIdle(idle time.Duration) {
 func (c *RelayClient) closeLocked(remote *relayRemote) {
 	delete(c.remotes, remote.addr)
 	delete(c.byEndpoint, remote.endpoint)
+	if remote.strange {
+		c.strangers--
+	}
 	remote.closed.Store(true)
 	_ = remote.conn.Close()
 }
 
 // rebind binds the channels again that are in use by a session and old, or that
-// belong to a session before it.
+// belong to a session before it, and does so with the permissions.
 func (c *RelayClient) rebind(s *turnSession) {
+	c.renewPermits(s)
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	for _, remote := range c.remotes {
@@ -183,13 +205,7 @@ func (c *RelayClient) arrivedFrom(from netip.AddrPort, data []byte) {
 		c.cfg.Deliver(c, from, data)
 		return
 	}
-	c.mu.RLock()
-	remote, many := c.remotes[from], len(c.remotes) >= c.cfg.MaxRemotes/2
-	c.mu.RUnlock()
-	if remote == nil && !many {
-		remote, _ = c.remote(from)
-	}
-	if remote != nil {
+	if remote, err := c.remote(from, true); err == nil {
 		c.arrived(remote, data)
 	}
 }

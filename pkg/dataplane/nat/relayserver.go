@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -81,6 +82,7 @@ type RelayServer struct {
 	poke     chan struct{}
 	failed   chan error
 	local    atomic.Pointer[map[netip.Addr]bool]
+	filtered relayFilterInput // what filter was made of; of the goroutine that runs
 
 	// Times that are constants but for tests.
 	hello, lifetime time.Duration
@@ -149,11 +151,14 @@ func (r *RelayServer) Stats() *RelayStats { return &r.stats }
 // SetPeers replaces the nodes that may use the relay and be reached by it. The
 // allocations of a node that is gone end.
 func (r *RelayServer) SetPeers(peers []RelayPeer) {
-	r.peers.Store(&peers)
+	if slices.EqualFunc(*r.peers.Load(), peers, RelayPeer.equal) {
+		return
+	}
 	keys := make([]wgtypes.Key, 0, len(peers))
 	for _, peer := range peers {
 		keys = append(keys, peer.Key)
 	}
+	r.peers.Store(&peers)
 	r.nodes.set(keys)
 	r.sessions.closeIf(func(node string) bool { return !r.nodes.has(node) })
 	select {
@@ -208,21 +213,26 @@ func (r *RelayServer) fail(err error) {
 	}
 }
 
-// refilter makes the filter anew, of the peers and of the node's addresses.
+// refilter makes the filter anew if the peers or the node's addresses are others.
 func (r *RelayServer) refilter() error {
 	local, err := r.cfg.Local()
 	if err != nil {
 		return fmt.Errorf("relay: %w", err)
+	}
+	in := relayFilterInput{
+		external: r.cfg.External, wireguardPort: r.cfg.WireGuardPort,
+		local: local, forbidden: r.cfg.Forbidden, peers: *r.peers.Load(),
+	}
+	if in.equal(r.filtered) {
+		return nil
 	}
 	addrs := make(map[netip.Addr]bool, len(local))
 	for _, p := range local {
 		addrs[p.Addr().Unmap()] = true
 	}
 	r.local.Store(&addrs)
-	r.filter.Store(newRelayFilter(relayFilterInput{
-		external: r.cfg.External, wireguardPort: r.cfg.WireGuardPort,
-		local: local, forbidden: r.cfg.Forbidden, peers: *r.peers.Load(),
-	}))
+	r.filter.Store(newRelayFilter(in))
+	r.filtered = in
 	return nil
 }
 

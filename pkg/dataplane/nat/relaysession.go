@@ -29,7 +29,7 @@ const (
 	relayAnswerTime = 4 * time.Second
 	// relayRefusals in a row from a relay's machine mean that there is no relay.
 	relayRefusals = 3
-	// relayBinds is how many channels are being bound at the same time.
+	// relayBinds is how many channels and permissions are asked for at the same time.
 	relayBinds = 16
 	// relaySoftware fills up the first request: a relay's challenge may not be
 	// longer than what it answers.
@@ -60,7 +60,7 @@ type turnSession struct {
 	wg     sync.WaitGroup
 	lost   chan error    // why it ended by itself
 	hurry  chan struct{} // refresh now
-	binds  chan struct{} // one token for each bind under way
+	binds  chan struct{} // one token for each question under way
 
 	// channels holds remotes by channel number, for what arrives.
 	channels [channelLast - channelFirst + 1]atomic.Pointer[relayRemote]
@@ -274,7 +274,7 @@ func (s *turnSession) revive(number uint16) *relayRemote {
 	if !peer.IsValid() {
 		return nil
 	}
-	remote, err := s.client.remote(peer)
+	remote, err := s.client.remote(peer, false)
 	if err != nil {
 		return nil
 	}
@@ -301,6 +301,18 @@ func (s *turnSession) number(peer netip.AddrPort) (uint16, error) {
 // bind binds a remote's channel, in a goroutine of its own, and says whether it
 // has begun.
 func (s *turnSession) bind(remote *relayRemote) bool {
+	return s.aside(func() {
+		number, err := s.bindNow(remote)
+		if errors.Is(err, errRelayNoChannels) {
+			s.fail(err)
+		}
+		remote.bound(s, number, err)
+	})
+}
+
+// aside asks the relay something in a goroutine of its own, and says whether it
+// has begun: only so many do at a time.
+func (s *turnSession) aside(ask func()) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -313,11 +325,7 @@ func (s *turnSession) bind(remote *relayRemote) bool {
 	}
 	s.wg.Go(func() {
 		defer func() { <-s.binds }()
-		number, err := s.bindNow(remote)
-		if errors.Is(err, errRelayNoChannels) {
-			s.fail(err)
-		}
-		remote.bound(s, number, err)
+		ask()
 	})
 	return true
 }

@@ -15,11 +15,12 @@ const (
 	channelLast    = 0x4FFF
 	channelPadding = 4
 
-	turnAllocate     = 0x0003
-	turnRefresh      = 0x0004
-	turnDataReceived = 0x0017 // an indication
-	turnChannelBind  = 0x0009
-	stunClassSuccess = 0x0100
+	turnAllocate         = 0x0003
+	turnRefresh          = 0x0004
+	turnCreatePermission = 0x0008
+	turnDataReceived     = 0x0017 // an indication
+	turnChannelBind      = 0x0009
+	stunClassSuccess     = 0x0100
 
 	attrIntegrity   = 0x0008
 	attrErrorCode   = 0x0009
