@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.zx2c4.com/wireguard/conn"
@@ -32,6 +33,8 @@ type bind struct {
 	out, in *gate
 	log     *slog.Logger
 
+	to6 atomic.Pointer[conn.Bind] // what sends to IPv6; nil before Open
+
 	mu   sync.Mutex    // guards stop
 	stop chan struct{} // closed with the sockets; nil while they are closed
 }
@@ -52,6 +55,11 @@ func (b *bind) Open(port uint16) (fns []conn.ReceiveFunc, actual uint16, err err
 	if err != nil {
 		return nil, 0, err
 	}
+	to6, err := bindOf6(b.Bind)
+	if err != nil {
+		return nil, 0, errors.Join(err, b.Bind.Close())
+	}
+	b.to6.Store(&to6)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.stop = make(chan struct{})
@@ -75,6 +83,14 @@ func (b *bind) Close() error {
 // Send sends bufs.
 func (b *bind) Send(bufs [][]byte, endpoint conn.Endpoint) error {
 	defer b.out.leave(bufs)
+	return b.sendBy(bufs, endpoint)
+}
+
+// sendBy sends by the endpoint's family.
+func (b *bind) sendBy(bufs [][]byte, endpoint conn.Endpoint) error {
+	if to6 := b.to6.Load(); to6 != nil && endpoint.DstIP().Is6() {
+		return (*to6).Send(bufs, endpoint)
+	}
 	return b.Bind.Send(bufs, endpoint)
 }
 

@@ -6,11 +6,15 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
+
+	"github.com/zlayer/zlayer-cni/test/netlab"
 )
 
 // scriptedReceiver returns as many packets as the script says at a time, each
@@ -85,4 +89,62 @@ func TestReceiverEndsWithItsSockets(t *testing.T) {
 			t.Errorf("error %v", err)
 		}
 	})
+}
+
+// What goes to IPv6 after something went to IPv4 goes where it shall.
+func TestBindSendsByBothFamilies(t *testing.T) {
+	fabric := netlab.TestFabric(t, "fabric")
+	a, b := newTestNode(t, fabric, Userspace, 1), newTestNode(t, fabric, Userspace, 2)
+	bind := bindIn(t, a.ns)
+	for round := range 3 { // the sockets are others each time
+		if _, _, err := bind.Open(0); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 20 {
+			for _, addr := range b.underlays() {
+				server := listenIn(t, b.ns, netip.AddrPortFrom(addr, uint16(1000+i)))
+				endpoint, err := bind.ParseEndpoint(server.LocalAddr().String())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := bind.Send([][]byte{[]byte("a packet")}, endpoint); err != nil {
+					t.Fatal(err)
+				}
+				if err := server.SetReadDeadline(time.Now().Add(patience)); err != nil {
+					t.Fatal(err)
+				}
+				if _, _, err := server.ReadFromUDPAddrPort(make([]byte, 100)); err != nil {
+					t.Fatalf("round %d, packet %d: %v", round, i, err)
+				}
+				_ = server.Close()
+			}
+		}
+		if err := bind.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// bindIn returns a bind whose sockets are in ns.
+func bindIn(t *testing.T, ns *netlab.NS) *bind {
+	t.Helper()
+	var space *namespace
+	if err := ns.Do(func() (err error) { space, err = currentNamespace(); return err }); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = space.close() })
+	return newBind(space, newGate(markOut, 1000), newGate(markIn, 1000), slog.New(slog.DiscardHandler))
+}
+
+func listenIn(t *testing.T, ns *netlab.NS, at netip.AddrPort) (conn *net.UDPConn) {
+	t.Helper()
+	err := ns.Do(func() (err error) {
+		conn, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
 }

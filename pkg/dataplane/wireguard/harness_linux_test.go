@@ -101,6 +101,12 @@ func newTestNode(t testing.TB, fabric *netlab.Fabric, backend Backend, n int) *t
 // addr is the node's own address of a family.
 func (n *testNode) addr(family int) netip.Addr { return n.slices[family].Addr().Next() }
 
+// underlays are the node's addresses by family.
+func (n *testNode) underlays() [2]netip.Addr {
+	number := n.underlay.As4()[3]
+	return [2]netip.Addr{n.underlay, netip.MustParseAddr(fmt.Sprintf("2001:db8::%d", number))}
+}
+
 // peer is the node as others should know it.
 func (n *testNode) peer() Peer {
 	return Peer{
