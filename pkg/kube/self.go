@@ -71,12 +71,12 @@ func (k *Kube) selfPass(ctx context.Context) error {
 	if !k.own.Synced() || !found || k.own.Fault() != nil {
 		return nil // the mirror wakes us
 	}
-	k.mu.Lock()
-	applied, mtu, problems := k.applied, k.mtu, slices.Clone(k.problems)
-	k.mu.Unlock()
 	services, refused := k.cfg.Services()
 	ofPeers := slices.Concat(k.serviceProblems(refused), k.silentProblems())
-	problems = append(problems, ofPeers...)
+	k.mu.Lock()
+	k.ofPeers = ofPeers // metrics show it no later than Events do
+	applied, mtu, problems := k.applied, k.mtu, slices.Concat(k.problems, ofPeers)
+	k.mu.Unlock()
 	var errs []error
 	if applied {
 		errs = append(errs, k.publish(ctx, own, k.facts(own, mtu, services)), k.clearTaint(ctx, own), k.setAvailable(ctx, own))
@@ -87,7 +87,6 @@ func (k *Kube) selfPass(ctx context.Context) error {
 	errs = append(errs, k.tell(ctx, problems))
 	err := errors.Join(errs...)
 	k.mu.Lock()
-	k.ofPeers = ofPeers
 	k.selfErr = err
 	k.mu.Unlock()
 	return err
