@@ -5,20 +5,47 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/nat"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
 )
 
-// overlayMTU is the configured one, else what the paths to the peers allow.
-func (d *Dataplane) overlayMTU(endpoints []netip.Addr) (int, error) {
+// overlayMTU is the configured one, else what the paths to the peers allow, and
+// those to relays, once any node of the set may use one: a packet for a node behind
+// a relay must fit, whoever sends it.
+func (d *Dataplane) overlayMTU(endpoints []netip.Addr, config NATConfig) (int, error) {
 	if d.cfg.MTU != 0 {
 		return d.cfg.MTU, nil
 	}
-	mtu, err := wireguard.TunnelMTU(endpoints)
+	relays, relayed := d.relayPaths(config)
+	mtu, err := wireguard.TunnelMTU(slices.Concat(endpoints, relays))
 	if err != nil {
 		return 0, fmt.Errorf("derive MTU from the underlay: %w", err)
 	}
+	if relayed {
+		mtu = max(mtu-nat.RelayOverhead, wireguard.MinMTU)
+	}
 	return mtu, nil
+}
+
+// relayPaths tells whether packets may go by a relay, whether or not one does now,
+// so that the MTU stays; and where those are that nodes offer.
+func (d *Dataplane) relayPaths(config NATConfig) (addrs []netip.Addr, relayed bool) {
+	if !config.Enabled {
+		return nil, false
+	}
+	relayed = config.Relay != nil || len(config.TURNServers) > 0
+	for _, node := range d.nodesByName() {
+		if offer, err := nat.ParseRelayOffer(node.Relay); err == nil {
+			relayed = true
+			if offer.UDP.IsValid() && node.Name != d.cfg.Node {
+				addrs = append(addrs, offer.UDP.Addr())
+			}
+		}
+		relayed = relayed || slices.ContainsFunc(candidatesOf(node), func(c nat.Candidate) bool { return c.Kind == nat.Relayed })
+	}
+	return addrs, relayed
 }
 
 // followMTU gives devices and segments the MTU that the paths to the peers allow
@@ -30,7 +57,7 @@ func (d *Dataplane) followMTU(ctx context.Context, running *parts) error {
 	if err != nil {
 		return err
 	}
-	mtu, err := d.overlayMTU(endpoints)
+	mtu, err := d.overlayMTU(endpoints, running.nat)
 	if err != nil {
 		return err
 	}

@@ -221,7 +221,7 @@ func (d *Dataplane) bringUp(ctx context.Context, own []netip.Prefix, set NodeSet
 			known = append(known, peer.Endpoint.Addr())
 		}
 	}
-	mtu, err := d.overlayMTU(known)
+	mtu, err := d.overlayMTU(known, made.nat)
 	if err != nil {
 		return err
 	}

@@ -33,6 +33,10 @@ var (
 	errTURNLong  = errors.New("TURN frame too long")
 )
 
+// RelayOverhead is what a relay's client and its relay add to each packet between
+// them: ChannelData's header.
+const RelayOverhead = channelHeader
+
 // isSTUNPacket says whether a packet is a whole STUN message. No message of
 // WireGuard is: its shortest has 32 bytes, and zeros where this has its length.
 func isSTUNPacket(p []byte) bool {
