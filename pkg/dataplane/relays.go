@@ -103,7 +103,7 @@ func (t *traversal) relays() []relay {
 	nodes := t.plane.nodesByName()
 	for _, peer := range t.plane.currentPeers() {
 		offer, err := nat.ParseRelayOffer(nodes[peer.Node].Relay)
-		if err == nil {
+		if err == nil && !insideAny(t.plane.clusterPrefixes(), offer) {
 			all = append(all, relay{name: "node " + peer.Node, offer: offer, key: peer.PublicKey})
 		}
 	}
@@ -114,6 +114,12 @@ func (t *traversal) relays() []relay {
 		all = append(all, relay{name: server.Address, turn: server})
 	}
 	return all
+}
+
+// insideAny reports whether an offer names any address of the overlay, where no
+// relay is.
+func insideAny(overlay []netip.Prefix, offer nat.RelayOffer) bool {
+	return nat.Inside(overlay, offer.UDP) || nat.Inside(overlay, offer.TCP) || nat.Inside(overlay, offer.TLS)
 }
 
 // rank orders the relays for a node (rendezvous hashing).

@@ -72,3 +72,21 @@ func TestRelayCostsOnlyItself(t *testing.T) {
 		}
 	}
 }
+
+// TestRelaysInsideTheOverlay checks that nobody's offer leads a node to pods.
+func TestRelaysInsideTheOverlay(t *testing.T) {
+	overlay := []netip.Prefix{netip.MustParsePrefix("10.200.0.0/16")}
+	for text, want := range map[string]bool{
+		"udp=192.0.2.1:3478": false, "udp=10.200.1.5:53": true, "tcp=10.200.1.5:53": true,
+		"udp=192.0.2.1:3478,tcp=192.0.2.1:3478":  false,
+		"udp=192.0.2.1:3478,tcp=10.200.1.5:6443": true,
+	} {
+		offer, err := nat.ParseRelayOffer(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := insideAny(overlay, offer); got != want {
+			t.Errorf("%s: %t, want %t", text, got, want)
+		}
+	}
+}

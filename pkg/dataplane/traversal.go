@@ -64,6 +64,7 @@ func (d *Dataplane) newTraversal(made *parts) (*traversal, error) {
 		Key:    d.key.PublicKey(),
 		Shared: t.shared, Direct: t, Device: t,
 		Hosts:      func() ([]netip.Addr, error) { return nat.HostAddrs(d.clusterPrefixes()) },
+		Overlay:    d.clusterPrefixes,
 		ListenPort: func() int { return made.port },
 		Resolve: func(ctx context.Context, host string) ([]netip.Addr, error) {
 			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)

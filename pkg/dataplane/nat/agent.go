@@ -29,6 +29,9 @@ type Options struct {
 	Device Device
 	// Hosts returns the addresses of this node at which it may be reached.
 	Hosts func() ([]netip.Addr, error)
+	// Overlay returns the prefixes of the cluster's tunnels, at whose addresses no
+	// node is: packets to them would wind up in the tunnel again. It may be nil.
+	Overlay func() []netip.Prefix
 	// ListenPort returns the WireGuard port, or 0 if there is none yet.
 	ListenPort func() int
 	// Resolve looks up the names of STUN servers. It is not needed without any.

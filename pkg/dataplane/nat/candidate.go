@@ -100,8 +100,8 @@ func unreachable(addr netip.AddrPort) string {
 		return "a multicast address"
 	case a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
 		return "the broadcast address"
-	case a.Is6() && a.IsLinkLocalUnicast():
-		return "a link-local IPv6 address"
+	case a.IsLinkLocalUnicast():
+		return "a link-local address"
 	case addr.Port() == 0:
 		return "port 0"
 	}

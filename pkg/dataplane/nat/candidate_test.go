@@ -65,6 +65,7 @@ func TestParseCandidateRefuses(t *testing.T) {
 		"multicast IPv6":      {"host/[ff02::1]:51820", "multicast"},
 		"broadcast":           {"host/255.255.255.255:51820", "broadcast"},
 		"link-local IPv6":     {"host/[fe80::1]:51820", "link-local"},
+		"link-local IPv4":     {"host/169.254.169.254:51820", "link-local"},
 		"zone":                {"host/[fe80::1%eth0]:51820", "zone"},
 		"zone of a global":    {"host/[2001:db8::1%eth0]:51820", "zone"},
 	}

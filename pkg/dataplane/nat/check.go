@@ -4,7 +4,7 @@ package nat
 // the key of a pair of nodes, or to answer what a server was asked.
 func (e *engine) receive(in inbound) {
 	m, err := Parse(in.packet)
-	if err != nil || !in.from.IsValid() {
+	if err != nil || !in.from.IsValid() || e.isInside(in.from) {
 		e.refused.Add(1)
 		return
 	}

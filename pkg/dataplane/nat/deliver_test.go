@@ -259,3 +259,38 @@ func TestAnswers(t *testing.T) {
 		})
 	}
 }
+
+// TestOverlay checks that no address inside the overlay is taken for one of a
+// node: not a peer's candidate, not where a check of its own comes from, and not
+// what servers see this node come from.
+func TestOverlay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		one, two := w.behind("a", portRestricted, 1), w.behind("b", portRestricted, 2)
+		inside := netip.MustParseAddrPort("10.42.7.1:51820")
+		o := one.options()
+		o.Overlay = func() []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")} }
+		o.Direct = &simSink{}
+		agent, err := New(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := newEngine(agent)
+		e.now = time.Now()
+		e.take(wishes{peers: &[]Peer{{Key: two.key, Candidates: []Candidate{{Host, inside}, {Reflexive, two.endpoint()}}}}})
+		p := e.peers[two.key]
+		if got := p.remotes(); slices.Contains(got, inside) || !slices.Contains(got, two.endpoint()) {
+			t.Errorf("the peer is looked for at %v", got)
+		}
+		check := own(two).Request(NewTransactionID())
+		e.receive(inbound{o.Direct, inside, check})
+		if got := p.remotes(); slices.Contains(got, inside) || p.invited || e.refused.Load() != 1 {
+			t.Errorf("after a check the peer is looked for at %v, %d refused", got, e.refused.Load())
+		}
+		e.reflexive[0] = Reflection{Addrs: []netip.AddrPort{inside}}
+		e.seen = []netip.AddrPort{inside}
+		if got := e.candidates(); len(got) > 0 {
+			t.Errorf("candidates %v", got)
+		}
+	})
+}

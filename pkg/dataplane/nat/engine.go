@@ -46,6 +46,7 @@ type engine struct {
 	askedOrder []TransactionID
 	searching  int // peers with a search
 
+	overlay    []netip.Prefix
 	hosts      []netip.AddrPort     // this node's own addresses
 	reflexive  [families]Reflection // what servers say
 	seen       []netip.AddrPort     // what peers say
@@ -90,12 +91,14 @@ func (e *engine) run(ctx context.Context) {
 			e.take(e.wishes.swap())
 		case in := <-e.inbox.packets:
 			e.now = time.Now()
+			e.learnOverlay()
 			e.receive(in)
 		case r := <-e.device.reports:
 			e.now = time.Now()
 			e.looked(r)
 		case f := <-e.refresh.found:
 			e.now = time.Now()
+			e.learnOverlay()
 			e.discovered(f)
 		}
 		e.due()
@@ -103,6 +106,13 @@ func (e *engine) run(ctx context.Context) {
 		e.startRound(ctx)
 		e.tell()
 		timer.Reset(e.next().Sub(e.now))
+	}
+}
+
+// learnOverlay has isInside know what the overlay is now.
+func (e *engine) learnOverlay() {
+	if e.options.Overlay != nil {
+		e.overlay = e.options.Overlay()
 	}
 }
 
@@ -136,6 +146,7 @@ func (e *engine) next() time.Time {
 
 // take takes in what was asked for.
 func (e *engine) take(w wishes) {
+	e.learnOverlay()
 	if w.peers != nil {
 		e.setPeers(*w.peers)
 	}
@@ -176,7 +187,7 @@ func (e *engine) setPeers(wanted []Peer) {
 }
 
 func (e *engine) setPeer(w Peer) {
-	w.Candidates = slices.DeleteFunc(slices.Clone(w.Candidates), func(c Candidate) bool { return c.Validate() != nil })
+	w.Candidates = slices.DeleteFunc(slices.Clone(w.Candidates), func(c Candidate) bool { return c.Validate() != nil || e.isInside(c.Addr) })
 	Sort(w.Candidates)
 	w.Candidates = slices.Compact(w.Candidates)
 	for len(w.Candidates) > MaxCandidates {
@@ -238,7 +249,7 @@ func (e *engine) candidates() []Candidate {
 	add := func(kind Kind, addrs ...netip.AddrPort) {
 		for _, addr := range addrs {
 			c := Candidate{kind, addr}
-			if c.Validate() == nil && !slices.Contains(all, c) {
+			if c.Validate() == nil && !e.isInside(addr) && !slices.Contains(all, c) {
 				all = append(all, c)
 			}
 		}
@@ -252,6 +263,14 @@ func (e *engine) candidates() []Candidate {
 	}
 	Sort(all)
 	return all
+}
+
+// isInside reports whether an address is one of the overlay's.
+func (e *engine) isInside(addr netip.AddrPort) bool { return Inside(e.overlay, addr) }
+
+// Inside reports whether an address lies in any of overlay.
+func Inside(overlay []netip.Prefix, addr netip.AddrPort) bool {
+	return slices.ContainsFunc(overlay, func(p netip.Prefix) bool { return p.Contains(addr.Addr().Unmap()) })
 }
 
 func (e *engine) isOwn(addr netip.AddrPort) bool { return slices.Contains(e.hosts, addr) }
