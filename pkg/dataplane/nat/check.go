@@ -21,7 +21,7 @@ func (e *engine) receive(in inbound) {
 // request answers a peer's check.
 func (e *engine) request(in inbound, m Message) {
 	p := e.sender(m.Username)
-	if p == nil || m.Verify(*p.pair) != nil {
+	if p == nil || m.Verify(*p.pair) != nil || !p.replays.isNew(m.ID) {
 		e.refused.Add(1)
 		return
 	}
@@ -55,7 +55,7 @@ func (e *engine) answer(in inbound, m Message) {
 // check asks a peer by a path. Nobody but the peer can answer.
 func (e *engine) check(p *peer, x path) {
 	e.forgetAsked()
-	id := NewTransactionID()
+	id := NewCheckID(e.now)
 	e.asked[id] = asked{p, x, e.now}
 	e.askedOrder = append(e.askedOrder, id)
 	if err := x.way.Send(p.pair.Request(id), x.remote); err != nil {

@@ -70,13 +70,19 @@ func TestHostilePackets(t *testing.T) {
 				t.Errorf("%s: %d packets sent to the attacker", name, got)
 			}
 		}
-		replayed := own(two).Request(NewTransactionID()) // one that two has sent, from elsewhere
+		captured := own(two).Request(NewCheckID(time.Now()))
+		one.agent.Deliver(one, one.status(two).Remote, captured)
+		time.Sleep(time.Second)
+		before := one.agent.Status().Refused
 		for range 5 {
-			one.agent.Deliver(one, attacker, replayed)
+			one.agent.Deliver(one, attacker, captured)
 			time.Sleep(time.Minute)
 		}
-		if got := heard.packets.Load(); got == 0 || got > 60 {
-			t.Errorf("%d packets for 5 checks", got)
+		if got := heard.packets.Load(); got != 0 {
+			t.Errorf("%d packets for 5 copies of a check", got)
+		}
+		if got := one.agent.Status().Refused - before; got != 5 {
+			t.Errorf("%d copies of a check refused", got)
 		}
 		if one.path(two) != HolePunched || one.device.state(two.key).Endpoint.Addr() == attacker.Addr() || !one.reaches(two) {
 			t.Errorf("path is %s, and the device sends to %v", one.path(two), one.device.state(two.key).Endpoint)
@@ -222,7 +228,7 @@ func TestAnswers(t *testing.T) {
 			return right.Answer(asked, netip.MustParseAddrPort("192.0.2.1:1"))
 		}, "203.0.113.2:51820", false},
 		{"to another check", func(right Pair, asked Message) []byte {
-			asked.ID = NewTransactionID()
+			asked.ID = NewCheckID(time.Now())
 			return right.Answer(asked, netip.MustParseAddrPort("192.0.2.1:1"))
 		}, "203.0.113.2:51820", false},
 		{"the check itself", func(_ Pair, asked Message) []byte { return asked.raw.Raw }, "203.0.113.2:51820", false},
@@ -282,7 +288,7 @@ func TestOverlay(t *testing.T) {
 		if got := p.remotes(); slices.Contains(got, inside) || !slices.Contains(got, two.endpoint()) {
 			t.Errorf("the peer is looked for at %v", got)
 		}
-		check := own(two).Request(NewTransactionID())
+		check := own(two).Request(NewCheckID(time.Now()))
 		e.receive(inbound{o.Direct, inside, check})
 		if got := p.remotes(); slices.Contains(got, inside) || p.invited || e.refused.Load() != 1 {
 			t.Errorf("after a check the peer is looked for at %v, %d refused", got, e.refused.Load())

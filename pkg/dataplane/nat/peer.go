@@ -94,6 +94,7 @@ type peer struct {
 	strangers   []stranger
 	shunned     []shunned
 	observed    [families]observation
+	replays     replays
 
 	shown PeerStatus
 	wake  time.Time // when to look at it again

@@ -26,7 +26,7 @@ const (
 )
 
 // TransactionID ties an answer to its request. Whoever does not see the request
-// cannot guess it.
+// cannot guess it, unless it is a check's, of which nobody else can make an answer.
 type TransactionID [stun.TransactionIDSize]byte
 
 // NewTransactionID returns a random one.
@@ -213,7 +213,7 @@ func digest(secret, message []byte) []byte {
 // PeerUsername returns the Username of the peer's requests.
 func (p Pair) PeerUsername() string { return p.peer }
 
-// Request returns a check.
+// Request returns a check, whose id is one of [NewCheckID].
 func (p Pair) Request(id TransactionID) []byte {
 	return build(id, stun.BindingRequest, stun.NewUsername(p.own), p.key(), stun.Fingerprint)
 }
@@ -226,8 +226,7 @@ func (p Pair) Answer(request Message, seen netip.AddrPort) []byte {
 
 // Verify returns an error unless m was made by the peer of the pair: a request
 // by its username, and whatever it is by MESSAGE-INTEGRITY and FINGERPRINT. A
-// request that was sent before verifies again, and so does an answer: the
-// transaction says whether one was asked for.
+// copy verifies as well: an id that was heard before, or was not asked for, tells.
 func (m Message) Verify(p Pair) error {
 	if m.Class == ClassRequest && !hmac.Equal([]byte(m.Username), []byte(p.peer)) {
 		return errors.New("verify STUN message: the username is not the peer's") // nor our own, sent back to us
