@@ -300,3 +300,31 @@ func TestOverlay(t *testing.T) {
 		}
 	})
 }
+
+// TestCandidatesOfSomebodyElse checks that a node which publishes addresses of
+// somebody else's, and others each second, does not have its peers flood that.
+func TestCandidatesOfSomebodyElse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		one, liar := w.behind("a", fullCone, 1), w.behind("b", fullCone, 2)
+		w.start()
+		liar.halt()
+		victim := netip.MustParseAddr("192.0.2.66")
+		heard := &simEar{}
+		w.internet.attach(victim, heard)
+		port := uint16(1)
+		for range 600 {
+			peer := Peer{Key: liar.key, Node: "b", Endpoint: netip.AddrPortFrom(victim, port)}
+			for range MaxCandidates {
+				port++
+				peer.Candidates = append(peer.Candidates, Candidate{Reflexive, netip.AddrPortFrom(victim, port)})
+			}
+			one.agent.SetPeers([]Peer{peer})
+			time.Sleep(time.Second)
+		}
+		const minutes, search = 10, 60
+		if got := heard.packets.Load(); got == 0 || got > (minutes+hastes)*search {
+			t.Errorf("%d packets to the victim in %d minutes", got, minutes)
+		}
+	})
+}

@@ -27,6 +27,9 @@ const (
 	// maxStrangers bounds the addresses of a search that are no candidates of the
 	// peer's, but that checks of it came from.
 	maxStrangers = 4
+	// maxPorts bounds the ports of one address at which a peer is looked for: a
+	// symmetric translator shows servers and peers a few.
+	maxPorts = 4
 )
 
 // Diverter is a [Way] that can send what the device sends by it another way
@@ -209,7 +212,13 @@ func sortTries(tries []*try) {
 func (p *peer) remotes() []netip.AddrPort {
 	var addrs []netip.AddrPort
 	add := func(addr netip.AddrPort) {
-		if unreachable(addr) == "" && !slices.Contains(addrs, addr) {
+		ports := 0
+		for _, a := range addrs {
+			if a.Addr() == addr.Addr() {
+				ports++
+			}
+		}
+		if unreachable(addr) == "" && !slices.Contains(addrs, addr) && ports < maxPorts {
 			addrs = append(addrs, addr)
 		}
 	}

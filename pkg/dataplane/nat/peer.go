@@ -39,9 +39,17 @@ const (
 	// firstShun doubles up to lastShun while a path carries nothing.
 	firstShun = 5 * time.Minute
 	lastShun  = time.Hour
-	// firstBackOff doubles up to lastBackOff while searches find nothing.
+	// firstBackOff doubles up to lastBackOff while searches find nothing, and up
+	// to idleBackOff if nothing is sent to the peer either: it may be switched off.
+	// All are the first times a power of two, so that both ends begin together.
 	firstBackOff = 30 * time.Second
 	lastBackOff  = 4 * time.Minute
+	idleBackOff  = 16 * time.Minute
+	// Others may have a search begin before its time hastes times in a row, and
+	// once each hasteInterval: a node that changes its candidates again and again
+	// must not have all others send to where it likes.
+	hastes        = 10
+	hasteInterval = time.Minute
 	// upgradeInterval is how often a relayed path that carries something is
 	// checked for something better, after the first few times.
 	upgradeInterval = time.Minute
@@ -89,6 +97,7 @@ type peer struct {
 	invited     bool // the peer checks, so it needs a path
 	nextSearch  time.Time
 	backOff     time.Duration
+	hastened    time.Time // when all hastes are there again
 	upgrades    int
 	nextUpgrade time.Time // zero: never
 	strangers   []stranger
@@ -231,7 +240,11 @@ func (e *engine) listen(p *peer, was PeerState, heard bool) {
 	case heard:
 		p.unanswered = time.Time{}
 	case sent > keepaliveLen:
+		begins := e.now.Sub(p.sent) > missedTime
 		p.sent = e.now
+		if begins && p.inUse == nil && p.nextSearch.After(e.now) {
+			e.hasten(p)
+		}
 		if p.unanswered.IsZero() {
 			p.unanswered = e.now
 		}
@@ -357,15 +370,35 @@ func (e *engine) lose(p *peer) {
 
 // renew has a path looked for soon, because candidates or the network changed.
 func (e *engine) renew(p *peer) {
-	p.backOff = 0
-	if p.inUse == nil {
-		p.nextSearch = e.now
-		if p.trial == nil {
-			e.setSearch(p, nil)
-		}
+	if !e.hasten(p) {
 		return
 	}
-	p.nextUpgrade, p.moved = e.now, true
+	p.backOff = 0
+	if p.inUse == nil && p.trial == nil {
+		e.setSearch(p, nil)
+	}
+}
+
+// hasten has the next search begin at once, or when that may be, and reports
+// whether it is at once.
+func (e *engine) hasten(p *peer) bool {
+	full := p.hastened
+	if full.Before(e.now) {
+		full = e.now
+	}
+	begin := full.Add(-(hastes - 1) * hasteInterval)
+	now := !begin.After(e.now)
+	if now {
+		begin, p.hastened = e.now, full.Add(hasteInterval)
+	}
+	next := &p.nextSearch
+	if p.inUse != nil {
+		next, p.moved = &p.nextUpgrade, true
+	}
+	if next.IsZero() || begin.Before(*next) {
+		*next = begin
+	}
+	return now
 }
 
 // seek begins, continues or ends a search.
@@ -439,7 +472,11 @@ func (e *engine) end(p *peer) {
 	e.setSearch(p, nil)
 	p.invited = false
 	if p.inUse == nil {
-		p.backOff = min(lastBackOff, max(firstBackOff, 2*p.backOff))
+		last := idleBackOff
+		if e.now.Sub(p.sent) < missedTime {
+			last = lastBackOff
+		}
+		p.backOff = min(last, max(firstBackOff, 2*p.backOff))
 		p.nextSearch = e.inStep(p, p.backOff)
 		p.at(p.nextSearch)
 		return
@@ -654,7 +691,10 @@ func (e *engine) invite(p *peer, x path) {
 			p.search.add(e.newTry(p, x))
 		}
 	case p.inUse == nil:
-		p.invited, p.nextSearch = true, e.now
+		p.invited = true
+		if p.nextSearch.After(e.now) {
+			e.hasten(p)
+		}
 	case better:
 		e.setSearch(p, &search{ends: e.now.Add(upgradeTime), tries: []*try{e.newTry(p, x)}})
 	}
