@@ -143,12 +143,16 @@ func (a *Agent) RemoveWay(way Way) {
 func (a *Agent) Changed() { a.wish(func(w *wishes) { w.changed = true }) }
 
 // Tick does one round of upkeep at once: it looks up this node's candidates and
-// looks at the device. It returns when that is done, or ctx has ended.
+// looks at the device. It returns when that is done, or ctx has ended. It is an
+// error if the device could not be looked at; servers that do not answer are none.
 func (a *Agent) Tick(ctx context.Context) error {
-	done := make(chan struct{})
+	done := make(chan error, 1)
 	a.wish(func(w *wishes) { w.ticks = append(w.ticks, done) })
 	select {
-	case <-done:
+	case err := <-done:
+		if err != nil {
+			return fmt.Errorf("look at the device: %w", err)
+		}
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("refresh NAT candidates: %w", ctx.Err())
@@ -180,7 +184,7 @@ type wishes struct {
 	peers   *[]Peer
 	relays  []wayIn // not taken away
 	changed bool
-	ticks   []chan struct{}
+	ticks   []chan error
 }
 
 func (w *wishes) withoutWay(way Way) []wayIn {

@@ -328,6 +328,11 @@ func TestTick(t *testing.T) {
 		if got := FormatCandidates(one.agent.Candidates()); !strings.Contains(got, "203.0.113.50") {
 			t.Errorf("candidates are %s", got)
 		}
+		blind := errors.New("no such device")
+		one.device.set(func() { one.device.blind = blind })
+		if err := one.agent.Tick(t.Context()); !errors.Is(err, blind) {
+			t.Errorf("tick without a device: %v", err)
+		}
 		one.halt()
 		agent, err := New(one.options())
 		if err != nil {
@@ -339,6 +344,43 @@ func TestTick(t *testing.T) {
 			t.Errorf("an agent that does not run ticks: %v", err)
 		}
 	})
+}
+
+// TestBareMapping checks that the mapping that others are told of stays while no
+// path keeps it, so that they find it open.
+func TestBareMapping(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		one, off := w.behind("a", fullCone, 1), w.behind("b", noNAT, 2)
+		w.start()
+		off.halt()
+		time.Sleep(10 * time.Second)
+		box := one.box()
+		mappings := func() uint16 {
+			box.mu.Lock()
+			defer box.mu.Unlock()
+			return box.port
+		}
+		before := mappings()
+		time.Sleep(time.Hour)
+		if got := mappings() - before; got != 0 {
+			t.Errorf("%d mappings more after an hour", got)
+		}
+	})
+}
+
+// TestLooks checks that looking at a device of many peers takes little of a
+// processor's time.
+func TestLooks(t *testing.T) {
+	for took, want := range map[time.Duration]time.Duration{
+		time.Millisecond: lookInterval, 50 * time.Millisecond: 10 * time.Second, time.Second: lookLongest,
+	} {
+		e := &engine{Agent: &Agent{}, someNatted: true, now: time.Now()}
+		e.device.last, e.device.took = e.now, took
+		if got := e.nextLook().Sub(e.now); got != want {
+			t.Errorf("pause after a look of %v is %v, want %v", took, got, want)
+		}
+	}
 }
 
 // TestNoChurn checks that a mapping that changes all the time, of which others

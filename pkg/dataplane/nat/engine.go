@@ -16,9 +16,12 @@ const (
 	// something, and busyInterval how often if the device was or may be switched.
 	lookInterval = 5 * time.Second
 	busyInterval = time.Second
-	// roundGap is the least time between two rounds: with thousands of peers each
-	// takes a while.
-	roundGap = 100 * time.Millisecond
+	// roundGap is the least time between two rounds, and roundShare how many times
+	// as long as it took the pause is if nothing is expected, up to
+	// lookLongest: with thousands of peers a round takes a while.
+	roundGap    = 100 * time.Millisecond
+	roundShare  = 200
+	lookLongest = 30 * time.Second
 	// deviceTime bounds one round of the device.
 	deviceTime = 10 * time.Second
 	// answerTime is how long an answer to a check is waited for.

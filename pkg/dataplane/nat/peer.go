@@ -641,7 +641,10 @@ func (e *engine) keep(p *peer) {
 	if u == nil || !e.kept(p, u.path) {
 		return
 	}
-	if !e.now.Before(u.check) && e.pairWith(p) == nil {
+	if !e.now.Before(u.check) {
+		if err := e.pairWith(p); err != nil { // a search has told of it
+			return
+		}
 		if u.misses == 1 {
 			e.refreshSoon() // perhaps our own mapping is gone
 		}

@@ -15,6 +15,9 @@ const (
 	// maxMissed is how many refreshes in a row may bring no answer of a server
 	// before what servers said before is forgotten.
 	maxMissed = 3
+	// bareRefresh is between refreshes while nothing else keeps the mapping that
+	// others are told of: less than the 30 s for which translators remember.
+	bareRefresh = 25 * time.Second
 	// refreshAgain is the least time between refreshes that lost paths ask for.
 	refreshAgain = 10 * time.Second
 	// maxSeen bounds the candidates of a family that peers tell of.
@@ -40,8 +43,8 @@ type refreshing struct {
 	wanted  bool
 	began   time.Time
 	next    time.Time
-	ticks   []chan struct{} // to be closed when the refresh is done
-	done    []chan struct{} // and the device was looked at
+	ticks   []chan error // to be answered when the refresh is done
+	done    []chan error // and the device was looked at
 	missed  [families]int
 	// doubt is about what servers said before, since a path was silent; doubted is
 	// that of the refresh that runs.
@@ -64,7 +67,7 @@ func (e *engine) startRefresh(ctx context.Context) {
 	}
 	r.wanted, r.running = false, true
 	r.doubt, r.doubted = false, r.doubt
-	r.began, r.next = e.now, e.now.Add(e.config.RefreshInterval)
+	r.began, r.next = e.now, e.now.Add(e.refreshInterval())
 	r.run++
 	run := r.run
 	ctx, r.cancel = context.WithCancel(ctx)
@@ -77,6 +80,18 @@ func (e *engine) startRefresh(ctx context.Context) {
 		f.done = true
 		e.report(ctx, f)
 	})
+}
+
+// refreshInterval is until the next refresh.
+func (e *engine) refreshInterval() time.Duration {
+	bare := e.isNatted()
+	for _, p := range e.peers {
+		bare = bare && (p.inUse == nil || p.inUse.way != e.direct)
+	}
+	if bare {
+		return min(bareRefresh, e.config.RefreshInterval)
+	}
+	return e.config.RefreshInterval
 }
 
 // refreshSoon has candidates looked up again, but not again and again.
@@ -151,15 +166,16 @@ func (e *engine) discovered(f found) {
 		e.setMapping(overall(f.servers))
 		r.done, r.ticks = append(r.done, r.ticks...), nil
 		if e.look(); e.nextLook().IsZero() && !e.device.running {
-			e.answerTicks()
+			e.answerTicks(nil)
 		}
 	}
 	e.judgeOwn()
 }
 
-func (e *engine) answerTicks() {
+// answerTicks tells those who wait that the device was looked at, or why not.
+func (e *engine) answerTicks(err error) {
 	for _, done := range e.refresh.done {
-		close(done)
+		done <- err // which has room for it
 	}
 	e.refresh.done = nil
 }

@@ -51,6 +51,7 @@ type rounds struct {
 	running bool
 	soon    bool // begin one at once
 	last    time.Time
+	took    time.Duration // the last look
 	// expect is until when the device is looked at often.
 	expect time.Time
 	moves  map[wgtypes.Key]netip.AddrPort
@@ -67,6 +68,7 @@ type sight struct {
 	moved time.Time                      // when the peers were switched
 	stuck error                          // why they were not
 	peers []PeerState
+	took  time.Duration
 	err   error
 }
 
@@ -123,7 +125,7 @@ func (e *engine) nextLook() time.Time {
 	case e.now.Before(d.expect):
 		return d.last.Add(busyInterval)
 	}
-	return d.last.Add(lookInterval)
+	return d.last.Add(max(lookInterval, min(lookLongest, roundShare*d.took)))
 }
 
 // startRound begins a round if one is due.
@@ -162,7 +164,9 @@ func (e *engine) round(ctx context.Context, moves, holds map[wgtypes.Key]netip.A
 	}
 	ctx, cancel := context.WithTimeout(ctx, deviceTime)
 	defer cancel()
+	began := time.Now()
 	r.peers, r.err = e.options.Device.Peers(ctx)
+	r.took = time.Since(began)
 	if len(rouse) > 0 {
 		e.options.Device.Rouse(ctx, rouse)
 	}
@@ -179,7 +183,7 @@ func timed(ctx context.Context, do func(context.Context) error) error {
 // looked takes in what a round brought.
 func (e *engine) looked(r sight) {
 	d := &e.device
-	d.running, d.last = false, e.now
+	d.running, d.last, d.took = false, e.now, r.took
 	if broken := r.err != nil; broken != d.broken {
 		d.broken = broken
 		if broken {
@@ -187,6 +191,7 @@ func (e *engine) looked(r sight) {
 		}
 	}
 	e.switched(r)
+	defer e.answerTicks(r.err)
 	if r.err != nil {
 		e.stepAll()
 		return
@@ -208,7 +213,6 @@ func (e *engine) looked(r sight) {
 		p.known = there[key]
 	}
 	e.stepAll()
-	e.answerTicks()
 }
 
 // switched takes note of what the device was told in a round.

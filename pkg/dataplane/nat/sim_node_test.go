@@ -44,6 +44,7 @@ type simDevice struct {
 	uses  []netip.AddrPort
 	looks int
 	fail  bool
+	blind error
 	slow  time.Duration // to switch, set before the start
 }
 
@@ -70,6 +71,9 @@ func (d *simDevice) Peers(context.Context) ([]PeerState, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.looks++
+	if d.blind != nil {
+		return nil, d.blind
+	}
 	var states []PeerState
 	for _, p := range d.peers {
 		states = append(states, p.PeerState)
