@@ -20,8 +20,8 @@ const settleTime = time.Second
 // WatchNetwork calls changed when addresses that [HostAddrs] may return, or
 // default routes of the main table, are not what they were: some second after the
 // change, one call at a time, and first when it begins to watch, so that nothing is
-// missed between what its caller read before and then. It watches the netState
-// namespace that it is called in, and returns nil when ctx ends.
+// missed between what its caller read before and then. It watches the
+// network namespace that it is called in, and returns nil when ctx ends.
 //
 // What the kernel announces only makes it look. So announcements that got lost,
 // or that the kernel never makes (of IPv4 routes that went with their link), are
