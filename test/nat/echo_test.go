@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -25,6 +26,8 @@ type echo struct {
 	name  string
 	conn  *net.UDPConn
 	peers []*echoPeer
+	// silent has it ask nobody for a while.
+	silent atomic.Bool
 }
 
 // echoPeer is a node that is asked.
@@ -69,7 +72,9 @@ func (e *echo) start(t *testing.T) {
 		defer ticker.Stop()
 		for {
 			for _, peer := range e.peers {
-				peer.ask(e.conn)
+				if !e.silent.Load() {
+					peer.ask(e.conn)
+				}
 			}
 			select {
 			case <-done:

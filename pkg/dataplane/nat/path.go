@@ -16,7 +16,7 @@ type path struct {
 // What a path is worth, more for a better one. The two ends of a relayed path
 // have to agree, or each would change to what it likes better. A path by the port itself
 // is worth its remote kind's priority, which is at least [Reflexive]'s, and
-// openWorth more if nothing has to keep it open.
+// openWorth more if nothing translates.
 const (
 	openWorth      = 1
 	oneRelayWorth  = 20
@@ -157,8 +157,12 @@ func (e *engine) pathKind(p *peer, x path) PathKind {
 	return Direct
 }
 
-// kept reports whether a path closes if nothing is sent.
-func (e *engine) kept(p *peer, x path) bool { return e.pathKind(p, x) != Direct }
+// kept reports whether a path may close if nothing is sent. Routers that
+// translate one family mostly keep strangers out by the other, so where one is on the
+// way, paths between public addresses are kept open, too.
+func (e *engine) kept(p *peer, x path) bool {
+	return e.pathKind(p, x) != Direct || !x.remote.Addr().IsPrivate() && (e.isNatted() || isTranslated(p.Candidates))
+}
 
 // score is what a path is worth.
 func (e *engine) score(p *peer, x path) int {
@@ -168,7 +172,7 @@ func (e *engine) score(p *peer, x path) int {
 		return twoRelaysWorth
 	case x.way != e.direct || kind == Relayed:
 		return oneRelayWorth
-	case e.kept(p, x):
+	case e.pathKind(p, x) != Direct:
 		return int(kind.Priority())
 	}
 	return int(kind.Priority()) + openWorth

@@ -172,8 +172,13 @@ func (e *engine) needs(p *peer) bool { return e.isNatted() || natted(p.Candidate
 
 // natted reports whether any candidate is not an address of the host itself.
 func natted(candidates []Candidate) bool {
+	return isTranslated(candidates) || slices.ContainsFunc(candidates, func(c Candidate) bool { return c.Kind == Relayed })
+}
+
+// isTranslated reports whether a host with these candidates looks otherwise from outside.
+func isTranslated(candidates []Candidate) bool {
 	return slices.ContainsFunc(candidates, func(c Candidate) bool {
-		return c.Kind != Host && !slices.ContainsFunc(candidates, func(h Candidate) bool { return h.Kind == Host && h.Addr == c.Addr })
+		return c.Kind == Reflexive && !slices.Contains(candidates, Candidate{Host, c.Addr})
 	})
 }
 
@@ -505,7 +510,7 @@ func (e *engine) improvable(p *peer) bool {
 // isOpen reports whether public addresses are at both ends of the path to remote.
 func (e *engine) isOpen(p *peer, remote netip.AddrPort) bool {
 	own := func(addr netip.AddrPort) bool { return family(addr.Addr()) == family(remote.Addr()) }
-	return !remote.Addr().IsPrivate() && !e.kept(p, path{e.direct, remote}) && slices.ContainsFunc(e.hosts, own)
+	return !remote.Addr().IsPrivate() && e.pathKind(p, path{e.direct, remote}) == Direct && slices.ContainsFunc(e.hosts, own)
 }
 
 // upgradeSteps are how soon the first searches for something better than a
