@@ -85,11 +85,11 @@ func (t *traversal) shared(peer wgtypes.Key) ([]byte, error) {
 }
 
 // onSTUN is what the device calls, nil without a traversal.
-func (t *traversal) onSTUN() func(from netip.AddrPort, packet []byte) {
+func (t *traversal) onSTUN() func(at netip.Addr, from netip.AddrPort, packet []byte) {
 	if t == nil {
 		return nil
 	}
-	return func(from netip.AddrPort, packet []byte) { t.agent.Deliver(t, from, packet) }
+	return func(at netip.Addr, from netip.AddrPort, packet []byte) { t.agent.DeliverAt(t, at, from, packet) }
 }
 
 // run looks for ways until ctx ends.
@@ -125,7 +125,12 @@ func (t *traversal) again(ctx context.Context, group *errgroup.Group, what strin
 
 // Send implements nat.Way: by the device's own port.
 func (t *traversal) Send(packet []byte, to netip.AddrPort) error {
-	return t.parts.device.SendSTUN(packet, to)
+	return t.SendFrom(packet, netip.Addr{}, to)
+}
+
+// SendFrom implements nat.Homed.
+func (t *traversal) SendFrom(packet []byte, from netip.Addr, to netip.AddrPort) error {
+	return t.parts.device.SendSTUN(packet, from, to)
 }
 
 // Endpoint implements nat.Way.

@@ -60,7 +60,7 @@ func (d *Device) Endpoints(context.Context) ([]netip.Addr, error) { return nil, 
 func (d *Device) Status(context.Context) (Status, error) { return Status{}, errors.ErrUnsupported }
 
 // SendSTUN returns errors.ErrUnsupported.
-func (d *Device) SendSTUN([]byte, netip.AddrPort) error { return errors.ErrUnsupported }
+func (d *Device) SendSTUN([]byte, netip.Addr, netip.AddrPort) error { return errors.ErrUnsupported }
 
 // Probe returns errors.ErrUnsupported.
 func (d *Device) Probe(context.Context, map[wgtypes.Key]netip.Addr) (map[wgtypes.Key]ProbeResult, error) {

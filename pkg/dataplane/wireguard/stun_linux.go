@@ -9,7 +9,7 @@ import (
 // stunSender sends STUN messages by a device's UDP port. Safe for concurrent
 // use.
 type stunSender interface {
-	sendSTUN(packet []byte, to netip.AddrPort) error
+	sendSTUN(packet []byte, from netip.Addr, to netip.AddrPort) error
 }
 
 var (
@@ -18,18 +18,19 @@ var (
 )
 
 // SendSTUN sends a STUN message of at most 2048 bytes by the device's UDP port,
-// from the address that the routes choose, or a message that the device itself
-// has sent elsewhere. An error says only that this packet
-// was not sent; one while the device is being rebuilt passes. It does not wait
-// for what else is done to the device, so it may be called in OnSTUN.
-func (d *Device) SendSTUN(packet []byte, to netip.AddrPort) error {
-	if err := d.sendSTUN(packet, plainAddrPort(to)); err != nil {
+// or a message that the device itself has sent elsewhere. It leaves from an
+// address of this node's, by the zero value from the one that the routes choose.
+// An error says only that this packet was not sent; one while the device is being
+// rebuilt passes. It does not wait for what else is done to the device, so it may
+// be called in OnSTUN.
+func (d *Device) SendSTUN(packet []byte, from netip.Addr, to netip.AddrPort) error {
+	if err := d.sendSTUN(packet, from.Unmap().WithZone(""), plainAddrPort(to)); err != nil {
 		return fmt.Errorf("send STUN by %s to %v: %w", d.cfg.Name, to, err)
 	}
 	return nil
 }
 
-func (d *Device) sendSTUN(packet []byte, to netip.AddrPort) error {
+func (d *Device) sendSTUN(packet []byte, from netip.Addr, to netip.AddrPort) error {
 	switch {
 	case d.cfg.OnSTUN == nil:
 		return errNoSTUN
@@ -37,9 +38,11 @@ func (d *Device) sendSTUN(packet []byte, to netip.AddrPort) error {
 		return errNotSTUN
 	case !to.IsValid() || to.Port() == 0:
 		return errors.New("no address and port to send to")
+	case from.IsValid() && from.Is4() != to.Addr().Is4():
+		return fmt.Errorf("%v is of another family", from)
 	}
 	if sender := d.stun.Load(); sender != nil {
-		return (*sender).sendSTUN(packet, to)
+		return (*sender).sendSTUN(packet, from, to)
 	}
 	if err := d.Ready(); err != nil {
 		return err
