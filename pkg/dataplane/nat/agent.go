@@ -38,6 +38,10 @@ type Options struct {
 	// meanwhile.
 	OnCandidates func()
 	OnPath       func(PathNews)
+	// OnListen, if not nil, is called when packets that come to the WireGuard port
+	// are of interest from now on, or no longer. They are not at first. It may not
+	// block either.
+	OnListen func(listen bool)
 	// Log may be nil.
 	Log *slog.Logger
 }

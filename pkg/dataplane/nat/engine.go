@@ -57,6 +57,8 @@ type engine struct {
 	refresh refreshing
 	news    []PathNews
 	told    bool // candidates changed
+
+	listening bool // as was told last
 }
 
 // asked is a check that waits for an answer.
@@ -333,4 +335,5 @@ func (e *engine) tell() {
 		}
 	}
 	e.told, e.news = false, nil
+	e.tellListening()
 }

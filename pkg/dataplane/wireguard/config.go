@@ -87,7 +87,7 @@ type Config struct {
 	// returned, and must not block nor wait for the device. The packet is valid
 	// only in the call, and may be from anybody; from has no zone. at is the address
 	// of this node's that it came to, to answer from. May be nil. A kernel device
-	// needs CAP_NET_RAW for it.
+	// hears nothing before HearSTUN, and needs CAP_NET_RAW for it.
 	OnSTUN func(at netip.Addr, from netip.AddrPort, packet []byte)
 	// Resolve looks a host name up; nil means the system's resolver. It must
 	// return when its context ends.

@@ -59,6 +59,9 @@ func (d *Device) Endpoints(context.Context) ([]netip.Addr, error) { return nil, 
 // Status returns errors.ErrUnsupported.
 func (d *Device) Status(context.Context) (Status, error) { return Status{}, errors.ErrUnsupported }
 
+// HearSTUN returns errors.ErrUnsupported.
+func (d *Device) HearSTUN(context.Context, bool) error { return errors.ErrUnsupported }
+
 // SendSTUN returns errors.ErrUnsupported.
 func (d *Device) SendSTUN([]byte, netip.Addr, netip.AddrPort) error { return errors.ErrUnsupported }
 

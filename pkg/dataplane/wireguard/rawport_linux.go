@@ -23,9 +23,12 @@ import (
 // and has STUN's cookie. The kernel's WireGuard gets that too, and drops it. To
 // the firewall and to NAT both are one flow. Safe for concurrent use.
 //
-// The filters look at every UDP packet for this node, so they are there only for
-// who asks. IPv4 packets come with their UDP checksum unchecked, as the kernel
-// gives raw sockets of IPv4 no way to have it checked.
+// Every UDP packet that comes to this node, WireGuard's among them, is paid for
+// while they are open: the kernel clones it for the family's raw socket, before it
+// looks at the filter, and in IPv6 sums up those whose checksum the network card
+// has not verified once more. So they are there only while they are needed. IPv4
+// packets come with their UDP checksum unchecked, as the kernel gives raw sockets
+// of IPv4 no way to have it checked.
 type rawPort struct {
 	port      uint16
 	conns     [2]*net.IPConn // by family; nil where the kernel lacks it

@@ -1,6 +1,7 @@
 package wireguard
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -14,8 +15,24 @@ type stunSender interface {
 
 var (
 	errNoSTUN  = errors.New("device was opened without OnSTUN")
+	errDeaf    = errors.New("device does not hear STUN now")
 	errNotSTUN = errors.New("not a STUN message, nor one of WireGuard's")
 )
+
+// HearSTUN has the device take part in STUN, or not any more. It matters to a
+// kernel device only, which begins without: hearing has a price, see rawPort. After
+// an error the device tries again by itself.
+func (d *Device) HearSTUN(ctx context.Context, hear bool) error {
+	if err := d.lock(ctx); err != nil {
+		return fmt.Errorf("hear STUN by %s: %w", d.cfg.Name, err)
+	}
+	defer d.unlock()
+	d.hears = hear
+	if err := d.ns.do(func() error { return d.ensureSTUN(0) }); err != nil {
+		return fmt.Errorf("hear STUN by %s: %w", d.cfg.Name, err)
+	}
+	return nil
+}
 
 // SendSTUN sends a STUN message of at most 2048 bytes by the device's UDP port,
 // or a message that the device itself has sent elsewhere. It leaves from an
@@ -47,7 +64,7 @@ func (d *Device) sendSTUN(packet []byte, from netip.Addr, to netip.AddrPort) err
 	if err := d.Ready(); err != nil {
 		return err
 	}
-	return errRebuilding
+	return errDeaf
 }
 
 // isWireGuard tells whether a packet begins as WireGuard's messages do: with one
@@ -66,6 +83,9 @@ func (d *Device) ensureSTUN(port int) error {
 	if d.backend == Userspace {
 		d.setSTUN(d.user.bind)
 		return nil
+	}
+	if !d.hears {
+		return d.closeRaw()
 	}
 	if port == 0 { // the kernel chose one when the link came up
 		have, err := d.wg.Device(d.cfg.Name)

@@ -85,6 +85,21 @@ func newSTUNNode(t testing.TB, fabric *netlab.Fabric, backend Backend, n int) *s
 	return node
 }
 
+// open has the device hear STUN, too.
+func (n *stunNode) open(t testing.TB) *Device {
+	t.Helper()
+	device := n.testNode.open(t)
+	n.hear(t, true)
+	return device
+}
+
+func (n *stunNode) hear(t testing.TB, hear bool) {
+	t.Helper()
+	if err := n.device.HearSTUN(t.Context(), hear); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // stunPair is as pair, with devices that take STUN.
 func stunPair(t testing.TB, backend Backend) (fabric *netlab.Fabric, a, b *stunNode) {
 	t.Helper()
@@ -387,9 +402,8 @@ func TestSTUNIsRefused(t *testing.T) {
 		if sockets := rawSockets(t, without); sockets != 0 {
 			t.Errorf("%d raw sockets without OnSTUN", sockets)
 		}
-		want := map[Backend]int{Kernel: 2, Userspace: 0}[backend]
-		if sockets := rawSockets(t, node.testNode); sockets != want {
-			t.Errorf("%d raw sockets with OnSTUN, want %d", sockets, want)
+		if err := without.device.HearSTUN(t.Context(), true); err != nil {
+			t.Errorf("hear without OnSTUN: %v", err)
 		}
 		for name, packet := range nearlySTUN() {
 			if err := node.device.SendSTUN(packet, netip.Addr{}, to); !errors.Is(err, errNotSTUN) {
@@ -407,6 +421,33 @@ func TestSTUNIsRefused(t *testing.T) {
 		mapped := netip.AddrPortFrom(netip.MustParseAddr("::ffff:192.0.2.1"), 1000)
 		if err := node.device.SendSTUN(stunMessage(1, 0), netip.Addr{}, mapped); err != nil {
 			t.Errorf("to IPv4 as IPv6: %v", err)
+		}
+	})
+}
+
+// A kernel device has sockets for STUN only while it is told to hear.
+func TestSTUNIsHeardOnlyIfWanted(t *testing.T) {
+	eachBackend(t, func(t *testing.T, backend Backend) {
+		fabric := netlab.TestFabric(t, "fabric")
+		n := newSTUNNode(t, fabric, backend, 1)
+		n.testNode.open(t)
+		to := netip.MustParseAddrPort("192.0.2.9:3478")
+		for _, hear := range []bool{false, true, true, false, false, true} {
+			n.hear(t, hear)
+			setPeers(t, n.testNode) // compares everything, as Run does
+			sockets, err := 0, errDeaf
+			if backend == Kernel && hear {
+				sockets = 2
+			}
+			if backend == Userspace || hear {
+				err = nil
+			}
+			if got := rawSockets(t, n.testNode); got != sockets {
+				t.Errorf("hear %v: %d raw sockets, want %d", hear, got, sockets)
+			}
+			if got := n.device.SendSTUN(stunMessage(1, 0), netip.Addr{}, to); !errors.Is(got, err) {
+				t.Errorf("hear %v: %v, want %v", hear, got, err)
+			}
 		}
 	})
 }
