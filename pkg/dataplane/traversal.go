@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -40,6 +41,9 @@ type traversal struct {
 	offer  string           // what others are told of it
 	look   chan struct{}    // whether a relay is needed may have changed
 
+	listens   atomic.Bool   // STUN is of interest
+	listening chan struct{} // that changed
+
 	mu    sync.Mutex // guards the fields below
 	paths map[wgtypes.Key]netip.AddrPort
 	since map[nat.Candidate]time.Time
@@ -52,7 +56,7 @@ func (d *Dataplane) newTraversal(made *parts) (*traversal, error) {
 		return nil, nil
 	}
 	t := &traversal{
-		plane: d, parts: made, look: make(chan struct{}, 1),
+		plane: d, parts: made, look: make(chan struct{}, 1), listening: make(chan struct{}, 1),
 		paths: map[wgtypes.Key]netip.AddrPort{}, since: map[nat.Candidate]time.Time{},
 	}
 	var err error
@@ -71,6 +75,7 @@ func (d *Dataplane) newTraversal(made *parts) (*traversal, error) {
 		},
 		OnCandidates: t.noteCandidates,
 		OnPath:       t.tellPath,
+		OnListen:     t.listen,
 		Log:          d.log,
 	})
 	if err != nil {
@@ -86,17 +91,49 @@ func (t *traversal) shared(peer wgtypes.Key) ([]byte, error) {
 }
 
 // onSTUN is what the device calls, nil without a traversal.
-func (t *traversal) onSTUN() func(from netip.AddrPort, packet []byte) {
+func (t *traversal) onSTUN() func(at netip.Addr, from netip.AddrPort, packet []byte) {
 	if t == nil {
 		return nil
 	}
-	return func(from netip.AddrPort, packet []byte) { t.agent.Deliver(t, from, packet) }
+	return func(at netip.Addr, from netip.AddrPort, packet []byte) { t.agent.DeliverAt(t, at, from, packet) }
+}
+
+// listen takes note of whether STUN is of interest.
+func (t *traversal) listen(listen bool) {
+	t.listens.Store(listen)
+	select {
+	case t.listening <- struct{}{}:
+	default:
+	}
+}
+
+// followListening has the device hear STUN while that is of interest, until ctx
+// ends.
+func (t *traversal) followListening(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.listening:
+			t.hear(ctx, t.listens.Load())
+		}
+	}
+}
+
+func (t *traversal) hear(ctx context.Context, hear bool) {
+	if err := t.parts.device.HearSTUN(ctx, hear); err != nil && ctx.Err() == nil {
+		t.plane.log.Warn("device does not do as it should with STUN, will try again", "op", "nat", "err", err)
+	}
 }
 
 // run looks for ways until ctx ends.
 func (t *traversal) run(ctx context.Context) error {
+	if len(t.parts.nat.STUNServers) > 0 {
+		t.hear(ctx, true) // before the agent asks them
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return t.agent.Run(ctx) })
+	group.Go(func() error { t.followListening(ctx); return nil })
 	group.Go(func() error { t.followRelays(ctx); return nil })
 	t.again(ctx, group, "watch the network", func(ctx context.Context) error { return nat.WatchNetwork(ctx, t.agent.Changed) })
 	if t.server != nil {
@@ -126,7 +163,12 @@ func (t *traversal) again(ctx context.Context, group *errgroup.Group, what strin
 
 // Send implements nat.Way: by the device's own port.
 func (t *traversal) Send(packet []byte, to netip.AddrPort) error {
-	return t.parts.device.SendSTUN(packet, to)
+	return t.SendFrom(packet, netip.Addr{}, to)
+}
+
+// SendFrom implements nat.Homed.
+func (t *traversal) SendFrom(packet []byte, from netip.Addr, to netip.AddrPort) error {
+	return t.parts.device.SendSTUN(packet, from, to)
 }
 
 // Endpoint implements nat.Way.

@@ -27,8 +27,12 @@ import (
 
 func TestMain(m *testing.M) {
 	// Most of the time the tests wait, so more may run at once than there are
-	// processors. A flag given to the tests comes later and wins.
-	if err := flag.Set("test.parallel", "8"); err != nil {
+	// processors, but not many more on a machine that needs -short.
+	parallel := "8"
+	if flag.Parse(); testing.Short() {
+		parallel = "4"
+	}
+	if err := flag.Set("test.parallel", parallel); err != nil {
 		panic(err)
 	}
 	os.Exit(netlab.Main(m))

@@ -41,6 +41,10 @@ type Options struct {
 	// meanwhile.
 	OnCandidates func()
 	OnPath       func(PathNews)
+	// OnListen, if not nil, is called when packets that come to the WireGuard port
+	// are of interest from now on, or no longer. They are not at first. It may not
+	// block either.
+	OnListen func(listen bool)
 	// Log may be nil.
 	Log *slog.Logger
 }
@@ -122,7 +126,14 @@ func (a *Agent) SetPeers(peers []Peer) {
 // does not block; if there are too many, packets are dropped.
 func (a *Agent) Deliver(way Way, from netip.AddrPort, packet []byte) {
 	from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-	a.inbox.put(inbound{way, from, packet}, time.Now())
+	a.inbox.put(inbound{way: way, from: from, packet: packet}, time.Now())
+}
+
+// DeliverAt is Deliver for a packet that came to one of this node's addresses,
+// from which it is answered.
+func (a *Agent) DeliverAt(way Homed, at netip.Addr, from netip.AddrPort, packet []byte) {
+	from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
+	a.inbox.put(inbound{way: way, at: at.Unmap(), from: from, packet: packet}, time.Now())
 }
 
 // AddWay adds an allocation at a relay, which has a relayed address. A way that

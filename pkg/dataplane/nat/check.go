@@ -28,11 +28,20 @@ func (e *engine) request(in inbound, m Message) {
 	if !e.has(in.way) {
 		return
 	}
-	if err := in.way.Send(p.pair.Answer(m, in.from), in.from); err != nil {
+	if err := in.reply(p.pair.Answer(m, in.from)); err != nil {
 		e.log.Debug("check not answered", "node", p.Node, "remote", in.from, "err", err)
 	}
 	e.invite(p, path{in.way, in.from})
 	e.step(p)
+}
+
+// reply sends a packet to where in came from, from where in went to (RFC 8445,
+// 7.3).
+func (in inbound) reply(packet []byte) error {
+	if way, is := in.way.(Homed); is && in.at.IsValid() {
+		return way.SendFrom(packet, in.at, in.from)
+	}
+	return in.way.Send(packet, in.from)
 }
 
 // answer takes in a peer's answer, which has to come by the path that the check

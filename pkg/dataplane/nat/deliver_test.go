@@ -184,7 +184,7 @@ func FuzzDeliver(f *testing.F) {
 		e := newEngine(agent)
 		e.now = time.Now()
 		e.setPeers([]Peer{{Key: two.key, Node: "b"}})
-		e.receive(inbound{way, netip.MustParseAddrPort("203.0.113.2:51820"), packet})
+		e.receive(inbound{way: way, from: netip.MustParseAddrPort("203.0.113.2:51820"), packet: packet})
 		m, err := Parse(packet)
 		signed := err == nil && m.Class == ClassRequest && m.Verify(own(one)) == nil
 		if answered := way.sent > 0; answered != signed {
@@ -258,7 +258,7 @@ func TestAnswers(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			e.receive(inbound{way, netip.MustParseAddrPort(c.from), c.answer(own(two), asked)})
+			e.receive(inbound{way: way, from: netip.MustParseAddrPort(c.from), packet: c.answer(own(two), asked)})
 			if got := !p.search.tries[0].proved.IsZero(); got != c.want {
 				t.Errorf("proved: %t", got)
 			}

@@ -61,6 +61,8 @@ type engine struct {
 	refresh refreshing
 	news    []PathNews
 	told    bool // candidates changed
+
+	listening bool // as was told last
 }
 
 // asked is a check that waits for an answer.
@@ -355,4 +357,5 @@ func (e *engine) tell() {
 		}
 	}
 	e.told, e.news = false, nil
+	e.tellListening()
 }

@@ -24,6 +24,7 @@ const (
 // inbound is a packet that came by a way.
 type inbound struct {
 	way    Way
+	at     netip.Addr // the address of this node's that it came to, or the zero value
 	from   netip.AddrPort
 	packet []byte
 }

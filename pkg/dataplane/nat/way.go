@@ -16,3 +16,11 @@ type Way interface {
 	// that is of this way.
 	Remote(endpoint netip.AddrPort) (to netip.AddrPort, ok bool)
 }
+
+// Homed is a [Way] of a node that may have several addresses. Who sent to one of
+// them takes an answer from no other.
+type Homed interface {
+	Way
+	// SendFrom is Send from one of this node's addresses.
+	SendFrom(packet []byte, from netip.Addr, to netip.AddrPort) error
+}

@@ -2,10 +2,35 @@ package wireguard
 
 import (
 	"fmt"
+	"net"
 	"reflect"
 
 	"golang.zx2c4.com/wireguard/conn"
 )
+
+// sockets are a bind's, by family; nil where the kernel lacks it.
+type sockets [2]*net.UDPConn
+
+// socketsOf returns the sockets of an open bind, which can be had by reflection
+// only.
+func socketsOf(open conn.Bind) (s sockets, err error) {
+	from, is := open.(*conn.StdNetBind)
+	if !is {
+		return s, fmt.Errorf("have a bind of type %T", open)
+	}
+	for i, name := range []string{"ipv4", "ipv6"} {
+		field := reflect.ValueOf(from).Elem().FieldByName(name)
+		if !field.IsValid() {
+			return s, fmt.Errorf("wireguard-go's bind has no field %s", name)
+		}
+		socket, is := settable(field).Interface().(*net.UDPConn)
+		if !is {
+			return s, fmt.Errorf("wireguard-go's bind has a field %s of type %s", name, field.Type())
+		}
+		s[i] = socket
+	}
+	return s, nil
+}
 
 // bindOf6 returns a bind that sends to IPv6 by the sockets of an open one, and is
 // neither opened nor closed itself.

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
 )
 
@@ -32,10 +33,11 @@ type bind struct {
 	conn.Bind
 	ns      *namespace
 	out, in *gate
-	onSTUN  func(from netip.AddrPort, packet []byte) // may be nil
+	onSTUN  func(at netip.Addr, from netip.AddrPort, packet []byte) // may be nil
 	log     *slog.Logger
 
-	to6 atomic.Pointer[conn.Bind] // what sends to IPv6; nil before Open
+	to6     atomic.Pointer[conn.Bind] // what sends to IPv6; nil before Open
+	sockets atomic.Pointer[sockets]   // nil before Open
 
 	mu   sync.Mutex    // guards stop
 	stop chan struct{} // closed with the sockets; nil while they are closed
@@ -57,18 +59,33 @@ func (b *bind) Open(port uint16) (fns []conn.ReceiveFunc, actual uint16, err err
 	if err != nil {
 		return nil, 0, err
 	}
-	to6, err := bindOf6(b.Bind)
+	readers, err := b.opened()
 	if err != nil {
 		return nil, 0, errors.Join(err, b.Bind.Close())
 	}
-	b.to6.Store(&to6)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.stop = make(chan struct{})
-	for i := range fns {
-		fns[i] = newReceiver(fns[i], b).receive
+	fns = fns[:0]
+	for _, reader := range readers {
+		fns = append(fns, newReceiver(reader.read, b).receive)
 	}
 	return fns, actual, nil
+}
+
+// opened gets hold of the sockets that were opened.
+func (b *bind) opened() ([]*packetReader, error) {
+	to6, err := bindOf6(b.Bind)
+	if err != nil {
+		return nil, err
+	}
+	sockets, err := socketsOf(b.Bind)
+	if err != nil {
+		return nil, err
+	}
+	b.to6.Store(&to6)
+	b.sockets.Store(&sockets)
+	return newPacketReaders(sockets)
 }
 
 // Close closes the sockets and ends the waits of their receivers.
@@ -97,43 +114,47 @@ func (b *bind) sendBy(bufs [][]byte, endpoint conn.Endpoint) error {
 }
 
 // sendSTUN sends a packet that is none of wireguard-go's, past the gates.
-func (b *bind) sendSTUN(packet []byte, to netip.AddrPort) error {
-	b.mu.Lock()
-	closed := b.stop == nil
-	b.mu.Unlock()
-	if closed {
+func (b *bind) sendSTUN(packet []byte, from netip.Addr, to netip.AddrPort) error {
+	sockets := b.sockets.Load()
+	if sockets == nil {
 		return net.ErrClosed
 	}
-	err := b.sendBy([][]byte{packet}, &conn.StdNetEndpoint{AddrPort: to})
-	var tried conn.ErrUDPGSODisabled // and then sent without
-	if errors.As(err, &tried) {
-		return tried.RetryErr
+	socket := sockets[family(to.Addr())]
+	if socket == nil {
+		return unix.EAFNOSUPPORT
 	}
+	_, _, err := socket.WriteMsgUDPAddrPort(packet, sourceControl(from), to)
 	return err
 }
 
-// receiver gives a receive function of wireguard-go the 128 buffers it insists
-// on while its caller brings only batchSize: what does not fit waits for the
+// readFunc fills bufs with packets, says from where and to which of this node's
+// addresses they came, and returns how many.
+type readFunc func(bufs [][]byte, sizes []int, from []conn.Endpoint, at []netip.Addr) (int, error)
+
+// receiver gives a readFunc the 128 buffers that one packet of the kernel's may
+// fill while wireguard-go brings only batchSize: what does not fit waits for the
 // next call. It belongs to one goroutine.
 type receiver struct {
-	fn        conn.ReceiveFunc
+	fn        readFunc
 	out, in   *gate
-	onSTUN    func(from netip.AddrPort, packet []byte) // may be nil
+	onSTUN    func(at netip.Addr, from netip.AddrPort, packet []byte) // may be nil
 	log       *slog.Logger
 	stop      <-chan struct{}
 	bufs      [][]byte // the caller's, then our own
 	sizes     []int
 	endpoints []conn.Endpoint
+	at        []netip.Addr
 	next, end int      // what waits in our own buffers
 	full      [][]byte // scratch of enter
 }
 
-func newReceiver(fn conn.ReceiveFunc, b *bind) *receiver {
+func newReceiver(fn readFunc, b *bind) *receiver {
 	r := &receiver{
 		fn: fn, out: b.out, in: b.in, onSTUN: b.onSTUN, log: b.log, stop: b.stop,
 		bufs:      make([][]byte, conn.IdealBatchSize),
 		sizes:     make([]int, conn.IdealBatchSize),
 		endpoints: make([]conn.Endpoint, conn.IdealBatchSize),
+		at:        make([]netip.Addr, conn.IdealBatchSize),
 	}
 	// Most of this is never touched, so it is address space rather than memory.
 	own := make([]byte, (conn.IdealBatchSize-batchSize)*bufferSize)
@@ -196,7 +217,7 @@ func (r *receiver) sift(n int) {
 			continue
 		}
 		if from, ok := r.endpoints[i].(*conn.StdNetEndpoint); ok {
-			r.onSTUN(plainAddrPort(from.AddrPort), packet)
+			r.onSTUN(r.at[i], plainAddrPort(from.AddrPort), packet)
 		}
 		r.sizes[i] = 0
 	}
@@ -204,7 +225,7 @@ func (r *receiver) sift(n int) {
 
 func (r *receiver) read() (int, error) {
 	for {
-		n, err := r.fn(r.bufs, r.sizes, r.endpoints)
+		n, err := r.fn(r.bufs, r.sizes, r.endpoints, r.at)
 		if err == nil {
 			r.sift(n)
 			return n, nil

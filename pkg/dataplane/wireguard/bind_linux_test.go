@@ -24,7 +24,7 @@ type scriptedReceiver struct {
 	sent   uint32
 }
 
-func (s *scriptedReceiver) receive(bufs [][]byte, sizes []int, endpoints []conn.Endpoint) (int, error) {
+func (s *scriptedReceiver) receive(bufs [][]byte, sizes []int, endpoints []conn.Endpoint, _ []netip.Addr) (int, error) {
 	step := s.script[0]
 	s.script = s.script[1:]
 	if err, failed := step.(error); failed {
@@ -79,18 +79,18 @@ func TestReceiverSiftsSTUN(t *testing.T) {
 	from := netip.MustParseAddrPort("192.0.2.1:3478")
 	var given uint32
 	b := &bind{out: newGate(markOut, 1000), in: newGate(markIn, 1000), log: slog.New(slog.DiscardHandler), stop: make(chan struct{})}
-	b.onSTUN = func(source netip.AddrPort, packet []byte) {
-		if !isSTUN(packet) || source != from || binary.BigEndian.Uint32(packet[8:]) != given {
+	b.onSTUN = func(here netip.Addr, source netip.AddrPort, packet []byte) {
+		if !isSTUN(packet) || source != from || here.As4()[3] != byte(given) || binary.BigEndian.Uint32(packet[8:]) != given {
 			t.Errorf("was given %x from %v as number %d", packet, source, given)
 		}
 		given++
 	}
 	read := uint32(0)
-	r := newReceiver(func(bufs [][]byte, sizes []int, endpoints []conn.Endpoint) (int, error) {
+	r := newReceiver(func(bufs [][]byte, sizes []int, endpoints []conn.Endpoint, at []netip.Addr) (int, error) {
 		for i := range bufs {
 			packet := []byte{4, 0, 0, 0, 'd', 'a', 't', 'a'}
 			if i%3 == 0 {
-				packet = stunMessage(read, 8)
+				packet, at[i] = stunMessage(read, 8), netip.AddrFrom4([4]byte{192, 0, 2, byte(read)})
 				read++
 			}
 			sizes[i] = copy(bufs[i], packet)

@@ -85,9 +85,10 @@ type Config struct {
 	// WireGuard does not see then or drops; see SendSTUN. It is called from
 	// goroutines that receive, from the device's first moment until Close has
 	// returned, and must not block nor wait for the device. The packet is valid
-	// only in the call, and may be from anybody; from has no zone. May be nil. A
-	// kernel device needs CAP_NET_RAW for it.
-	OnSTUN func(from netip.AddrPort, packet []byte)
+	// only in the call, and may be from anybody; from has no zone. at is the address
+	// of this node's that it came to, to answer from. May be nil. A kernel device
+	// hears nothing before HearSTUN, and needs CAP_NET_RAW for it.
+	OnSTUN func(at netip.Addr, from netip.AddrPort, packet []byte)
 	// Resolve looks a host name up; nil means the system's resolver. It must
 	// return when its context ends.
 	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)

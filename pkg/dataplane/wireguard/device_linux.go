@@ -36,7 +36,8 @@ type Device struct {
 	backend Backend // Kernel or Userspace; constant once opened
 	index   int     // of the link; 0 while there is none
 	user    *userspace
-	raw     *rawPort // of a kernel device, if there is OnSTUN
+	raw     *rawPort // of a kernel device that hears STUN
+	hears   bool     // STUN, if there is OnSTUN
 	planned bool     // SetPeers was called
 	peers   []Peer
 	written map[wgtypes.Key]netip.AddrPort

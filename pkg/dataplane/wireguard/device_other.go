@@ -59,8 +59,11 @@ func (d *Device) Endpoints(context.Context) ([]netip.Addr, error) { return nil, 
 // Status returns errors.ErrUnsupported.
 func (d *Device) Status(context.Context) (Status, error) { return Status{}, errors.ErrUnsupported }
 
+// HearSTUN returns errors.ErrUnsupported.
+func (d *Device) HearSTUN(context.Context, bool) error { return errors.ErrUnsupported }
+
 // SendSTUN returns errors.ErrUnsupported.
-func (d *Device) SendSTUN([]byte, netip.AddrPort) error { return errors.ErrUnsupported }
+func (d *Device) SendSTUN([]byte, netip.Addr, netip.AddrPort) error { return errors.ErrUnsupported }
 
 // Probe returns errors.ErrUnsupported.
 func (d *Device) Probe(context.Context, map[wgtypes.Key]netip.Addr) (map[wgtypes.Key]ProbeResult, error) {

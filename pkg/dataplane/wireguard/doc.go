@@ -24,7 +24,8 @@
 // STUN messages may share the device's UDP port (Config.OnSTUN, [Device.SendSTUN]),
 // so that what a NAT makes of them is what it makes of WireGuard's: those of
 // userspace are sifted out of what its sockets receive, and beside the kernel's
-// socket, which nobody else can use, there are raw ones. What the messages mean
+// socket, which nobody else can use, there are raw ones while [Device.HearSTUN]
+// wants them. What the messages mean
 // is not this package's business.
 //
 // The device outlives the process. A kernel device goes on by itself. A TUN

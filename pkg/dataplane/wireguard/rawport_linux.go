@@ -23,13 +23,16 @@ import (
 // and has STUN's cookie. The kernel's WireGuard gets that too, and drops it. To
 // the firewall and to NAT both are one flow. Safe for concurrent use.
 //
-// The filters look at every UDP packet for this node, so they are there only for
-// who asks. IPv4 packets come with their UDP checksum unchecked, as the kernel
-// gives raw sockets of IPv4 no way to have it checked.
+// Every UDP packet that comes to this node, WireGuard's among them, is paid for
+// while they are open: the kernel clones it for the family's raw socket, before it
+// looks at the filter, and in IPv6 sums up those whose checksum the network card
+// has not verified once more. So they are there only while they are needed. IPv4
+// packets come with their UDP checksum unchecked, as the kernel gives raw sockets
+// of IPv4 no way to have it checked.
 type rawPort struct {
 	port      uint16
 	conns     [2]*net.IPConn // by family; nil where the kernel lacks it
-	onSTUN    func(from netip.AddrPort, packet []byte)
+	onSTUN    func(at netip.Addr, from netip.AddrPort, packet []byte)
 	log       *slog.Logger
 	stop      chan struct{}
 	receivers sync.WaitGroup
@@ -65,7 +68,11 @@ func (p *rawPort) open() (err error) {
 	if p.conns[0], err = listenRaw("ip4:17"); err != nil {
 		return err
 	}
-	if err := setFilter(ipv4.NewPacketConn(p.conns[0]), ipv4Filter(p.port)); err != nil {
+	packets4 := ipv4.NewPacketConn(p.conns[0])
+	if err := packets4.SetControlMessage(ipv4.FlagDst, true); err != nil { // for parseControl
+		return err
+	}
+	if err := setFilter(packets4, ipv4Filter(p.port)); err != nil {
 		return err
 	}
 	if p.conns[1], err = listenRaw("ip6:17"); errors.Is(err, unix.EAFNOSUPPORT) {
@@ -74,11 +81,14 @@ func (p *rawPort) open() (err error) {
 	if err != nil {
 		return err
 	}
-	packets := ipv6.NewPacketConn(p.conns[1])
-	if err := packets.SetChecksum(true, udpChecksumAt); err != nil { // both ways
+	packets6 := ipv6.NewPacketConn(p.conns[1])
+	if err := packets6.SetControlMessage(ipv6.FlagDst, true); err != nil {
 		return err
 	}
-	return setFilter(packets, ipv6Filter(p.port))
+	if err := packets6.SetChecksum(true, udpChecksumAt); err != nil { // both ways
+		return err
+	}
+	return setFilter(packets6, ipv6Filter(p.port))
 }
 
 func listenRaw(network string) (*net.IPConn, error) {
@@ -142,9 +152,9 @@ func setFilter(conn interface {
 
 // receive hands over what arrives until conn is closed.
 func (p *rawPort) receive(conn *net.IPConn) {
-	buf := make([]byte, rawBuffer)
+	buf, control := make([]byte, rawBuffer), make([]byte, controlSize)
 	for {
-		n, from, err := conn.ReadFromIP(buf)
+		n, controls, _, from, err := conn.ReadMsgIP(buf, control)
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
@@ -157,11 +167,24 @@ func (p *rawPort) receive(conn *net.IPConn) {
 			}
 			continue
 		}
+		datagram := buf[:n]
+		if conn == p.conns[0] {
+			datagram = withoutHeader(datagram)
+		}
 		addr, _ := netip.AddrFromSlice(from.IP)
-		if port, packet, ok := parseSTUNDatagram(buf[:n], p.port); ok {
-			p.onSTUN(plainAddrPort(netip.AddrPortFrom(addr, port)), packet)
+		if port, packet, ok := parseSTUNDatagram(datagram, p.port); ok {
+			at, _ := parseControl(control[:controls])
+			p.onSTUN(at, plainAddrPort(netip.AddrPortFrom(addr, port)), packet)
 		}
 	}
+}
+
+// withoutHeader returns what an IPv4 packet holds, nil if it is none.
+func withoutHeader(packet []byte) []byte {
+	if len(packet) < ipv4.HeaderLen {
+		return nil
+	}
+	return packet[min(len(packet), int(packet[0]&0xf)*4):]
 }
 
 // parseSTUNDatagram returns source port and content of a UDP datagram if it is
@@ -181,22 +204,23 @@ func parseSTUNDatagram(datagram []byte, to uint16) (from uint16, packet []byte, 
 
 // sendSTUN builds the UDP header; the kernel does the rest, for IPv6 with the
 // checksum.
-func (p *rawPort) sendSTUN(packet []byte, to netip.AddrPort) error {
+func (p *rawPort) sendSTUN(packet []byte, from netip.Addr, to netip.AddrPort) error {
 	conn := p.conns[family(to.Addr())]
 	if conn == nil {
 		return unix.EAFNOSUPPORT
 	}
 	datagram := newDatagram(p.port, to.Port(), packet)
-	var control []byte
 	if to.Addr().Is4() {
-		source, err := p.source(to.Addr())
-		if err != nil {
-			return err
+		if !from.IsValid() { // the checksum is right for one address only
+			source, err := p.source(to.Addr())
+			if err != nil {
+				return err
+			}
+			from = source
 		}
-		setChecksum(datagram, source, to.Addr())
-		control = (&ipv4.ControlMessage{Src: source.AsSlice()}).Marshal() // the one the checksum is right for
+		setChecksum(datagram, from, to.Addr())
 	}
-	_, _, err := conn.WriteMsgIP(datagram, control, &net.IPAddr{IP: to.Addr().AsSlice()})
+	_, _, err := conn.WriteMsgIP(datagram, sourceControl(from), &net.IPAddr{IP: to.Addr().AsSlice()})
 	return err
 }
 

@@ -152,7 +152,7 @@ func TestRawPortSTUN(t *testing.T) {
 		there := plainAddrPort(server.LocalAddr().(*net.UDPAddr).AddrPort())
 		for i, size := range []int{0, 4, 1400, maxSTUN - stunHeader} { // the last in fragments
 			request, answer := stunMessage(uint32(i), size), stunMessage(0x100|uint32(i), size)
-			if err := raw.sendSTUN(request, there); err != nil {
+			if err := raw.sendSTUN(request, netip.Addr{}, there); err != nil {
 				t.Fatal(err)
 			}
 			if got, from := readFrom(t, server); !bytes.Equal(got, request) || from != at {
@@ -172,6 +172,38 @@ func TestRawPortSTUN(t *testing.T) {
 	inbox.check(t)
 	if n := len(inbox.messages); n != 8 {
 		t.Errorf("%d messages, want 8", n)
+	}
+}
+
+// Raw sockets say which address a message came to, and send from that.
+func TestRawPortAnswersFromWhereItWasAsked(t *testing.T) {
+	checkLeaks(t)
+	fabric := netlab.TestFabric(t, "fabric")
+	a, b := newTestNode(t, fabric, Kernel, 1), newTestNode(t, fabric, Kernel, 2)
+	a.ip(t, "address", "add", "192.0.2.101/24", "dev", "eth0")
+	a.ip(t, "address", "add", "2001:db8::101/64", "dev", "eth0", "nodad")
+	inbox := &inbox{}
+	raw := openRaw(t, a, inbox)
+	for fam, second := range []string{"192.0.2.101", "2001:db8::101"} {
+		server := listenIn(t, b.ns, netip.AddrPortFrom(b.underlays()[fam], 3478))
+		there := plainAddrPort(server.LocalAddr().(*net.UDPAddr).AddrPort())
+		for i, addr := range []netip.Addr{a.underlays()[fam], netip.MustParseAddr(second)} {
+			at := netip.AddrPortFrom(addr, a.port)
+			message := stunMessage(uint32(2*fam+i), 8)
+			if _, err := server.WriteToUDPAddrPort(message, at); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "the message comes", func() error { return inbox.find(message, there) })
+			if last := inbox.messages[len(inbox.messages)-1]; last.at != addr {
+				t.Errorf("it came to %v, want %v", last.at, addr)
+			}
+			if err := raw.sendSTUN(message, addr, there); err != nil {
+				t.Fatal(err)
+			}
+			if got, from := readFrom(t, server); !bytes.Equal(got, message) || from != at {
+				t.Errorf("%d bytes came from %v, want %d from %v", len(got), from, len(message), at)
+			}
+		}
 	}
 }
 
@@ -216,7 +248,7 @@ func TestRawPortClosesWhileItSendsSTUN(t *testing.T) {
 		running.Go(func() {
 			var err error
 			for err == nil {
-				err = raw.sendSTUN(stunMessage(1, 0), netip.AddrPortFrom(addr, 3478))
+				err = raw.sendSTUN(stunMessage(1, 0), netip.Addr{}, netip.AddrPortFrom(addr, 3478))
 			}
 			if !errors.Is(err, net.ErrClosed) {
 				t.Errorf("to %v: %v", addr, err)

@@ -1,6 +1,7 @@
 package wireguard
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -9,27 +10,44 @@ import (
 // stunSender sends STUN messages by a device's UDP port. Safe for concurrent
 // use.
 type stunSender interface {
-	sendSTUN(packet []byte, to netip.AddrPort) error
+	sendSTUN(packet []byte, from netip.Addr, to netip.AddrPort) error
 }
 
 var (
 	errNoSTUN  = errors.New("device was opened without OnSTUN")
+	errDeaf    = errors.New("device does not hear STUN now")
 	errNotSTUN = errors.New("not a STUN message, nor one of WireGuard's")
 )
 
+// HearSTUN has the device take part in STUN, or not any more. It matters to a
+// kernel device only, which begins without: hearing has a price, see rawPort. After
+// an error the device tries again by itself.
+func (d *Device) HearSTUN(ctx context.Context, hear bool) error {
+	if err := d.lock(ctx); err != nil {
+		return fmt.Errorf("hear STUN by %s: %w", d.cfg.Name, err)
+	}
+	defer d.unlock()
+	d.hears = hear
+	if err := d.ns.do(func() error { return d.ensureSTUN(0) }); err != nil {
+		return fmt.Errorf("hear STUN by %s: %w", d.cfg.Name, err)
+	}
+	return nil
+}
+
 // SendSTUN sends a STUN message of at most 2048 bytes by the device's UDP port,
-// from the address that the routes choose, or a message that the device itself
-// has sent elsewhere. An error says only that this packet
-// was not sent; one while the device is being rebuilt passes. It does not wait
-// for what else is done to the device, so it may be called in OnSTUN.
-func (d *Device) SendSTUN(packet []byte, to netip.AddrPort) error {
-	if err := d.sendSTUN(packet, plainAddrPort(to)); err != nil {
+// or a message that the device itself has sent elsewhere. It leaves from an
+// address of this node's, by the zero value from the one that the routes choose.
+// An error says only that this packet was not sent; one while the device is being
+// rebuilt passes. It does not wait for what else is done to the device, so it may
+// be called in OnSTUN.
+func (d *Device) SendSTUN(packet []byte, from netip.Addr, to netip.AddrPort) error {
+	if err := d.sendSTUN(packet, from.Unmap().WithZone(""), plainAddrPort(to)); err != nil {
 		return fmt.Errorf("send STUN by %s to %v: %w", d.cfg.Name, to, err)
 	}
 	return nil
 }
 
-func (d *Device) sendSTUN(packet []byte, to netip.AddrPort) error {
+func (d *Device) sendSTUN(packet []byte, from netip.Addr, to netip.AddrPort) error {
 	switch {
 	case d.cfg.OnSTUN == nil:
 		return errNoSTUN
@@ -37,14 +55,16 @@ func (d *Device) sendSTUN(packet []byte, to netip.AddrPort) error {
 		return errNotSTUN
 	case !to.IsValid() || to.Port() == 0:
 		return errors.New("no address and port to send to")
+	case from.IsValid() && from.Is4() != to.Addr().Is4():
+		return fmt.Errorf("%v is of another family", from)
 	}
 	if sender := d.stun.Load(); sender != nil {
-		return (*sender).sendSTUN(packet, to)
+		return (*sender).sendSTUN(packet, from, to)
 	}
 	if err := d.Ready(); err != nil {
 		return err
 	}
-	return errRebuilding
+	return errDeaf
 }
 
 // isWireGuard tells whether a packet begins as WireGuard's messages do: with one
@@ -63,6 +83,9 @@ func (d *Device) ensureSTUN(port int) error {
 	if d.backend == Userspace {
 		d.setSTUN(d.user.bind)
 		return nil
+	}
+	if !d.hears {
+		return d.closeRaw()
 	}
 	if port == 0 { // the kernel chose one when the link came up
 		have, err := d.wg.Device(d.cfg.Name)

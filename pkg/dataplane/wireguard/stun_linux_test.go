@@ -29,18 +29,19 @@ type inbox struct {
 }
 
 type received struct {
+	at     netip.Addr
 	from   netip.AddrPort
 	packet []byte
 }
 
-func (b *inbox) put(from netip.AddrPort, packet []byte) {
+func (b *inbox) put(at netip.Addr, from netip.AddrPort, packet []byte) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !isSTUN(packet) {
 		b.wrong = append(b.wrong, fmt.Sprintf("%x from %v", packet, from))
 		return
 	}
-	b.messages = append(b.messages, received{from, bytes.Clone(packet)})
+	b.messages = append(b.messages, received{at, from, bytes.Clone(packet)})
 }
 
 // find returns nil if packet came from there.
@@ -84,6 +85,21 @@ func newSTUNNode(t testing.TB, fabric *netlab.Fabric, backend Backend, n int) *s
 	return node
 }
 
+// open has the device hear STUN, too.
+func (n *stunNode) open(t testing.TB) *Device {
+	t.Helper()
+	device := n.testNode.open(t)
+	n.hear(t, true)
+	return device
+}
+
+func (n *stunNode) hear(t testing.TB, hear bool) {
+	t.Helper()
+	if err := n.device.HearSTUN(t.Context(), hear); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // stunPair is as pair, with devices that take STUN.
 func stunPair(t testing.TB, backend Backend) (fabric *netlab.Fabric, a, b *stunNode) {
 	t.Helper()
@@ -114,7 +130,7 @@ func exchange(t testing.TB, from, to *stunNode, family int, packet []byte) {
 	t.Helper()
 	source, target := from.at(t, family), to.at(t, family)
 	eventually(t, fmt.Sprintf("STUN from %v to %v", source, target), func() error {
-		if err := from.device.SendSTUN(packet, target); err != nil {
+		if err := from.device.SendSTUN(packet, netip.Addr{}, target); err != nil {
 			return err
 		}
 		return to.inbox.find(packet, source)
@@ -272,7 +288,7 @@ func TestSTUNWithAServer(t *testing.T) {
 // asked sends request to conn, which is at an address, and returns nil if it came
 // from there.
 func asked(n *stunNode, conn *net.UDPConn, at netip.AddrPort, request []byte, from netip.AddrPort) error {
-	if err := n.device.SendSTUN(request, at); err != nil {
+	if err := n.device.SendSTUN(request, netip.Addr{}, at); err != nil {
 		return err
 	}
 	if err := conn.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
@@ -297,10 +313,10 @@ func TestSTUNAnswersInOnSTUN(t *testing.T) {
 		fabric := netlab.TestFabric(t, "fabric")
 		a, b := newSTUNNode(t, fabric, backend, 1), newSTUNNode(t, fabric, backend, 2)
 		var answering atomic.Pointer[Device]
-		b.config.OnSTUN = func(from netip.AddrPort, packet []byte) {
-			b.inbox.put(from, packet)
+		b.config.OnSTUN = func(at netip.Addr, from netip.AddrPort, packet []byte) {
+			b.inbox.put(at, from, packet)
 			if d := answering.Load(); d != nil {
-				_ = d.SendSTUN(with(packet, 0, 1), from)
+				_ = d.SendSTUN(with(packet, 0, 1), netip.Addr{}, from)
 			}
 		}
 		a.open(t)
@@ -308,7 +324,7 @@ func TestSTUNAnswersInOnSTUN(t *testing.T) {
 		for fam := range 2 {
 			request := stunMessage(uint32(fam), 0)
 			eventually(t, "an answer", func() error {
-				if err := a.device.SendSTUN(request, b.at(t, fam)); err != nil {
+				if err := a.device.SendSTUN(request, netip.Addr{}, b.at(t, fam)); err != nil {
 					return err
 				}
 				return a.inbox.find(with(request, 0, 1), b.at(t, fam))
@@ -319,13 +335,13 @@ func TestSTUNAnswersInOnSTUN(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		running.Go(func() {
 			for i := uint32(0); ctx.Err() == nil; i++ {
-				_ = a.device.SendSTUN(stunMessage(i, 0), target)
+				_ = a.device.SendSTUN(stunMessage(i, 0), netip.Addr{}, target)
 			}
 		})
 		if err := b.device.Close(); err != nil {
 			t.Error(err)
 		}
-		if err := b.device.SendSTUN(stunMessage(1, 0), target); !errors.Is(err, ErrClosed) {
+		if err := b.device.SendSTUN(stunMessage(1, 0), netip.Addr{}, target); !errors.Is(err, ErrClosed) {
 			t.Errorf("a closed device sends: %v", err)
 		}
 		if err := a.device.Close(); err != nil { // while it sends
@@ -333,6 +349,41 @@ func TestSTUNAnswersInOnSTUN(t *testing.T) {
 		}
 		cancel()
 		running.Wait()
+	})
+}
+
+// A node with several addresses answers from the one that was asked.
+func TestSTUNAnswersFromWhereItWasAsked(t *testing.T) {
+	eachBackend(t, func(t *testing.T, backend Backend) {
+		checkLeaks(t)
+		fabric := netlab.TestFabric(t, "fabric")
+		a, b := newSTUNNode(t, fabric, backend, 1), newSTUNNode(t, fabric, backend, 2)
+		second := []string{"192.0.2.102", "2001:db8::102"}
+		b.ip(t, "address", "add", second[0]+"/24", "dev", "eth0")
+		b.ip(t, "address", "add", second[1]+"/64", "dev", "eth0", "nodad")
+		var answering atomic.Pointer[Device]
+		b.config.OnSTUN = func(at netip.Addr, from netip.AddrPort, packet []byte) {
+			if d := answering.Load(); d != nil {
+				_ = d.SendSTUN(with(packet, 0, 1), at, from)
+			}
+		}
+		a.open(t)
+		answering.Store(b.open(t))
+		for fam := range 2 {
+			for i, addr := range []netip.Addr{b.underlays()[fam], netip.MustParseAddr(second[fam])} {
+				asked := netip.AddrPortFrom(addr, b.port)
+				request := stunMessage(uint32(2*fam+i), 0)
+				eventually(t, fmt.Sprintf("an answer of %v", asked), func() error {
+					if err := a.device.SendSTUN(request, netip.Addr{}, asked); err != nil {
+						return err
+					}
+					return a.inbox.find(with(request, 0, 1), asked)
+				})
+			}
+		}
+		if err := a.device.SendSTUN(stunMessage(9, 0), b.underlays()[1], netip.MustParseAddrPort("192.0.2.2:1")); err == nil {
+			t.Error("sent to IPv4 from IPv6")
+		}
 	})
 }
 
@@ -345,32 +396,58 @@ func TestSTUNIsRefused(t *testing.T) {
 		without.open(t)
 		node.open(t)
 		to := netip.MustParseAddrPort("192.0.2.9:3478")
-		if err := without.device.SendSTUN(stunMessage(1, 0), to); !errors.Is(err, errNoSTUN) {
+		if err := without.device.SendSTUN(stunMessage(1, 0), netip.Addr{}, to); !errors.Is(err, errNoSTUN) {
 			t.Errorf("without OnSTUN: %v", err)
 		}
 		if sockets := rawSockets(t, without); sockets != 0 {
 			t.Errorf("%d raw sockets without OnSTUN", sockets)
 		}
-		want := map[Backend]int{Kernel: 2, Userspace: 0}[backend]
-		if sockets := rawSockets(t, node.testNode); sockets != want {
-			t.Errorf("%d raw sockets with OnSTUN, want %d", sockets, want)
+		if err := without.device.HearSTUN(t.Context(), true); err != nil {
+			t.Errorf("hear without OnSTUN: %v", err)
 		}
 		for name, packet := range nearlySTUN() {
-			if err := node.device.SendSTUN(packet, to); !errors.Is(err, errNotSTUN) {
+			if err := node.device.SendSTUN(packet, netip.Addr{}, to); !errors.Is(err, errNotSTUN) {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
 		for _, to := range []netip.AddrPort{{}, netip.AddrPortFrom(to.Addr(), 0)} {
-			if err := node.device.SendSTUN(stunMessage(1, 0), to); err == nil {
+			if err := node.device.SendSTUN(stunMessage(1, 0), netip.Addr{}, to); err == nil {
 				t.Errorf("sent to %v", to)
 			}
 		}
-		if err := node.device.SendSTUN(stunMessage(1, 0), netip.MustParseAddrPort("203.0.113.1:3478")); !errors.Is(err, unix.ENETUNREACH) {
+		if err := node.device.SendSTUN(stunMessage(1, 0), netip.Addr{}, netip.MustParseAddrPort("203.0.113.1:3478")); !errors.Is(err, unix.ENETUNREACH) {
 			t.Errorf("without a route: %v", err)
 		}
 		mapped := netip.AddrPortFrom(netip.MustParseAddr("::ffff:192.0.2.1"), 1000)
-		if err := node.device.SendSTUN(stunMessage(1, 0), mapped); err != nil {
+		if err := node.device.SendSTUN(stunMessage(1, 0), netip.Addr{}, mapped); err != nil {
 			t.Errorf("to IPv4 as IPv6: %v", err)
+		}
+	})
+}
+
+// A kernel device has sockets for STUN only while it is told to hear.
+func TestSTUNIsHeardOnlyIfWanted(t *testing.T) {
+	eachBackend(t, func(t *testing.T, backend Backend) {
+		fabric := netlab.TestFabric(t, "fabric")
+		n := newSTUNNode(t, fabric, backend, 1)
+		n.testNode.open(t)
+		to := netip.MustParseAddrPort("192.0.2.9:3478")
+		for _, hear := range []bool{false, true, true, false, false, true} {
+			n.hear(t, hear)
+			setPeers(t, n.testNode) // compares everything, as Run does
+			sockets, err := 0, errDeaf
+			if backend == Kernel && hear {
+				sockets = 2
+			}
+			if backend == Userspace || hear {
+				err = nil
+			}
+			if got := rawSockets(t, n.testNode); got != sockets {
+				t.Errorf("hear %v: %d raw sockets, want %d", hear, got, sockets)
+			}
+			if got := n.device.SendSTUN(stunMessage(1, 0), netip.Addr{}, to); !errors.Is(got, err) {
+				t.Errorf("hear %v: %v, want %v", hear, got, err)
+			}
 		}
 	})
 }

@@ -30,7 +30,7 @@ const ListenPort = 51820
 
 // Patience bounds each wait for a daemon. It is long because the lab may be an
 // emulated machine.
-const Patience = 30 * time.Second
+const Patience = time.Minute
 
 // Config says what to build.
 type Config struct {
