@@ -1,7 +1,10 @@
 package main
 
 import (
+	"strings"
+
 	"github.com/zlayer/zlayer-cni/pkg/dataplane"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/nat"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
 	"github.com/zlayer/zlayer-cni/pkg/shim"
 )
@@ -15,6 +18,15 @@ func (d *daemon) peerChanged(news dataplane.PeerNews) {
 	if d.cluster != nil && news.Answers {
 		d.cluster.PeersChanged()
 	}
+}
+
+// candidatesEvent tells where this node may be reached by now.
+func candidatesEvent(own []nat.Candidate, relay string) shim.Event {
+	texts := []string{}
+	if text := nat.FormatCandidates(own); text != "" { // no more than others take
+		texts = strings.Split(text, ",")
+	}
+	return &shim.NATCandidatesChanged{Candidates: texts, Relay: relay}
 }
 
 func peerEvent(news dataplane.PeerNews) shim.Event {

@@ -219,7 +219,7 @@ func (t *traversal) Rouse(ctx context.Context, peers []wgtypes.Key) {
 }
 
 // steer returns peers with the endpoints that were found, and tells the agent
-// of all that are nodes. The caller holds Dataplane.setNodes.
+// of all that may need a way. The caller holds Dataplane.setNodes.
 func (t *traversal) steer(peers []wireguard.Peer) []wireguard.Peer {
 	if t == nil {
 		return peers
@@ -232,7 +232,7 @@ func (t *traversal) steer(peers []wireguard.Peer) []wireguard.Peer {
 	for i := range steered {
 		peer := &steered[i]
 		known[peer.PublicKey] = true
-		if node, is := nodes[peer.Node]; is {
+		if node, is := nodes[peer.Node]; is && mayNeedWay(node) {
 			told = append(told, nat.Peer{Key: peer.PublicKey, Node: peer.Node, Endpoint: peer.Endpoint, Candidates: candidatesOf(node)})
 		}
 		*peer = t.steered(*peer)
@@ -244,6 +244,12 @@ func (t *traversal) steer(peers []wireguard.Peer) []wireguard.Peer {
 		t.server.SetPeers(relayPeers(nodes, told))
 	}
 	return steered
+}
+
+// mayNeedWay leaves out peers that AddPeer added without a word of ways: they may
+// be anything.
+func mayNeedWay(node Node) bool {
+	return node.Name != addedName(node.PublicKey) || len(node.Candidates) > 0 || node.Relay != ""
 }
 
 // candidatesOf leaves out those that make no sense: whoever read them has told
@@ -324,12 +330,14 @@ func (d *Dataplane) currentPeers() []wireguard.Peer {
 	return d.peers
 }
 
-// nodesByName are those of the node set.
+// nodesByName are those of the node set, and what AddPeer added to the cluster's
+// device.
 func (d *Dataplane) nodesByName() map[string]Node {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	nodes := make(map[string]Node, len(d.nodes))
-	for _, node := range d.nodes {
+	all := d.added.behind(d.nodes, "", nil)
+	nodes := make(map[string]Node, len(all))
+	for _, node := range all {
 		nodes[node.Name] = node
 	}
 	return nodes

@@ -14,6 +14,14 @@ type NATEndpointChanged struct {
 	Connection ConnectionType `json:"connection_type,omitempty"` // our addition; empty: not known
 }
 
+// NATCandidatesChanged tells that this node may be reached at other addresses
+// than before, or its relay is reached otherwise. Whoever adds this node as a peer
+// elsewhere adds it again with these. It is our addition.
+type NATCandidatesChanged struct {
+	Candidates []string `json:"candidates"`      // as PeerSpec's
+	Relay      string   `json:"relay,omitempty"` // as PeerSpec's; empty: none
+}
+
 // Lost tells that this subscriber was too slow and missed Count events, the
 // oldest ones, before the next. It is our addition.
 type Lost struct {
@@ -27,11 +35,14 @@ func (*PeerHealthChanged) Event() string { return "peer_health_changed" }
 func (*NATEndpointChanged) Event() string { return "nat_endpoint_changed" }
 
 // Event implements Event.
+func (*NATCandidatesChanged) Event() string { return "nat_candidates_changed" }
+
+// Event implements Event.
 func (*Lost) Event() string { return "lost" }
 
 // events returns an empty event of every kind.
 func events() []Event {
-	return []Event{&PeerHealthChanged{}, &NATEndpointChanged{}, &Lost{}}
+	return []Event{&PeerHealthChanged{}, &NATEndpointChanged{}, &NATCandidatesChanged{}, &Lost{}}
 }
 
 // newEvent returns an empty event of the tag, or nil if there is none.

@@ -182,6 +182,9 @@ type NATCandidate struct {
 	DiscoveredUnixSecs int64          `json:"discovered_at"`
 }
 
+// String returns the form that PeerSpec's Candidates have.
+func (c NATCandidate) String() string { return string(c.Type) + "/" + c.Address.String() }
+
 // CandidateType says how a candidate was found.
 type CandidateType string
 
@@ -205,7 +208,7 @@ type NATPeer struct {
 
 // NATRelay counts what this node relays for others.
 type NATRelay struct {
-	Offer    string `json:"offer"`    // how it is reached, for the nodes file
+	Offer    string `json:"offer"`    // how it is reached, for PeerSpec's Relay and the nodes file
 	Sessions uint32 `json:"sessions"` // that stand now
 	Bytes    uint64 `json:"bytes"`    // passed on, in either direction
 	Refused  uint64 `json:"refused"`  // requests, and packets to where none may go
