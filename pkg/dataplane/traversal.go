@@ -97,9 +97,9 @@ func (t *traversal) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return t.agent.Run(ctx) })
 	group.Go(func() error { t.followRelays(ctx); return nil })
-	t.again(ctx, group, "watch the network", func(ctx context.Context) error { return nat.WatchNetwork(ctx, t.agent.Changed) })
+	t.again(ctx, group, "network watch", func(ctx context.Context) error { return nat.WatchNetwork(ctx, t.agent.Changed) })
 	if t.server != nil {
-		t.again(ctx, group, "relay for others", t.server.Run)
+		t.again(ctx, group, "relay", t.server.Run)
 	}
 	return group.Wait()
 }
@@ -113,7 +113,7 @@ func (t *traversal) again(ctx context.Context, group *errgroup.Group, what strin
 			if ctx.Err() != nil {
 				return nil
 			}
-			t.plane.log.Warn(what+" ended, will try again", "op", "nat", "err", err)
+			t.plane.log.Warn("part of NAT traversal ended, will try again", "op", "nat", "part", what, "err", err)
 			select {
 			case <-ctx.Done():
 				return nil
