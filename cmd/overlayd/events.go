@@ -33,7 +33,9 @@ func peerEvent(news dataplane.PeerNews) shim.Event {
 	if news.Answers {
 		return &shim.PeerHealthChanged{Pubkey: news.PublicKey.String(), Healthy: news.Health.State == wireguard.Healthy}
 	}
-	return &shim.NATEndpointChanged{
-		Pubkey: news.PublicKey.String(), Endpoint: news.Endpoint.String(), Connection: shim.ConnectionType(news.Connection),
+	event := &shim.NATEndpointChanged{Pubkey: news.PublicKey.String(), Connection: shim.ConnectionType(news.Connection)}
+	if news.Endpoint.IsValid() {
+		event.Endpoint = news.Endpoint.String()
 	}
+	return event
 }

@@ -46,6 +46,7 @@ func TestPeerEvent(t *testing.T) {
 			"elsewhere, by a relay", dataplane.PeerNews{PublicKey: key, Endpoint: netip.MustParseAddrPort("192.0.2.1:4000"), Connection: dataplane.Relayed},
 			&shim.NATEndpointChanged{Pubkey: key.String(), Endpoint: "192.0.2.1:4000", Connection: shim.ConnectionRelayed},
 		},
+		{"reached no more", dataplane.PeerNews{PublicKey: key}, &shim.NATEndpointChanged{Pubkey: key.String()}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			if diff := cmp.Diff(tc.want, peerEvent(tc.news)); diff != "" {

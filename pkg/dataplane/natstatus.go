@@ -90,6 +90,10 @@ type RelayStatus struct {
 type natTraversal interface {
 	// Status returns what is known now, without waiting for anybody.
 	Status() NATStatus
+	// Candidates returns those of Status.
+	Candidates() []nat.Candidate
+	// Path returns the way to a peer, and false if none was looked for.
+	Path(peer wgtypes.Key) (NATPath, bool)
 	// Tick does at once what else is done at intervals: it asks the servers, and
 	// looks for better ways. It returns when the servers have answered or not.
 	Tick(ctx context.Context) error
@@ -127,11 +131,11 @@ func (d *Dataplane) NATTick(ctx context.Context) error {
 // Candidates are the addresses at which this node may be reached, for others to
 // know. Config.OnCandidates tells when they change.
 func (d *Dataplane) Candidates() []nat.Candidate {
-	var candidates []nat.Candidate
-	for _, known := range d.NATStatus().Candidates {
-		candidates = append(candidates, known.Candidate)
+	traversal := d.traversal()
+	if traversal == nil {
+		return nil
 	}
-	return candidates
+	return traversal.Candidates()
 }
 
 // shown is the address to show for a peer that the device reaches at endpoint. For

@@ -281,9 +281,12 @@ func (t *traversal) noteCandidates() {
 	}
 }
 
-// tellPath logs how a peer is reached from now on.
+// tellPath logs and passes on how a peer is reached from now on.
 func (t *traversal) tellPath(news nat.PathNews) {
 	t.plane.log.Info("path to peer", "op", "nat", "node", news.Node, "path", news.Path, "remote", news.Remote, "before", news.Was)
+	if t.plane.cfg.OnPeer != nil {
+		t.plane.cfg.OnPeer(PeerNews{Node: news.Node, PublicKey: news.Key, Endpoint: news.Remote, Connection: connectionOf(news.Path)})
+	}
 	select {
 	case t.look <- struct{}{}:
 	default:
@@ -306,14 +309,9 @@ func (t *traversal) Status() NATStatus {
 	}
 	t.mu.Unlock()
 	for _, peer := range known.Peers {
-		if peer.Path == nat.Direct && peer.RTT == 0 { // no way was looked for
-			continue
+		if path, looked := pathOf(peer); looked {
+			status.Peers = append(status.Peers, path)
 		}
-		path := NATPath{Node: peer.Node, PublicKey: peer.Key, Endpoint: peer.Remote, RTT: peer.RTT, Since: peer.Since}
-		if peer.Path != nat.Unreached {
-			path.Connection = Connection(peer.Path)
-		}
-		status.Peers = append(status.Peers, path)
 	}
 	if t.server != nil {
 		status.Relay = relayStatus(t.server.Stats())
@@ -321,6 +319,28 @@ func (t *traversal) Status() NATStatus {
 	}
 	slices.SortFunc(status.Peers, func(a, b NATPath) int { return cmp.Compare(a.Node, b.Node) })
 	return status
+}
+
+// Candidates implements natTraversal.
+func (t *traversal) Candidates() []nat.Candidate { return t.agent.Candidates() }
+
+// Path implements natTraversal.
+func (t *traversal) Path(peer wgtypes.Key) (NATPath, bool) { return pathOf(t.agent.Path(peer)) }
+
+// pathOf translates the way to a peer, false if none was looked for.
+func pathOf(peer nat.PeerStatus) (NATPath, bool) {
+	if peer.Path == "" || peer.Path == nat.Direct && peer.RTT == 0 {
+		return NATPath{}, false
+	}
+	return NATPath{Node: peer.Node, PublicKey: peer.Key, Connection: connectionOf(peer.Path), Endpoint: peer.Remote, RTT: peer.RTT, Since: peer.Since}, true
+}
+
+// connectionOf is empty for a peer that is not reached.
+func connectionOf(path nat.PathKind) Connection {
+	if path == nat.Unreached {
+		return ""
+	}
+	return Connection(path)
 }
 
 // currentPeers are those of the cluster's device, without guests.

@@ -6,12 +6,13 @@ type PeerHealthChanged struct {
 	Healthy bool   `json:"healthy"`
 }
 
-// NATEndpointChanged tells that a peer is reached by another endpoint.
+// NATEndpointChanged tells that a peer is reached by another endpoint, in
+// another way, or no more.
 type NATEndpointChanged struct {
 	Pubkey   string `json:"pubkey"`
-	Endpoint string `json:"endpoint"`
+	Endpoint string `json:"endpoint"` // empty: by none
 
-	Connection ConnectionType `json:"connection_type,omitempty"` // our addition; empty: not known
+	Connection ConnectionType `json:"connection_type,omitempty"` // our addition; empty: not known, or by none
 }
 
 // NATCandidatesChanged tells that this node may be reached at other addresses

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -29,6 +30,9 @@ type driven struct {
 	client       *shim.Client
 	events       *shim.Subscription
 	spec         shim.PeerSpec // this node for the others
+
+	mu    sync.Mutex                         // guards where
+	where map[string]shim.NATEndpointChanged // what was told last of each peer
 }
 
 // drive starts a daemon on each of the lab's nodes, and sets its overlay up.
@@ -37,7 +41,7 @@ func (l *lab) drive(ctx context.Context) []*driven {
 	var all []*driven
 	for i, host := range l.hosts {
 		name := l.config.NodeNames[i]
-		d := &driven{name: name, slice: netip.MustParsePrefix(fmt.Sprintf("10.200.%d.0/24", i+1))}
+		d := &driven{name: name, where: map[string]shim.NATEndpointChanged{}, slice: netip.MustParsePrefix(fmt.Sprintf("10.200.%d.0/24", i+1))}
 		d.endpoint = netip.AddrPortFrom(l.config.Machines[name].Addr, cluster.ListenPort).String()
 		l.runAgentDaemon(host, d)
 		var err error
@@ -120,11 +124,16 @@ func (d *driven) follow(ctx context.Context, all []*driven) error {
 		if err != nil {
 			return err
 		}
-		if changed, is := event.(*shim.NATCandidatesChanged); is {
-			d.spec.Candidates, d.spec.Relay = changed.Candidates, changed.Relay
+		switch event := event.(type) {
+		case *shim.NATCandidatesChanged:
+			d.spec.Candidates, d.spec.Relay = event.Candidates, event.Relay
 			if err := d.tell(ctx, all); err != nil {
 				return err
 			}
+		case *shim.NATEndpointChanged:
+			d.mu.Lock()
+			d.where[event.Pubkey] = *event
+			d.mu.Unlock()
 		}
 	}
 }
@@ -141,6 +150,19 @@ func (l *lab) ping(from *netlab.NS, to *driven) {
 		stop()
 		_ = process.Wait()
 	})
+}
+
+// told says why the last event about a peer is not that it is reached in a way,
+// nil if it is.
+func (d *driven) told(peer *driven, want shim.ConnectionType) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	event := d.where[peer.spec.PublicKey]
+	addr, err := netip.ParseAddrPort(event.Endpoint)
+	if err != nil || addr.Addr().IsLoopback() || event.Connection != want {
+		return fmt.Errorf("%s was told of %s that it is %q at %q, want %q", d.name, peer.name, event.Connection, event.Endpoint, want)
+	}
+	return nil
 }
 
 // pathTo is how a node says that it reaches another.
@@ -203,6 +225,7 @@ func TestAgentsPeersMeet(t *testing.T) {
 				return nil
 			})
 			t.Logf("path after %v", time.Since(began))
+			l.eventually("events", patience, func() error { return errors.Join(a.told(b, test.want), b.told(a, test.want)) })
 			stop()
 			for range all {
 				if err := <-ended; !errors.Is(err, context.Canceled) {

@@ -159,6 +159,13 @@ func (a *Agent) Candidates() []Candidate {
 	return slices.Clone(a.own)
 }
 
+// Path is how a peer is reached, the zero value if there is no such peer.
+func (a *Agent) Path(peer wgtypes.Key) PeerStatus {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.shown[peer]
+}
+
 // Status is what is known at this moment.
 func (a *Agent) Status() Status {
 	a.mu.Lock()
