@@ -59,7 +59,7 @@ func (d *Dataplane) makeRelayServer(made *parts) (*nat.RelayServer, string, erro
 	server, err := nat.NewRelayServer(nat.RelayConfig{
 		External: []netip.Addr{relay.External.Addr()}, ListenPort: relay.ListenPort, TCPPort: relay.ListenPort, TLSPort: relay.TLSPort,
 		Certificate: &certificate, MaxSessions: relay.MaxSessions, WireGuardPort: uint16(made.port),
-		Forbidden: slices.Concat(made.slices, d.clusterPrefixes()),
+		Forbidden: d.notRelayed(made),
 		Shared:    func(peer wgtypes.Key) ([]byte, error) { return d.key.Shared(peer, relayPurpose) }, Log: d.log,
 	})
 	if err != nil {
@@ -70,6 +70,14 @@ func (d *Dataplane) makeRelayServer(made *parts) (*nat.RelayServer, string, erro
 		offer.TLS, offer.Fingerprint = netip.AddrPortFrom(relay.External.Addr(), relay.TLSPort), fingerprint
 	}
 	return server, offer.String(), nil
+}
+
+// notRelayed are the prefixes to which this node's relay passes nothing on, as the
+// node set has them now.
+func (d *Dataplane) notRelayed(made *parts) []netip.Prefix {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Concat(made.slices, d.cluster, d.serviceCIDRs, made.nat.Relay.Forbidden)
 }
 
 // relayPeers are the nodes that may use this node's relay.

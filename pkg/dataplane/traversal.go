@@ -241,6 +241,7 @@ func (t *traversal) steer(peers []wireguard.Peer) []wireguard.Peer {
 	t.mu.Unlock()
 	t.agent.SetPeers(told)
 	if t.server != nil {
+		t.server.SetForbidden(t.plane.notRelayed(t.parts))
 		t.server.SetPeers(relayPeers(nodes, told))
 	}
 	return steered

@@ -45,6 +45,9 @@ type RelayServer struct {
 
 	// TLSPort is the port for those who get out by TLS alone, the same at ExternalAddr's address; 0: none.
 	TLSPort uint16 `json:"tls_port,omitempty"`
+
+	// Forbidden are prefixes to which nothing is relayed, besides the cluster's own.
+	Forbidden []netip.Prefix `json:"forbidden,omitempty"`
 }
 
 const defaultRelaySessions = 100
@@ -144,6 +147,7 @@ func (c NATConfig) clone() NATConfig {
 	c.TURNServers = slices.Clone(c.TURNServers)
 	if c.RelayServer != nil {
 		relay := *c.RelayServer
+		relay.Forbidden = slices.Clone(relay.Forbidden)
 		c.RelayServer = &relay
 	}
 	return c

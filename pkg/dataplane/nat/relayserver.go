@@ -79,10 +79,12 @@ type RelayServer struct {
 	sessions *relaySessions
 	filter   atomic.Pointer[relayFilter]
 	peers    atomic.Pointer[[]RelayPeer]
-	poke     chan struct{}
-	failed   chan error
-	local    atomic.Pointer[map[netip.Addr]bool]
-	filtered relayFilterInput // what filter was made of; of the goroutine that runs
+	// forbidden is as RelayConfig's.
+	forbidden atomic.Pointer[[]netip.Prefix]
+	poke      chan struct{}
+	failed    chan error
+	local     atomic.Pointer[map[netip.Addr]bool]
+	filtered  relayFilterInput // what filter was made of; of the goroutine that runs
 
 	// Times that are constants but for tests.
 	hello, lifetime time.Duration
@@ -100,6 +102,7 @@ func NewRelayServer(cfg RelayConfig) (*RelayServer, error) {
 	r.nodes = newRelayNodes(cfg.Shared, &r.stats)
 	r.sessions = newRelaySessions(cfg.MaxSessions, cfg.MaxPerNode, &r.stats)
 	r.peers.Store(&[]RelayPeer{})
+	r.forbidden.Store(&cfg.Forbidden)
 	r.filter.Store(newRelayFilter(relayFilterInput{}))
 	r.local.Store(&map[netip.Addr]bool{})
 	return r, nil
@@ -161,6 +164,20 @@ func (r *RelayServer) SetPeers(peers []RelayPeer) {
 	r.peers.Store(&peers)
 	r.nodes.set(keys)
 	r.sessions.closeIf(func(node string) bool { return !r.nodes.has(node) })
+	r.wake()
+}
+
+// SetForbidden replaces RelayConfig's Forbidden.
+func (r *RelayServer) SetForbidden(prefixes []netip.Prefix) {
+	if slices.Equal(*r.forbidden.Load(), prefixes) {
+		return
+	}
+	r.forbidden.Store(&prefixes)
+	r.wake()
+}
+
+// wake has Run look at what changed.
+func (r *RelayServer) wake() {
 	select {
 	case r.poke <- struct{}{}:
 	default:
@@ -221,7 +238,7 @@ func (r *RelayServer) refilter() error {
 	}
 	in := relayFilterInput{
 		external: r.cfg.External, wireguardPort: r.cfg.WireGuardPort,
-		local: local, forbidden: r.cfg.Forbidden, peers: *r.peers.Load(),
+		local: local, forbidden: *r.forbidden.Load(), peers: *r.peers.Load(),
 	}
 	if in.equal(r.filtered) {
 		return nil
