@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"context"
+	"net"
 	"net/netip"
 	"testing"
 	"time"
@@ -88,7 +89,7 @@ func TestRelayPassesNothingOnToServices(t *testing.T) {
 		t.Fatal(err)
 	}
 	tr := d.current().traversal
-	runBeside(t, tr.server.Run)
+	runBeside(t, tr.serveRelay)
 	client := useRelay(t, d, key)
 	stats := tr.server.Stats()
 	// passes sends until it is known whether the relay passes that on.
@@ -128,4 +129,44 @@ func TestRelayPassesNothingOnToServices(t *testing.T) {
 		t.Fatal(err)
 	}
 	wait("192.0.2.9:51820", false)
+}
+
+// TestRelayIsOfferedWhileItServes has another program hold the relay's port.
+func TestRelayIsOfferedWhileItServes(t *testing.T) {
+	d, set, _ := newRelayingPlane(t)
+	offers := make(chan string, 4)
+	d.cfg.OnCandidates = func() { offers <- d.RelayOffer() }
+	if err := d.SetNodes(t.Context(), set); err != nil {
+		t.Fatal(err)
+	}
+	tr := d.current().traversal
+	port, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("192.0.2.1:3478")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tr.serveRelay(t.Context()); err == nil {
+		t.Fatal("the relay serves at a port that another has")
+	}
+	if offer := d.RelayOffer(); offer != "" || len(offers) > 0 {
+		t.Errorf("offer %q of a relay that does not serve, told %d times", offer, len(offers))
+	}
+	if err := port.Close(); err != nil {
+		t.Fatal(err)
+	}
+	next := func(want string) {
+		t.Helper()
+		select {
+		case offer := <-offers:
+			if status := d.NATStatus().Relay; offer != want || status.Offer != want {
+				t.Errorf("offer %q, in the status %q, want %q", offer, status.Offer, want)
+			}
+		case <-time.After(patience):
+			t.Fatalf("nothing is told, want %q", want)
+		}
+	}
+	const offer = "udp=192.0.2.1:3478,tcp=192.0.2.1:3478"
+	runBeside(t, tr.serveRelay)
+	next(offer)
+	tr.setServing(false) // as if it had ended
+	next("")
 }

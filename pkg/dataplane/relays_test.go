@@ -12,28 +12,20 @@ import (
 )
 
 func TestNeedsRelay(t *testing.T) {
-	public := []nat.Candidate{
-		{Kind: nat.Host, Addr: netip.MustParseAddrPort("203.0.113.7:51820")},
-		{Kind: nat.Reflexive, Addr: netip.MustParseAddrPort("203.0.113.7:51820")},
-	}
-	direct, dead := nat.PeerStatus{Path: nat.Direct}, nat.PeerStatus{Path: nat.Unreached}
-	missed, relayed := nat.PeerStatus{Path: nat.Unreached, Missed: true}, nat.PeerStatus{Path: nat.ByRelay}
 	for _, test := range []struct {
-		name   string
-		status nat.Status
-		want   bool
+		name  string
+		reach nat.Reach
+		want  bool
 	}{
-		{"nobody", nat.Status{}, false},
-		{"a symmetric translator", nat.Status{Mapping: nat.Symmetric}, true},
-		{"all reached", nat.Status{Translated: true, Peers: []nat.PeerStatus{direct}}, false},
-		{"public, and one is switched off", nat.Status{Candidates: public, Peers: []nat.PeerStatus{direct, dead}}, false},
-		{"public, and one is missed", nat.Status{Candidates: public, Peers: []nat.PeerStatus{direct, missed}}, false},
-		{"public, and the only one is missed", nat.Status{Candidates: public, Peers: []nat.PeerStatus{missed}}, true},
-		{"translated, and one is switched off", nat.Status{Translated: true, Peers: []nat.PeerStatus{direct, dead}}, false},
-		{"translated, and one is missed", nat.Status{Translated: true, Peers: []nat.PeerStatus{direct, missed}}, true},
-		{"by a relay", nat.Status{Peers: []nat.PeerStatus{direct, relayed}}, true},
+		{"nobody", nat.Reach{}, false},
+		{"a symmetric translator", nat.Reach{Mapping: nat.Symmetric}, true},
+		{"all reached", nat.Reach{Translated: true, Unaided: 1}, false},
+		{"public, and one is missed", nat.Reach{Unaided: 1, Missed: 1}, false},
+		{"public, and the only one is missed", nat.Reach{Missed: 1}, true},
+		{"translated, and one is missed", nat.Reach{Translated: true, Unaided: 1, Missed: 1}, true},
+		{"by a relay", nat.Reach{Unaided: 1, Relayed: 1}, true},
 	} {
-		if got := needsRelay(test.status); got != test.want {
+		if got := needsRelay(test.reach); got != test.want {
 			t.Errorf("%s: %t, want %t", test.name, got, test.want)
 		}
 	}
@@ -66,6 +58,9 @@ func TestRelayCostsOnlyItself(t *testing.T) {
 		if err != nil {
 			t.Errorf("%s: %v", test.external, err)
 			continue
+		}
+		if offer := traversal.relayOffer(); offer != "" {
+			t.Errorf("%s: %q is offered before anything serves", test.external, offer)
 		}
 		if traversal.offer != test.offer || (traversal.server == nil) != (test.offer == "") {
 			t.Errorf("%s: offer %q, server %v", test.external, traversal.offer, traversal.server)

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -37,12 +38,15 @@ type traversal struct {
 	parts  *parts
 	agent  *nat.Agent
 	server *nat.RelayServer // nil if this node relays for nobody
-	offer  string           // what others are told of it
+	offer  string           // what others are told of it while it serves
 	look   chan struct{}    // whether a relay is needed may have changed
 
-	mu    sync.Mutex // guards the fields below
-	paths map[wgtypes.Key]netip.AddrPort
-	since map[nat.Candidate]time.Time
+	serving atomic.Bool // the own relay
+
+	mu     sync.Mutex // guards the fields below
+	paths  map[wgtypes.Key]netip.AddrPort
+	since  map[nat.Candidate]time.Time
+	offers []relay // of peers
 }
 
 // newTraversal returns nil if ways through NATs are not looked for. The device of
@@ -75,7 +79,7 @@ func (d *Dataplane) newTraversal(made *parts) (*traversal, error) {
 	if err != nil {
 		return nil, err
 	}
-	t.server, t.offer = d.newRelayServer(made)
+	t.server, t.offer = d.newRelayServer(made, func() { t.setServing(true) })
 	return t, nil
 }
 
@@ -99,7 +103,7 @@ func (t *traversal) run(ctx context.Context) error {
 	group.Go(func() error { t.followRelays(ctx); return nil })
 	t.again(ctx, group, "network watch", func(ctx context.Context) error { return nat.WatchNetwork(ctx, t.agent.Changed) })
 	if t.server != nil {
-		t.again(ctx, group, "relay", t.server.Run)
+		t.again(ctx, group, "relay", t.serveRelay)
 	}
 	return group.Wait()
 }
@@ -229,9 +233,13 @@ func (t *traversal) steer(peers []wireguard.Peer) []wireguard.Peer {
 	steered := slices.Clone(peers)
 	known := make(map[wgtypes.Key]bool, len(peers))
 	t.mu.Lock()
+	t.offers = nil
 	for i := range steered {
 		peer := &steered[i]
 		known[peer.PublicKey] = true
+		if offer, err := nat.ParseRelayOffer(nodes[peer.Node].Relay); err == nil {
+			t.offers = append(t.offers, relay{name: peer.Node, offer: offer, key: peer.PublicKey})
+		}
 		if node, is := nodes[peer.Node]; is && mayNeedWay(node) {
 			told = append(told, nat.Peer{Key: peer.PublicKey, Node: peer.Node, Endpoint: peer.Endpoint, Candidates: candidatesOf(node)})
 		}
@@ -245,6 +253,13 @@ func (t *traversal) steer(peers []wireguard.Peer) []wireguard.Peer {
 		t.server.SetPeers(relayPeers(nodes, told))
 	}
 	return steered
+}
+
+// relays are those that this node may use, best first.
+func (t *traversal) relays() []relay {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return relaysOf(t.plane.cfg.Node, t.offers, t.parts.nat.TURNServers)
 }
 
 // mayNeedWay leaves out peers that AddPeer added without a word of ways: they may
@@ -288,10 +303,7 @@ func (t *traversal) tellPath(news nat.PathNews) {
 	if t.plane.cfg.OnPeer != nil {
 		t.plane.cfg.OnPeer(PeerNews{Node: news.Node, PublicKey: news.Key, Endpoint: news.Remote, Connection: connectionOf(news.Path)})
 	}
-	select {
-	case t.look <- struct{}{}:
-	default:
-	}
+	t.lookAgain()
 }
 
 // Tick implements natTraversal.
@@ -316,7 +328,7 @@ func (t *traversal) Status() NATStatus {
 	}
 	if t.server != nil {
 		status.Relay = relayStatus(t.server.Stats())
-		status.Relay.Offer = t.offer
+		status.Relay.Offer = t.relayOffer()
 	}
 	slices.SortFunc(status.Peers, func(a, b NATPath) int { return cmp.Compare(a.Node, b.Node) })
 	return status

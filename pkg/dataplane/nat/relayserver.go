@@ -63,6 +63,8 @@ type RelayConfig struct {
 	// external address: for a client that can reach nothing but its relay. Zero is
 	// none.
 	WireGuardPort uint16
+	// OnServing is called when Run serves from now on; nil is fine.
+	OnServing func()
 	// Local returns this node's addresses with their networks; nil asks the
 	// system.
 	Local func() ([]netip.Prefix, error)
@@ -194,6 +196,9 @@ func (r *RelayServer) Run(ctx context.Context) error {
 		return err
 	}
 	r.cfg.Log.Info("relay serves", "ip", fmt.Sprint(r.cfg.External), "port", r.cfg.ListenPort)
+	if r.cfg.OnServing != nil {
+		r.cfg.OnServing()
+	}
 	err = r.wait(ctx)
 	closeErr := server.Close()
 	r.sessions.closeIf(func(string) bool { return true })
