@@ -47,6 +47,14 @@ type traversal struct {
 	paths  map[wgtypes.Key]netip.AddrPort
 	since  map[nat.Candidate]time.Time
 	offers []relay // of peers
+	// published is where the node set said that peers are, when it was last told.
+	published map[wgtypes.Key]published
+}
+
+// published is where a peer is as the node set says, by address or by name.
+type published struct {
+	endpoint netip.AddrPort
+	host     string
 }
 
 // newTraversal returns nil if ways through NATs are not looked for. The device of
@@ -231,12 +239,15 @@ func (t *traversal) steer(peers []wireguard.Peer) []wireguard.Peer {
 	nodes := t.plane.nodesByName()
 	told := make([]nat.Peer, 0, len(peers))
 	steered := slices.Clone(peers)
-	known := make(map[wgtypes.Key]bool, len(peers))
+	said := make(map[wgtypes.Key]published, len(peers))
 	t.mu.Lock()
 	t.offers = nil
 	for i := range steered {
 		peer := &steered[i]
-		known[peer.PublicKey] = true
+		said[peer.PublicKey] = published{peer.Endpoint, peer.Host}
+		if before, known := t.published[peer.PublicKey]; known && before != said[peer.PublicKey] {
+			delete(t.paths, peer.PublicKey) // it moved, so what was found may well be void
+		}
 		if offer, err := nat.ParseRelayOffer(nodes[peer.Node].Relay); err == nil {
 			t.offers = append(t.offers, relay{name: peer.Node, offer: offer, key: peer.PublicKey})
 		}
@@ -245,7 +256,8 @@ func (t *traversal) steer(peers []wireguard.Peer) []wireguard.Peer {
 		}
 		*peer = t.steered(*peer)
 	}
-	maps.DeleteFunc(t.paths, func(key wgtypes.Key, _ netip.AddrPort) bool { return !known[key] })
+	t.published = said
+	maps.DeleteFunc(t.paths, func(key wgtypes.Key, _ netip.AddrPort) bool { _, known := said[key]; return !known })
 	t.mu.Unlock()
 	t.agent.SetPeers(told)
 	if t.server != nil {
