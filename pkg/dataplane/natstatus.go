@@ -70,8 +70,11 @@ type NATPath struct {
 type NATChecks struct {
 	// Sent are those of this node, Answered those of them that had an answer.
 	Sent, Answered uint64
-	// Refused are packets that claim to be a peer's check and are not.
+	// Refused are STUN packets that nobody had a reason to send: malformed, without
+	// a peer's key, or answers that are late or not from where was asked.
 	Refused uint64
+	// Dropped are STUN packets that were not looked at, because there were too many.
+	Dropped uint64
 }
 
 // RelayStatus counts what this node relays for others.
@@ -82,8 +85,18 @@ type RelayStatus struct {
 	Sessions int
 	// Bytes were passed on, in either direction.
 	Bytes uint64
-	// Refused are requests that were refused, and packets to where none may go.
-	Refused uint64
+	// Refused counts by reason the requests that were refused, and the packets that
+	// were not passed on.
+	Refused map[string]uint64
+}
+
+// RefusedInAll is the sum over all reasons.
+func (s RelayStatus) RefusedInAll() uint64 {
+	var sum uint64
+	for _, n := range s.Refused {
+		sum += n
+	}
+	return sum
 }
 
 // natTraversal finds ways through NATs. Safe for concurrent use.

@@ -210,15 +210,34 @@ func text(addr netip.AddrPort) string {
 
 // relayStatus sums up what this node's relay counts.
 func relayStatus(stats *nat.RelayStats) *RelayStatus {
-	refused := []*atomic.Uint64{
-		&stats.Malformed, &stats.Oversized, &stats.Expired, &stats.Unknown, &stats.WrongPassword, &stats.Replayed, &stats.Hasty, &stats.Amplifying,
-		&stats.Full, &stats.Unsupported, &stats.Connections, &stats.ForbiddenPeer, &stats.ForbiddenSelf, &stats.Stranger, &stats.Throttled,
+	status := &RelayStatus{
+		Sessions: int(stats.Sessions.Load()), Bytes: stats.ToPeers.Load() + stats.ToClients.Load(), Refused: map[string]uint64{},
 	}
-	status := &RelayStatus{Sessions: int(stats.Sessions.Load()), Bytes: stats.ToPeers.Load() + stats.ToClients.Load()}
-	for _, counter := range refused {
-		status.Refused += counter.Load()
+	for reason, counter := range relayRefusals(stats) {
+		status.Refused[reason] = counter.Load()
 	}
 	return status
+}
+
+// relayRefusals are the counters of what a relay refuses, by reason.
+func relayRefusals(stats *nat.RelayStats) map[string]*atomic.Uint64 {
+	return map[string]*atomic.Uint64{
+		"malformed":      &stats.Malformed,
+		"oversized":      &stats.Oversized,
+		"expired":        &stats.Expired,
+		"unknown":        &stats.Unknown,
+		"wrong_password": &stats.WrongPassword,
+		"replayed":       &stats.Replayed,
+		"hasty":          &stats.Hasty,
+		"amplifying":     &stats.Amplifying,
+		"full":           &stats.Full,
+		"unsupported":    &stats.Unsupported,
+		"connections":    &stats.Connections,
+		"forbidden_peer": &stats.ForbiddenPeer,
+		"forbidden_self": &stats.ForbiddenSelf,
+		"stranger":       &stats.Stranger,
+		"throttled":      &stats.Throttled,
+	}
 }
 
 // RelayOffer says how this node's relay is reached, for others to know; it is

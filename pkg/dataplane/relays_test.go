@@ -3,6 +3,9 @@ package dataplane
 import (
 	"log/slog"
 	"net/netip"
+	"reflect"
+	"slices"
+	"sync/atomic"
 	"testing"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
@@ -65,5 +68,29 @@ func TestRelayCostsOnlyItself(t *testing.T) {
 		if traversal.offer != test.offer || (traversal.server == nil) != (test.offer == "") {
 			t.Errorf("%s: offer %q, server %v", test.external, traversal.offer, traversal.server)
 		}
+	}
+}
+
+// TestEveryRefusalIsShown finds the counters of a relay that no reason stands for.
+func TestEveryRefusalIsShown(t *testing.T) {
+	notRefused := []string{"Sessions", "Allocated", "ToPeers", "ToClients", "Unauthenticated", "Answered"}
+	stats := &nat.RelayStats{}
+	counted := map[*atomic.Uint64]bool{}
+	for _, counter := range relayRefusals(stats) {
+		counted[counter] = true
+	}
+	fields := reflect.ValueOf(stats).Elem()
+	for i := range fields.NumField() {
+		name := fields.Type().Field(i).Name
+		counter, is := fields.Field(i).Addr().Interface().(*atomic.Uint64)
+		if is && counted[counter] == slices.Contains(notRefused, name) {
+			t.Errorf("%s: shown as a refusal: %t", name, counted[counter])
+		}
+	}
+	stats.Stranger.Add(2)
+	stats.Expired.Add(3)
+	status := relayStatus(stats)
+	if status.Refused["stranger"] != 2 || status.Refused["expired"] != 3 || status.RefusedInAll() != 5 {
+		t.Errorf("refused %v", status.Refused)
 	}
 }

@@ -324,7 +324,7 @@ func (t *traversal) Tick(ctx context.Context) error { return t.agent.Tick(ctx) }
 // Status implements natTraversal.
 func (t *traversal) Status() NATStatus {
 	known := t.agent.Status()
-	status := NATStatus{Enabled: true, Checks: NATChecks{Sent: known.Sent, Answered: known.Answered, Refused: known.Refused}}
+	status := NATStatus{Enabled: true, Checks: NATChecks{Sent: known.Sent, Answered: known.Answered, Refused: known.Refused, Dropped: known.Dropped}}
 	if known.Mapping != nat.MappingUnknown {
 		status.Mapping = string(known.Mapping)
 	}

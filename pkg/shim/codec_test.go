@@ -247,7 +247,7 @@ func responseVectors() []struct {
 				`"segments":[{"name":"web","bridge":"zl-web-b","ports":3,"mode":"dedicated"}],` +
 				`"nat":{"enabled":true,"nat_type":"symmetric","candidates":[{"candidate_type":"server_reflexive","address":"[2001:db8::1]:51820","priority":50,"discovered_at":1700000000}],` +
 				`"peers":[{"public_key":"` + keyB + `","node":"n2","connection_type":"hole-punched","endpoint":"192.0.2.2:4000","rtt_micros":23000,"since_unix_secs":1700000100}],` +
-				`"relay":{"offer":"udp=192.0.2.1:3478","sessions":2,"bytes":4096,"refused":1}}}`,
+				`"relay":{"offer":"udp=192.0.2.1:3478","sessions":2,"bytes":4096,"refused":1,"refused_for":{"stranger":1}}}}`,
 			&StatusSnapshot{
 				PeerCount: 1, ServiceCount: 1, Peers: []PeerStatus{{PublicKey: keyB, Health: HealthUnhealthy, HealthReason: "3 probes lost", RTTMicros: 420}},
 				DedicatedServices: []DedicatedServiceStatus{{
@@ -260,7 +260,7 @@ func responseVectors() []struct {
 					Enabled: true, NATType: "symmetric",
 					Candidates: []NATCandidate{{Type: CandidateServerReflexive, Address: netip.MustParseAddrPort("[2001:db8::1]:51820"), Priority: 50, DiscoveredUnixSecs: 1700000000}},
 					Peers:      []NATPeer{{PublicKey: keyB, Node: "n2", Connection: ConnectionHolePunched, Endpoint: "192.0.2.2:4000", RTTMicros: 23000, SinceUnixSecs: 1700000100}},
-					Relay:      &NATRelay{Offer: "udp=192.0.2.1:3478", Sessions: 2, Bytes: 4096, Refused: 1},
+					Relay:      &NATRelay{Offer: "udp=192.0.2.1:3478", Sessions: 2, Bytes: 4096, Refused: 1, RefusedFor: map[string]uint64{"stranger": 1}},
 				},
 			},
 		},

@@ -215,7 +215,9 @@ type NATRelay struct {
 	Offer    string `json:"offer"`    // how it is reached, for PeerSpec's Relay and the nodes file
 	Sessions uint32 `json:"sessions"` // that stand now
 	Bytes    uint64 `json:"bytes"`    // passed on, in either direction
-	Refused  uint64 `json:"refused"`  // requests, and packets to where none may go
+	Refused  uint64 `json:"refused"`  // requests, and packets that were not passed on
+
+	RefusedFor map[string]uint64 `json:"refused_for,omitempty"` // the same by reason
 }
 
 // ConnectionType says how a peer is reached.
