@@ -87,6 +87,7 @@ nat:
     external_addr: 198.51.100.1:3479
     tls_port: 5349
     max_sessions: 7
+    forbidden: [10.96.0.0/12]
 metricsAddress: "[::1]:9000"
 handover: true
 logLevel: debug
@@ -153,7 +154,7 @@ func TestConfigFileSetsEveryKey(t *testing.T) {
 			STUNServers:          []shim.STUNServer{{Address: "stun.example:3478"}, {Address: "[2001:db8::1]:3478", Label: "ours"}},
 			TURNServers:          []shim.TURNServer{{Address: "turn.example:3478", Username: "me", Region: "eu"}, {Address: "192.0.2.9:3478", Username: "us"}},
 			HolePunchTimeoutSecs: 5, STUNRefreshIntervalSecs: 30, MaxCandidatePairs: 4,
-			RelayServer: &shim.RelayServer{ListenPort: 3478, ExternalAddr: netip.MustParseAddrPort("198.51.100.1:3479"), TLSPort: 5349, MaxSessions: 7},
+			RelayServer: &shim.RelayServer{ListenPort: 3478, ExternalAddr: netip.MustParseAddrPort("198.51.100.1:3479"), TLSPort: 5349, MaxSessions: 7, Forbidden: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12")}},
 		},
 		TURNCredentialFiles: []string{"", ""},
 		MetricsAddress:      netip.MustParseAddrPort("[::1]:9000"),
@@ -170,7 +171,7 @@ func TestFlagsOverrideTheFile(t *testing.T) {
 		"--node-name=flagged", "--cluster-cidrs=10.30.0.0/16", "--cluster-cidrs=fd30::/48", "--slice-bits-ipv4=25", "--slice-bits-ipv6=80",
 		"--nodes-file=/f", "--socket=/run/f.sock", "--state-dir=/fs", "--sysctl-dir=/s", "--cni-bin-dir=", "--cni-conf-dir=/c", "--listen-port=4", "--backend=kernel", "--mtu=1400", "--masquerade=true",
 		"--nat-enabled=true", "--nat-stun-servers=a.example:1,address=b.example:2;label=b", "--nat-turn-servers=address=c.example:3;username=you", "--nat-hole-punch-timeout-secs=6",
-		"--nat-stun-refresh-interval-secs=31", "--nat-max-candidate-pairs=5", "--nat-relay-listen-port=1", "--nat-relay-external-addr=[2001:db8::2]:2", "--nat-relay-tls-port=9", "--nat-relay-max-sessions=8",
+		"--nat-stun-refresh-interval-secs=31", "--nat-max-candidate-pairs=5", "--nat-relay-listen-port=1", "--nat-relay-external-addr=[2001:db8::2]:2", "--nat-relay-tls-port=9", "--nat-relay-max-sessions=8", "--nat-relay-forbidden=fd96::/112",
 		"--masquerade-exclusions=", "--metrics-address=", "--handover=false", "--log-level=warn", "--log-format=text")
 	if err != nil {
 		t.Fatal(err)
@@ -183,7 +184,7 @@ func TestFlagsOverrideTheFile(t *testing.T) {
 			Enabled: true, STUNServers: []shim.STUNServer{{Address: "a.example:1"}, {Address: "b.example:2", Label: "b"}},
 			TURNServers:          []shim.TURNServer{{Address: "c.example:3", Username: "you"}},
 			HolePunchTimeoutSecs: 6, STUNRefreshIntervalSecs: 31, MaxCandidatePairs: 5,
-			RelayServer: &shim.RelayServer{ListenPort: 1, ExternalAddr: netip.MustParseAddrPort("[2001:db8::2]:2"), TLSPort: 9, MaxSessions: 8},
+			RelayServer: &shim.RelayServer{ListenPort: 1, ExternalAddr: netip.MustParseAddrPort("[2001:db8::2]:2"), TLSPort: 9, MaxSessions: 8, Forbidden: []netip.Prefix{netip.MustParsePrefix("fd96::/112")}},
 		},
 		TURNCredentialFiles: []string{""},
 		LogLevel:            slog.LevelWarn, LogFormat: "text",

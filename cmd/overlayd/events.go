@@ -1,7 +1,10 @@
 package main
 
 import (
+	"strings"
+
 	"github.com/zlayer/zlayer-cni/pkg/dataplane"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/nat"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
 	"github.com/zlayer/zlayer-cni/pkg/shim"
 )
@@ -17,11 +20,22 @@ func (d *daemon) peerChanged(news dataplane.PeerNews) {
 	}
 }
 
+// candidatesEvent tells where this node may be reached by now.
+func candidatesEvent(own []nat.Candidate, relay string) shim.Event {
+	texts := []string{}
+	if text := nat.FormatCandidates(own); text != "" { // no more than others take
+		texts = strings.Split(text, ",")
+	}
+	return &shim.NATCandidatesChanged{Candidates: texts, Relay: relay}
+}
+
 func peerEvent(news dataplane.PeerNews) shim.Event {
 	if news.Answers {
 		return &shim.PeerHealthChanged{Pubkey: news.PublicKey.String(), Healthy: news.Health.State == wireguard.Healthy}
 	}
-	return &shim.NATEndpointChanged{
-		Pubkey: news.PublicKey.String(), Endpoint: news.Endpoint.String(), Connection: shim.ConnectionType(news.Connection),
+	event := &shim.NATEndpointChanged{Pubkey: news.PublicKey.String(), Connection: shim.ConnectionType(news.Connection)}
+	if news.Endpoint.IsValid() {
+		event.Endpoint = news.Endpoint.String()
 	}
+	return event
 }

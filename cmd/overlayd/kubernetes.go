@@ -67,8 +67,10 @@ func (d *daemon) serviceOfPod(ctx context.Context, pod *shim.Pod) (dataplane.Ser
 	return request, err
 }
 
-// candidatesChanged has the cluster told of where this node may be reached.
+// candidatesChanged has the cluster, and subscribers, told of where this node may
+// be reached.
 func (d *daemon) candidatesChanged() {
+	d.events.Publish(candidatesEvent(d.plane.Candidates(), d.plane.RelayOffer()))
 	if d.cluster != nil {
 		d.cluster.CandidatesChanged()
 	}

@@ -28,7 +28,10 @@ func natConfigOf(c shim.NATConfig) dataplane.NATConfig {
 		})
 	}
 	if relay := c.RelayServer; relay != nil {
-		config.Relay = &dataplane.RelayConfig{ListenPort: relay.ListenPort, External: unmapped(relay.ExternalAddr), TLSPort: relay.TLSPort, MaxSessions: int(min(relay.MaxSessions, maxRelaySessions))}
+		config.Relay = &dataplane.RelayConfig{
+			ListenPort: relay.ListenPort, External: unmapped(relay.ExternalAddr), TLSPort: relay.TLSPort,
+			MaxSessions: int(min(relay.MaxSessions, maxRelaySessions)), Forbidden: relay.Forbidden,
+		}
 	}
 	return config
 }

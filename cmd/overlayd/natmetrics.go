@@ -17,7 +17,7 @@ type natCollector struct {
 // natDescs describes the metrics of natCollector.
 type natDescs struct {
 	mapping, candidates, peers, roundTrip *prometheus.Desc
-	sent, answered, refused               *prometheus.Desc
+	sent, answered, refused, dropped      *prometheus.Desc
 	sessions, relayed, relayRefused       *prometheus.Desc
 }
 
@@ -32,10 +32,11 @@ func newNATCollector(status func() dataplane.NATStatus) *natCollector {
 		roundTrip:    desc("peer_round_trip_seconds", "Round trip of the last check of the way to a peer that was answered.", "node"),
 		sent:         desc("checks_sent_total", "Packets sent to try ways to peers."),
 		answered:     desc("checks_answered_total", "Packets sent to try ways to peers that had an answer."),
-		refused:      desc("checks_refused_total", "Packets that claim to be a peer's check and are not."),
+		refused:      desc("checks_refused_total", "STUN packets that nobody had a reason to send: malformed, without a peer's key, or answers that are late or not from where was asked."),
+		dropped:      desc("checks_dropped_total", "STUN packets that were not looked at, because there were too many."),
 		sessions:     desc("relay_sessions", "Allocations of others at this node's relay."),
 		relayed:      desc("relay_bytes_total", "Bytes that this node's relay passed on, in either direction."),
-		relayRefused: desc("relay_refused_total", "Requests that this node's relay refused, and packets to where none may go."),
+		relayRefused: desc("relay_refused_total", "Requests that this node's relay refused, and packets that it did not pass on, by reason.", "reason"),
 	}}
 }
 
@@ -43,7 +44,7 @@ func newNATCollector(status func() dataplane.NATStatus) *natCollector {
 func (c *natCollector) Describe(into chan<- *prometheus.Desc) {
 	d := c.descs
 	for _, desc := range []*prometheus.Desc{
-		d.mapping, d.candidates, d.peers, d.roundTrip, d.sent, d.answered, d.refused, d.sessions, d.relayed, d.relayRefused,
+		d.mapping, d.candidates, d.peers, d.roundTrip, d.sent, d.answered, d.refused, d.dropped, d.sessions, d.relayed, d.relayRefused,
 	} {
 		into <- desc
 	}
@@ -72,10 +73,13 @@ func (c *natCollector) Collect(into chan<- prometheus.Metric) {
 	s.counter(c.descs.sent, float64(status.Checks.Sent))
 	s.counter(c.descs.answered, float64(status.Checks.Answered))
 	s.counter(c.descs.refused, float64(status.Checks.Refused))
+	s.counter(c.descs.dropped, float64(status.Checks.Dropped))
 	if relay := status.Relay; relay != nil {
 		s.gauge(c.descs.sessions, float64(relay.Sessions))
 		s.counter(c.descs.relayed, float64(relay.Bytes))
-		s.counter(c.descs.relayRefused, float64(relay.Refused))
+		for reason, n := range relay.Refused {
+			s.counter(c.descs.relayRefused, float64(n), reason)
+		}
 	}
 }
 

@@ -45,9 +45,11 @@ func TestNATMetrics(t *testing.T) {
 		`overlayd_nat_checks_sent_total`:                            40,
 		`overlayd_nat_checks_answered_total`:                        30,
 		`overlayd_nat_checks_refused_total`:                         2,
+		`overlayd_nat_checks_dropped_total`:                         1,
 		`overlayd_nat_relay_sessions`:                               3,
 		`overlayd_nat_relay_bytes_total`:                            5 << 20,
-		`overlayd_nat_relay_refused_total`:                          4,
+		`overlayd_nat_relay_refused_total{reason="expired"}`:        3,
+		`overlayd_nat_relay_refused_total{reason="stranger"}`:       1,
 	}
 	if diff := cmp.Diff(want, natSamples(t, knownWays())); diff != "" {
 		t.Errorf("samples (-want +got):\n%s", diff)
@@ -55,7 +57,7 @@ func TestNATMetrics(t *testing.T) {
 	if got := natSamples(t, dataplane.NATStatus{}); len(got) > 0 {
 		t.Errorf("while it is off: %v", got)
 	}
-	if got := natSamples(t, dataplane.NATStatus{Enabled: true}); got[`overlayd_nat_mapping_info{mapping="unknown"}`] != 1 || len(got) != 11 {
+	if got := natSamples(t, dataplane.NATStatus{Enabled: true}); got[`overlayd_nat_mapping_info{mapping="unknown"}`] != 1 || len(got) != 12 {
 		t.Errorf("with nothing known: %v", got)
 	}
 }

@@ -76,6 +76,9 @@ func relaySettings() []setting {
 		}, {
 			key: "nat.relay_server.max_sessions", flag: "nat-relay-max-sessions", kind: number, usage: fmt.Sprintf("how many nodes may use this node's relay at a time (default %d)", defaultRelaySessions),
 			set: func(c *Config, v []string) error { return setUint(&relay(c).MaxSessions, v[0], maxRelaySessions) },
+		}, {
+			key: "nat.relay_server.forbidden", flag: "nat-relay-forbidden", kind: list, usage: "ranges to which this node's relay passes nothing on, besides pods and, where kubeadm tells them, services",
+			set: func(c *Config, v []string) (err error) { relay(c).Forbidden, err = parsePrefixes(v); return err },
 		},
 	}
 }

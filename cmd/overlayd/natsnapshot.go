@@ -35,7 +35,9 @@ func natStatusOf(status dataplane.NATStatus) *shim.NATStatus {
 		told.Peers = append(told.Peers, peer)
 	}
 	if relay := status.Relay; relay != nil {
-		told.Relay = &shim.NATRelay{Offer: relay.Offer, Sessions: uint32(relay.Sessions), Bytes: relay.Bytes, Refused: relay.Refused}
+		told.Relay = &shim.NATRelay{
+			Offer: relay.Offer, Sessions: uint32(relay.Sessions), Bytes: relay.Bytes, Refused: relay.RefusedInAll(), RefusedFor: relay.Refused,
+		}
 	}
 	return told
 }

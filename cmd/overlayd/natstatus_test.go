@@ -28,8 +28,10 @@ func knownWays() dataplane.NATStatus {
 			{Node: "node-b", PublicKey: wgtypes.Key{1}, Connection: dataplane.HolePunched, Endpoint: addr("203.0.113.9:40002"), RTT: 23 * time.Millisecond, Since: noon.Add(-72 * time.Second)},
 			{Node: "node-c", PublicKey: wgtypes.Key{2}},
 		},
-		Checks: dataplane.NATChecks{Sent: 40, Answered: 30, Refused: 2},
-		Relay:  &dataplane.RelayStatus{Offer: "udp=203.0.113.1:3478", Sessions: 3, Bytes: 5 << 20, Refused: 4},
+		Checks: dataplane.NATChecks{Sent: 40, Answered: 30, Refused: 2, Dropped: 1},
+		Relay: &dataplane.RelayStatus{
+			Offer: "udp=203.0.113.1:3478", Sessions: 3, Bytes: 5 << 20, Refused: map[string]uint64{"expired": 3, "stranger": 1},
+		},
 	}
 }
 
@@ -45,7 +47,9 @@ func TestNATStatusOf(t *testing.T) {
 			{PublicKey: wgtypes.Key{1}.String(), Node: "node-b", Connection: shim.ConnectionHolePunched, Endpoint: "203.0.113.9:40002", RTTMicros: 23000, SinceUnixSecs: noon.Unix() - 72},
 			{PublicKey: wgtypes.Key{2}.String(), Node: "node-c"},
 		},
-		Relay: &shim.NATRelay{Offer: "udp=203.0.113.1:3478", Sessions: 3, Bytes: 5 << 20, Refused: 4},
+		Relay: &shim.NATRelay{
+			Offer: "udp=203.0.113.1:3478", Sessions: 3, Bytes: 5 << 20, Refused: 4, RefusedFor: map[string]uint64{"expired": 3, "stranger": 1},
+		},
 	}
 	if diff := cmp.Diff(want, natStatusOf(knownWays()), compareConfigs); diff != "" {
 		t.Errorf("status (-want +got):\n%s", diff)

@@ -82,7 +82,7 @@ func (d *daemon) changePeer(ctx context.Context, request shim.Request) error {
 const noEndpoint = "0.0.0.0:0"
 
 func addedPeer(r *shim.AddPeer) (dataplane.AddedPeer, error) {
-	peer := dataplane.AddedPeer{Service: r.Scope.Service, PublicKey: r.PublicKey, Endpoint: r.Endpoint, AllowedIPs: r.AllowedIPs}
+	peer := dataplane.AddedPeer{Service: r.Scope.Service, PublicKey: r.PublicKey, Endpoint: r.Endpoint, AllowedIPs: r.AllowedIPs, Candidates: r.Candidates, Relay: r.Relay}
 	if peer.Endpoint == noEndpoint {
 		peer.Endpoint = ""
 	}

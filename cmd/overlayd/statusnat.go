@@ -18,7 +18,7 @@ func (p *page) nat(status *shim.NATStatus, now time.Time) {
 	fmt.Fprintf(&p.text, "\nNAT\n")
 	rows := [][]string{{"Mapping:", cmp.Or(status.NATType, "unknown")}}
 	if relay := status.Relay; relay != nil {
-		rows = append(rows, []string{"Relay:", fmt.Sprintf("%d sessions, %s relayed, %d refused", relay.Sessions, traffic(relay.Bytes), relay.Refused)}, []string{"", relay.Offer})
+		rows = append(rows, []string{"Relay:", fmt.Sprintf("%d sessions, %s relayed, %d refused", relay.Sessions, traffic(relay.Bytes), relay.Refused)}, []string{"", cmp.Or(relay.Offer, "does not serve: see the log")})
 	}
 	for i, candidate := range status.Candidates {
 		label := ""

@@ -7,9 +7,11 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/nat"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
 )
 
@@ -34,13 +36,63 @@ type AddedPeer struct {
 	AllowedIPs []netip.Prefix `json:"allowedIPs"`
 	// Keepalive is in nanoseconds, zero for none.
 	Keepalive time.Duration `json:"keepalive,omitempty"`
+	// Candidates and Relay are as a Node's, for the cluster's device alone. A peer
+	// without either is left to WireGuard.
+	Candidates []string `json:"candidates,omitempty"`
+	Relay      string   `json:"relay,omitempty"`
 }
 
 func (p AddedPeer) recordName() string { return p.PublicKey + " " + p.Service }
 
 // node is the peer as the planner takes it, behind all nodes.
 func (p AddedPeer) node() Node {
-	return Node{Name: addedName(p.PublicKey), PublicKey: p.PublicKey, Endpoint: p.Endpoint, Slices: p.AllowedIPs, Keepalive: p.Keepalive}
+	return Node{
+		Name: addedName(p.PublicKey), PublicKey: p.PublicKey, Endpoint: p.Endpoint, Slices: p.AllowedIPs, Keepalive: p.Keepalive,
+		Candidates: p.Candidates, Relay: p.Relay,
+	}
+}
+
+// equal tells whether both say the same.
+func (p AddedPeer) equal(o AddedPeer) bool {
+	return p.recordName() == o.recordName() && p.node().Equal(o.node())
+}
+
+// maxAddedCandidates bounds what is read of a peer's candidates. A node may show
+// more in its status than it tells others.
+const maxAddedCandidates = 4 * nat.MaxCandidates
+
+// setWays reads what a peer says of ways through NATs, and keeps as much as a node
+// of the set may say. Packets to an address in the overlay would wind up in the
+// tunnel again.
+func (p *AddedPeer) setWays(cluster []netip.Prefix) error {
+	if p.Service != "" && (len(p.Candidates) > 0 || p.Relay != "") {
+		return fmt.Errorf("candidates, relay: a service's device is not taken through NATs: %w", ErrInvalid)
+	}
+	if len(p.Candidates) > maxAddedCandidates {
+		return fmt.Errorf("candidates: %d of them, more than %d: %w", len(p.Candidates), maxAddedCandidates, ErrInvalid)
+	}
+	var candidates []nat.Candidate
+	for i, text := range p.Candidates {
+		candidate, err := nat.ParseCandidate(text)
+		inside := func(prefix netip.Prefix) bool { return prefix.Contains(candidate.Addr.Addr()) }
+		if err == nil && slices.ContainsFunc(cluster, inside) {
+			err = fmt.Errorf("candidate %q lies in the overlay", text)
+		}
+		if err != nil {
+			return fmt.Errorf("candidates: item %d: %w: %w", i, err, ErrInvalid)
+		}
+		candidates = append(candidates, candidate)
+	}
+	p.Candidates = nil
+	if text := nat.FormatCandidates(candidates); text != "" {
+		p.Candidates = strings.Split(text, ",")
+	}
+	if p.Relay != "" {
+		if _, err := nat.ParseRelayOffer(p.Relay); err != nil {
+			return fmt.Errorf("relay: %w: %w", err, ErrInvalid)
+		}
+	}
+	return nil
 }
 
 // addedName names a peer that no node set names. No node's name has a space.
@@ -124,8 +176,11 @@ func (d *Dataplane) AddPeer(ctx context.Context, peer AddedPeer) error {
 
 // addPeer is AddPeer for whoever holds d.added.changing.
 func (d *Dataplane) addPeer(ctx context.Context, peer AddedPeer) error {
+	if err := peer.setWays(d.clusterPrefixes()); err != nil {
+		return fmt.Errorf("add peer %s: %w", peer.PublicKey, err)
+	}
 	before, known := d.added.get(peer.Service, peer.PublicKey)
-	if known && before.Endpoint == peer.Endpoint && before.Keepalive == peer.Keepalive && slices.Equal(before.AllowedIPs, peer.AllowedIPs) {
+	if known && before.equal(peer) {
 		return nil
 	}
 	if err := d.changeAdded(ctx, peer, true); err != nil {

@@ -4,12 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/nat"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
 )
 
@@ -114,6 +116,64 @@ func TestAddedPeerIsAsItWasLastSaid(t *testing.T) {
 		}
 		wantFiles(t, d, peersDir, 0)
 	})
+}
+
+// TestAddedPeersSayHowTheyAreReached is about what they tell of ways through NATs.
+func TestAddedPeersSayHowTheyAreReached(t *testing.T) {
+	d := newRunningPlane(t)
+	many := make([]string, 0, 20)
+	for i := range 20 {
+		many = append(many, fmt.Sprintf("host/192.0.2.%d:51820", 100+i))
+	}
+	for _, test := range []struct {
+		name       string
+		service    string
+		candidates []string
+		relay      string
+		want       []string
+		reason     string
+	}{
+		{name: "nothing"},
+		{
+			name: "the best first", candidates: []string{"relay/192.0.2.5:49152", "host/192.168.1.2:51820", "host/192.168.1.2:51820"}, relay: "udp=192.0.2.1:3478",
+			want: []string{"host/192.168.1.2:51820", "relay/192.0.2.5:49152"},
+		},
+		{name: "more than a node tells", candidates: many, want: many[:nat.MaxCandidates]},
+		{name: "a relay alone", relay: "udp=192.0.2.1:3478"},
+		{name: "many more", candidates: make([]string, 65), reason: "candidates: 65 of them"},
+		{name: "garbage", candidates: []string{"host/192.168.1.2:51820", "garbage"}, reason: "candidates: item 1"},
+		{name: "in the overlay", candidates: []string{"host/10.200.9.1:51820"}, reason: "lies in the overlay"},
+		{name: "a relay that is none", relay: "garbage", reason: "relay: "},
+		{name: "a service's", service: "bank", candidates: []string{"host/192.168.1.2:51820"}, reason: "a service's device"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			peer := AddedPeer{Service: test.service, PublicKey: newPublicKey(t), AllowedIPs: prefixes("10.200.9.0/24"), Candidates: test.candidates, Relay: test.relay}
+			err := d.AddPeer(t.Context(), peer)
+			if test.reason != "" {
+				if !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), test.reason) {
+					t.Errorf("error %v, want one that is invalid and says %q", err, test.reason)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			node := d.nodesByName()[addedName(peer.PublicKey)]
+			if diff := cmp.Diff(test.want, node.Candidates); diff != "" || node.Relay != test.relay {
+				t.Errorf("relay %q, want %q; candidates (-want +got)\n%s", node.Relay, test.relay, diff)
+			}
+			if got, want := mayNeedWay(node), test.want != nil || test.relay != ""; got != want {
+				t.Errorf("it may need a way: %t, want %t", got, want)
+			}
+			again, err := loadAdded(d.cfg.StateDir)
+			if err != nil || len(again.of("")) != 1 || !again.of("")[0].Equal(node) {
+				t.Errorf("after a restart %+v (%v), want %+v", again.of(""), err, node)
+			}
+			if err := d.RemovePeer(t.Context(), "", peer.PublicKey); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
 }
 
 func TestRestartKeepsAddedPeers(t *testing.T) {

@@ -108,16 +108,17 @@ type Dataplane struct {
 
 	setNodes turn // serializes what changes with the node set; taken before mu
 
-	mu       sync.Mutex          // guards the fields below
-	parts    *parts              // nil until this node has slices
-	nodes    []Node              // the wanted set; never written to
-	cluster  []netip.Prefix      // of the wanted set; never written to
-	peers    []wireguard.Peer    // of the cluster's device, without guests; never written to
-	problems []wireguard.Problem // what SetNodes refused
-	waiting  string              // why parts is nil, or what is wrong with this node's own entry
-	moved    bool                // the set gives this node other slices than parts has
-	fault    error               // the last resync's, nil when all was well
-	nat      natTraversal        // finds ways through NATs, nil while that is off
+	mu           sync.Mutex          // guards the fields below
+	parts        *parts              // nil until this node has slices
+	nodes        []Node              // the wanted set; never written to
+	cluster      []netip.Prefix      // of the wanted set; never written to
+	serviceCIDRs []netip.Prefix      // of the wanted set; never written to
+	peers        []wireguard.Peer    // of the cluster's device, without guests; never written to
+	problems     []wireguard.Problem // what SetNodes refused
+	waiting      string              // why parts is nil, or what is wrong with this node's own entry
+	moved        bool                // the set gives this node other slices than parts has
+	fault        error               // the last resync's, nil when all was well
+	nat          natTraversal        // finds ways through NATs, nil while that is off
 }
 
 // turn is a lock that is waited for no longer than a context. The zero value is

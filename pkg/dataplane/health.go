@@ -20,17 +20,19 @@ const (
 	probeTimeout = 2 * time.Second
 )
 
-// PeerNews is what changed of a peer, of the cluster's device or a service's.
+// PeerNews is what changed of a peer, of the cluster's device or a service's:
+// either whether it answers, or how it is reached.
 type PeerNews struct {
 	// Node is the peer's name, PublicKey its key.
 	Node      string
 	PublicKey wgtypes.Key
-	// Health says whether it answers, and Answers whether that it does or does not is what changed.
+	// Health says whether it answers, if Answers says that this is what changed.
 	Health  wireguard.PeerHealth
 	Answers bool
-	// Endpoint is where it is reached now, if that changed since it was first known; else the zero value.
+	// Endpoint is where it is reached now, the zero value if at none. By a relay of
+	// this node that is the peer's address, too.
 	Endpoint netip.AddrPort
-	// Connection says how, if Endpoint is set and ways through NATs were looked for.
+	// Connection says how, if ways through NATs were looked for.
 	Connection Connection
 }
 
@@ -197,14 +199,14 @@ func (t *healthTracker) news(changes []wireguard.HealthChange, peers []wireguard
 	return news
 }
 
-// tellPeers logs and passes on what changed.
+// tellPeers logs and passes on what changed. Where peers are for which a way
+// through NATs is looked for, traversal tells: it knows it sooner.
 func (d *Dataplane) tellPeers(news []PeerNews) {
-	paths := d.natPaths()
 	for _, one := range news {
 		switch {
+		case !one.Answers && d.traversed(one):
+			continue
 		case !one.Answers:
-			path := paths[one.PublicKey]
-			one.Connection, one.Endpoint = path.Connection, path.shown(one.Endpoint)
 			d.log.Info("peer is reached elsewhere", "op", "health", "node", one.Node, "endpoint", one.Endpoint)
 		case one.Health.State == wireguard.Unhealthy:
 			d.log.Warn("peer does not answer", "op", "health", "node", one.Node, "reason", one.Health.Reason)
@@ -215,6 +217,17 @@ func (d *Dataplane) tellPeers(news []PeerNews) {
 			d.cfg.OnPeer(one)
 		}
 	}
+}
+
+// traversed tells whether a peer's endpoint is a matter of NAT traversal. At a
+// loopback address is a relay's client.
+func (d *Dataplane) traversed(news PeerNews) bool {
+	traversal := d.traversal()
+	if traversal == nil {
+		return false
+	}
+	_, looked := traversal.Path(news.PublicKey)
+	return looked || news.Endpoint.Addr().IsLoopback()
 }
 
 // SilentNodes are the nodes that do not answer, in the order of the node set.

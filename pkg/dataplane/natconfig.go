@@ -49,6 +49,9 @@ type RelayConfig struct {
 	TLSPort uint16
 	// MaxSessions bounds how many nodes use it at a time.
 	MaxSessions int
+	// Forbidden are prefixes to which it passes nothing on, besides pods, services,
+	// and what belongs to this node alone.
+	Forbidden []netip.Prefix
 }
 
 // Credential is a password. It prints as a placeholder; convert it to string to

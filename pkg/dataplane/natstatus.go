@@ -70,8 +70,11 @@ type NATPath struct {
 type NATChecks struct {
 	// Sent are those of this node, Answered those of them that had an answer.
 	Sent, Answered uint64
-	// Refused are packets that claim to be a peer's check and are not.
+	// Refused are STUN packets that nobody had a reason to send: malformed, without
+	// a peer's key, or answers that are late or not from where was asked.
 	Refused uint64
+	// Dropped are STUN packets that were not looked at, because there were too many.
+	Dropped uint64
 }
 
 // RelayStatus counts what this node relays for others.
@@ -82,14 +85,28 @@ type RelayStatus struct {
 	Sessions int
 	// Bytes were passed on, in either direction.
 	Bytes uint64
-	// Refused are requests that were refused, and packets to where none may go.
-	Refused uint64
+	// Refused counts by reason the requests that were refused, and the packets that
+	// were not passed on.
+	Refused map[string]uint64
+}
+
+// RefusedInAll is the sum over all reasons.
+func (s RelayStatus) RefusedInAll() uint64 {
+	var sum uint64
+	for _, n := range s.Refused {
+		sum += n
+	}
+	return sum
 }
 
 // natTraversal finds ways through NATs. Safe for concurrent use.
 type natTraversal interface {
 	// Status returns what is known now, without waiting for anybody.
 	Status() NATStatus
+	// Candidates returns those of Status.
+	Candidates() []nat.Candidate
+	// Path returns the way to a peer, and false if none was looked for.
+	Path(peer wgtypes.Key) (NATPath, bool)
 	// Tick does at once what else is done at intervals: it asks the servers, and
 	// looks for better ways. It returns when the servers have answered or not.
 	Tick(ctx context.Context) error
@@ -127,11 +144,11 @@ func (d *Dataplane) NATTick(ctx context.Context) error {
 // Candidates are the addresses at which this node may be reached, for others to
 // know. Config.OnCandidates tells when they change.
 func (d *Dataplane) Candidates() []nat.Candidate {
-	var candidates []nat.Candidate
-	for _, known := range d.NATStatus().Candidates {
-		candidates = append(candidates, known.Candidate)
+	traversal := d.traversal()
+	if traversal == nil {
+		return nil
 	}
-	return candidates
+	return traversal.Candidates()
 }
 
 // shown is the address to show for a peer that the device reaches at endpoint. For

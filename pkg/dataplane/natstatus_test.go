@@ -29,6 +29,22 @@ type knownWays struct {
 
 func (k *knownWays) Status() NATStatus { return k.status }
 
+func (k *knownWays) Candidates() []nat.Candidate {
+	var candidates []nat.Candidate
+	for _, known := range k.status.Candidates {
+		candidates = append(candidates, known.Candidate)
+	}
+	return candidates
+}
+
+func (k *knownWays) Path(peer wgtypes.Key) (NATPath, bool) {
+	at := slices.IndexFunc(k.status.Peers, func(p NATPath) bool { return p.PublicKey == peer })
+	if at < 0 {
+		return NATPath{}, false
+	}
+	return k.status.Peers[at], true
+}
+
 func (k *knownWays) Tick(context.Context) error {
 	k.ticks++
 	return k.fault
@@ -73,26 +89,33 @@ func TestTraversalIsAsked(t *testing.T) {
 	}
 }
 
-// TestNewsTellHowAPeerIsReached is about those that tell of an endpoint.
-func TestNewsTellHowAPeerIsReached(t *testing.T) {
+// TestNewsTellWhereAPeerIs is about peers that are reached elsewhere: those for
+// which a way is looked for are told of by traversal alone, at once and with their
+// own addresses.
+func TestNewsTellWhereAPeerIs(t *testing.T) {
 	endpoint, relayed := netip.MustParseAddrPort("203.0.113.9:40001"), netip.MustParseAddrPort("192.0.2.4:50001")
 	loopback := netip.MustParseAddrPort("127.0.0.1:34567")
 	var got []PeerNews
 	d := &Dataplane{
 		log: slog.New(slog.DiscardHandler), cfg: Config{OnPeer: func(news PeerNews) { got = append(got, news) }},
-		nat: &knownWays{status: NATStatus{Peers: []NATPath{
-			{PublicKey: wgtypes.Key{1}, Connection: HolePunched}, {PublicKey: wgtypes.Key{3}, Connection: Relayed, Endpoint: relayed},
-		}}},
+		nat: &knownWays{status: NATStatus{Peers: []NATPath{{PublicKey: wgtypes.Key{1}, Connection: HolePunched}, {PublicKey: wgtypes.Key{4}}}}},
 	}
-	told := []PeerNews{
-		{PublicKey: wgtypes.Key{1}, Endpoint: endpoint}, {PublicKey: wgtypes.Key{2}, Endpoint: endpoint},
-		{PublicKey: wgtypes.Key{3}, Endpoint: loopback},
-		{PublicKey: wgtypes.Key{1}, Answers: true, Health: wireguard.PeerHealth{State: wireguard.Healthy}},
+	healthy := PeerNews{PublicKey: wgtypes.Key{1}, Answers: true, Health: wireguard.PeerHealth{State: wireguard.Healthy}}
+	roamed := PeerNews{PublicKey: wgtypes.Key{2}, Endpoint: endpoint}
+	d.tellPeers([]PeerNews{
+		{PublicKey: wgtypes.Key{1}, Endpoint: endpoint}, {PublicKey: wgtypes.Key{4}, Endpoint: endpoint}, roamed,
+		{PublicKey: wgtypes.Key{3}, Endpoint: loopback}, healthy,
+	})
+	tr := &traversal{plane: d, look: make(chan struct{}, 1)}
+	tr.tellPath(nat.PathNews{PeerStatus: nat.PeerStatus{Key: wgtypes.Key{3}, Node: "c", Path: nat.ByRelay, Remote: relayed}, Was: nat.Unreached})
+	tr.tellPath(nat.PathNews{PeerStatus: nat.PeerStatus{Key: wgtypes.Key{3}, Node: "c", Path: nat.HolePunched, Remote: endpoint}, Was: nat.ByRelay})
+	tr.tellPath(nat.PathNews{PeerStatus: nat.PeerStatus{Key: wgtypes.Key{3}, Node: "c", Path: nat.Unreached}, Was: nat.HolePunched})
+	want := []PeerNews{
+		roamed, healthy,
+		{Node: "c", PublicKey: wgtypes.Key{3}, Endpoint: relayed, Connection: Relayed},
+		{Node: "c", PublicKey: wgtypes.Key{3}, Endpoint: endpoint, Connection: HolePunched},
+		{Node: "c", PublicKey: wgtypes.Key{3}},
 	}
-	d.tellPeers(told)
-	want := slices.Clone(told)
-	want[0].Connection = HolePunched
-	want[2].Connection, want[2].Endpoint = Relayed, relayed
 	if diff := cmp.Diff(want, got, compareAddrPorts); diff != "" {
 		t.Errorf("news (-want +got):\n%s", diff)
 	}

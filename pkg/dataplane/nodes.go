@@ -25,6 +25,9 @@ type NodeSet struct {
 	ListenPort int
 	// NAT is how ways through NATs are looked for, likewise.
 	NAT *NATConfig
+	// ServiceCIDRs hold the virtual addresses of the cluster's services, which no
+	// relay passes anything on to.
+	ServiceCIDRs []netip.Prefix
 }
 
 // SetNodes replaces the whole node set, this node included. The first set that
@@ -48,6 +51,7 @@ func (d *Dataplane) SetNodes(ctx context.Context, set NodeSet) error {
 	own, waiting := d.ownSlices(set.Nodes)
 	d.mu.Lock()
 	d.nodes, d.waiting, d.cluster = slices.Clone(set.Nodes), waiting, slices.Clone(set.Cluster)
+	d.serviceCIDRs = slices.Clone(set.ServiceCIDRs)
 	running := d.parts
 	d.moved = running != nil && hasOtherSlices(set.Nodes, d.cfg.Node, running.slices)
 	d.mu.Unlock()

@@ -3,6 +3,9 @@ package dataplane
 import (
 	"log/slog"
 	"net/netip"
+	"reflect"
+	"slices"
+	"sync/atomic"
 	"testing"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
@@ -12,28 +15,20 @@ import (
 )
 
 func TestNeedsRelay(t *testing.T) {
-	public := []nat.Candidate{
-		{Kind: nat.Host, Addr: netip.MustParseAddrPort("203.0.113.7:51820")},
-		{Kind: nat.Reflexive, Addr: netip.MustParseAddrPort("203.0.113.7:51820")},
-	}
-	direct, dead := nat.PeerStatus{Path: nat.Direct}, nat.PeerStatus{Path: nat.Unreached}
-	missed, relayed := nat.PeerStatus{Path: nat.Unreached, Missed: true}, nat.PeerStatus{Path: nat.ByRelay}
 	for _, test := range []struct {
-		name   string
-		status nat.Status
-		want   bool
+		name  string
+		reach nat.Reach
+		want  bool
 	}{
-		{"nobody", nat.Status{}, false},
-		{"a symmetric translator", nat.Status{Mapping: nat.Symmetric}, true},
-		{"all reached", nat.Status{Translated: true, Peers: []nat.PeerStatus{direct}}, false},
-		{"public, and one is switched off", nat.Status{Candidates: public, Peers: []nat.PeerStatus{direct, dead}}, false},
-		{"public, and one is missed", nat.Status{Candidates: public, Peers: []nat.PeerStatus{direct, missed}}, false},
-		{"public, and the only one is missed", nat.Status{Candidates: public, Peers: []nat.PeerStatus{missed}}, true},
-		{"translated, and one is switched off", nat.Status{Translated: true, Peers: []nat.PeerStatus{direct, dead}}, false},
-		{"translated, and one is missed", nat.Status{Translated: true, Peers: []nat.PeerStatus{direct, missed}}, true},
-		{"by a relay", nat.Status{Peers: []nat.PeerStatus{direct, relayed}}, true},
+		{"nobody", nat.Reach{}, false},
+		{"a symmetric translator", nat.Reach{Mapping: nat.Symmetric}, true},
+		{"all reached", nat.Reach{Translated: true, Unaided: 1}, false},
+		{"public, and one is missed", nat.Reach{Unaided: 1, Missed: 1}, false},
+		{"public, and the only one is missed", nat.Reach{Missed: 1}, true},
+		{"translated, and one is missed", nat.Reach{Translated: true, Unaided: 1, Missed: 1}, true},
+		{"by a relay", nat.Reach{Unaided: 1, Relayed: 1}, true},
 	} {
-		if got := needsRelay(test.status); got != test.want {
+		if got := needsRelay(test.reach); got != test.want {
 			t.Errorf("%s: %t, want %t", test.name, got, test.want)
 		}
 	}
@@ -67,6 +62,9 @@ func TestRelayCostsOnlyItself(t *testing.T) {
 			t.Errorf("%s: %v", test.external, err)
 			continue
 		}
+		if offer := traversal.relayOffer(); offer != "" {
+			t.Errorf("%s: %q is offered before anything serves", test.external, offer)
+		}
 		if traversal.offer != test.offer || (traversal.server == nil) != (test.offer == "") {
 			t.Errorf("%s: offer %q, server %v", test.external, traversal.offer, traversal.server)
 		}
@@ -88,5 +86,29 @@ func TestRelaysInsideTheOverlay(t *testing.T) {
 		if got := insideAny(overlay, offer); got != want {
 			t.Errorf("%s: %t, want %t", text, got, want)
 		}
+	}
+}
+
+// TestEveryRefusalIsShown finds the counters of a relay that no reason stands for.
+func TestEveryRefusalIsShown(t *testing.T) {
+	notRefused := []string{"Sessions", "Allocated", "ToPeers", "ToClients", "Unauthenticated", "Answered"}
+	stats := &nat.RelayStats{}
+	counted := map[*atomic.Uint64]bool{}
+	for _, counter := range relayRefusals(stats) {
+		counted[counter] = true
+	}
+	fields := reflect.ValueOf(stats).Elem()
+	for i := range fields.NumField() {
+		name := fields.Type().Field(i).Name
+		counter, is := fields.Field(i).Addr().Interface().(*atomic.Uint64)
+		if is && counted[counter] == slices.Contains(notRefused, name) {
+			t.Errorf("%s: shown as a refusal: %t", name, counted[counter])
+		}
+	}
+	stats.Stranger.Add(2)
+	stats.Expired.Add(3)
+	status := relayStatus(stats)
+	if status.Refused["stranger"] != 2 || status.Refused["expired"] != 3 || status.RefusedInAll() != 5 {
+		t.Errorf("refused %v", status.Refused)
 	}
 }

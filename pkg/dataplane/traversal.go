@@ -38,15 +38,26 @@ type traversal struct {
 	parts  *parts
 	agent  *nat.Agent
 	server *nat.RelayServer // nil if this node relays for nobody
-	offer  string           // what others are told of it
+	offer  string           // what others are told of it while it serves
 	look   chan struct{}    // whether a relay is needed may have changed
 
 	listens   atomic.Bool   // STUN is of interest
 	listening chan struct{} // that changed
 
-	mu    sync.Mutex // guards the fields below
-	paths map[wgtypes.Key]netip.AddrPort
-	since map[nat.Candidate]time.Time
+	serving atomic.Bool // the own relay
+
+	mu     sync.Mutex // guards the fields below
+	paths  map[wgtypes.Key]netip.AddrPort
+	since  map[nat.Candidate]time.Time
+	offers []relay // of peers
+	// published is where the node set said that peers are, when it was last told.
+	published map[wgtypes.Key]published
+}
+
+// published is where a peer is as the node set says, by address or by name.
+type published struct {
+	endpoint netip.AddrPort
+	host     string
 }
 
 // newTraversal returns nil if ways through NATs are not looked for. The device of
@@ -81,7 +92,7 @@ func (d *Dataplane) newTraversal(made *parts) (*traversal, error) {
 	if err != nil {
 		return nil, err
 	}
-	t.server, t.offer = d.newRelayServer(made)
+	t.server, t.offer = d.newRelayServer(made, func() { t.setServing(true) })
 	return t, nil
 }
 
@@ -135,9 +146,9 @@ func (t *traversal) run(ctx context.Context) error {
 	group.Go(func() error { return t.agent.Run(ctx) })
 	group.Go(func() error { t.followListening(ctx); return nil })
 	group.Go(func() error { t.followRelays(ctx); return nil })
-	t.again(ctx, group, "watch the network", func(ctx context.Context) error { return nat.WatchNetwork(ctx, t.agent.Changed) })
+	t.again(ctx, group, "network watch", func(ctx context.Context) error { return nat.WatchNetwork(ctx, t.agent.Changed) })
 	if t.server != nil {
-		t.again(ctx, group, "relay for others", t.server.Run)
+		t.again(ctx, group, "relay", t.serveRelay)
 	}
 	return group.Wait()
 }
@@ -151,7 +162,7 @@ func (t *traversal) again(ctx context.Context, group *errgroup.Group, what strin
 			if ctx.Err() != nil {
 				return nil
 			}
-			t.plane.log.Warn(what+" ended, will try again", "op", "nat", "err", err)
+			t.plane.log.Warn("part of NAT traversal ended, will try again", "op", "nat", "part", what, "err", err)
 			select {
 			case <-ctx.Done():
 				return nil
@@ -262,31 +273,53 @@ func (t *traversal) Rouse(ctx context.Context, peers []wgtypes.Key) {
 }
 
 // steer returns peers with the endpoints that were found, and tells the agent
-// of all that are nodes. The caller holds Dataplane.setNodes.
+// of all that may need a way. The caller holds Dataplane.setNodes.
 func (t *traversal) steer(peers []wireguard.Peer) []wireguard.Peer {
 	if t == nil {
 		return peers
 	}
-	nodes := t.plane.nodesByName()
+	nodes, overlay := t.plane.nodesByName(), t.plane.clusterPrefixes()
 	told := make([]nat.Peer, 0, len(peers))
 	steered := slices.Clone(peers)
-	known := make(map[wgtypes.Key]bool, len(peers))
+	said := make(map[wgtypes.Key]published, len(peers))
 	t.mu.Lock()
+	t.offers = nil
 	for i := range steered {
 		peer := &steered[i]
-		known[peer.PublicKey] = true
-		if node, is := nodes[peer.Node]; is {
+		said[peer.PublicKey] = published{peer.Endpoint, peer.Host}
+		if before, known := t.published[peer.PublicKey]; known && before != said[peer.PublicKey] {
+			delete(t.paths, peer.PublicKey) // it moved, so what was found may well be void
+		}
+		if offer, err := nat.ParseRelayOffer(nodes[peer.Node].Relay); err == nil && !insideAny(overlay, offer) {
+			t.offers = append(t.offers, relay{name: peer.Node, offer: offer, key: peer.PublicKey})
+		}
+		if node, is := nodes[peer.Node]; is && mayNeedWay(node) {
 			told = append(told, nat.Peer{Key: peer.PublicKey, Node: peer.Node, Endpoint: peer.Endpoint, Candidates: candidatesOf(node)})
 		}
 		*peer = t.steered(*peer)
 	}
-	maps.DeleteFunc(t.paths, func(key wgtypes.Key, _ netip.AddrPort) bool { return !known[key] })
+	t.published = said
+	maps.DeleteFunc(t.paths, func(key wgtypes.Key, _ netip.AddrPort) bool { _, known := said[key]; return !known })
 	t.mu.Unlock()
 	t.agent.SetPeers(told)
 	if t.server != nil {
+		t.server.SetForbidden(t.plane.notRelayed(t.parts))
 		t.server.SetPeers(relayPeers(nodes, told))
 	}
 	return steered
+}
+
+// relays are those that this node may use, best first.
+func (t *traversal) relays() []relay {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return relaysOf(t.plane.cfg.Node, t.offers, t.parts.nat.TURNServers)
+}
+
+// mayNeedWay leaves out peers that AddPeer added without a word of ways: they may
+// be anything.
+func mayNeedWay(node Node) bool {
+	return node.Name != addedName(node.PublicKey) || len(node.Candidates) > 0 || node.Relay != ""
 }
 
 // candidatesOf leaves out those that make no sense: whoever read them has told
@@ -318,13 +351,13 @@ func (t *traversal) noteCandidates() {
 	}
 }
 
-// tellPath logs how a peer is reached from now on.
+// tellPath logs and passes on how a peer is reached from now on.
 func (t *traversal) tellPath(news nat.PathNews) {
 	t.plane.log.Info("path to peer", "op", "nat", "node", news.Node, "path", news.Path, "remote", news.Remote, "before", news.Was)
-	select {
-	case t.look <- struct{}{}:
-	default:
+	if t.plane.cfg.OnPeer != nil {
+		t.plane.cfg.OnPeer(PeerNews{Node: news.Node, PublicKey: news.Key, Endpoint: news.Remote, Connection: connectionOf(news.Path)})
 	}
+	t.lookAgain()
 }
 
 // Tick implements natTraversal.
@@ -333,7 +366,7 @@ func (t *traversal) Tick(ctx context.Context) error { return t.agent.Tick(ctx) }
 // Status implements natTraversal.
 func (t *traversal) Status() NATStatus {
 	known := t.agent.Status()
-	status := NATStatus{Enabled: true, Checks: NATChecks{Sent: known.Sent, Answered: known.Answered, Refused: known.Refused}}
+	status := NATStatus{Enabled: true, Checks: NATChecks{Sent: known.Sent, Answered: known.Answered, Refused: known.Refused, Dropped: known.Dropped}}
 	if known.Mapping != nat.MappingUnknown {
 		status.Mapping = string(known.Mapping)
 	}
@@ -343,21 +376,38 @@ func (t *traversal) Status() NATStatus {
 	}
 	t.mu.Unlock()
 	for _, peer := range known.Peers {
-		if peer.Path == nat.Direct && peer.RTT == 0 { // no way was looked for
-			continue
+		if path, looked := pathOf(peer); looked {
+			status.Peers = append(status.Peers, path)
 		}
-		path := NATPath{Node: peer.Node, PublicKey: peer.Key, Endpoint: peer.Remote, RTT: peer.RTT, Since: peer.Since}
-		if peer.Path != nat.Unreached {
-			path.Connection = Connection(peer.Path)
-		}
-		status.Peers = append(status.Peers, path)
 	}
 	if t.server != nil {
 		status.Relay = relayStatus(t.server.Stats())
-		status.Relay.Offer = t.offer
+		status.Relay.Offer = t.relayOffer()
 	}
 	slices.SortFunc(status.Peers, func(a, b NATPath) int { return cmp.Compare(a.Node, b.Node) })
 	return status
+}
+
+// Candidates implements natTraversal.
+func (t *traversal) Candidates() []nat.Candidate { return t.agent.Candidates() }
+
+// Path implements natTraversal.
+func (t *traversal) Path(peer wgtypes.Key) (NATPath, bool) { return pathOf(t.agent.Path(peer)) }
+
+// pathOf translates the way to a peer, false if none was looked for.
+func pathOf(peer nat.PeerStatus) (NATPath, bool) {
+	if peer.Path == "" || peer.Path == nat.Direct && peer.RTT == 0 {
+		return NATPath{}, false
+	}
+	return NATPath{Node: peer.Node, PublicKey: peer.Key, Connection: connectionOf(peer.Path), Endpoint: peer.Remote, RTT: peer.RTT, Since: peer.Since}, true
+}
+
+// connectionOf is empty for a peer that is not reached.
+func connectionOf(path nat.PathKind) Connection {
+	if path == nat.Unreached {
+		return ""
+	}
+	return Connection(path)
 }
 
 // currentPeers are those of the cluster's device, without guests.
@@ -367,12 +417,14 @@ func (d *Dataplane) currentPeers() []wireguard.Peer {
 	return d.peers
 }
 
-// nodesByName are those of the node set.
+// nodesByName are those of the node set, and what AddPeer added to the cluster's
+// device.
 func (d *Dataplane) nodesByName() map[string]Node {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	nodes := make(map[string]Node, len(d.nodes))
-	for _, node := range d.nodes {
+	all := d.added.behind(d.nodes, "", nil)
+	nodes := make(map[string]Node, len(all))
+	for _, node := range all {
 		nodes[node.Name] = node
 	}
 	return nodes

@@ -2,8 +2,10 @@ package dataplane
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -30,6 +32,7 @@ func newTraversingPlane(t *testing.T) (*traversal, wgtypes.Key) {
 // stays there when the node set is given again, and is left as it was by an error.
 func TestPeersArePointedTo(t *testing.T) {
 	tr, peer := newTraversingPlane(t)
+	moved := netip.MustParseAddrPort("192.0.2.3:51820")
 	published, found := netip.MustParseAddrPort("192.0.2.2:51820"), netip.MustParseAddrPort("203.0.113.7:4500")
 	ended, end := context.WithCancel(t.Context())
 	end()
@@ -58,6 +61,14 @@ func TestPeersArePointedTo(t *testing.T) {
 			}
 			return tr.Use(t.Context(), to(netip.AddrPort{}))
 		}, false, published},
+		{"published elsewhere while another is used", func() error {
+			set := NodeSet{Cluster: tr.plane.clusterPrefixes(), Nodes: slices.Clone(tr.plane.nodes)}
+			set.Nodes[1].Endpoint = moved.String()
+			return errors.Join(tr.Use(t.Context(), to(found)), tr.plane.SetNodes(t.Context(), set))
+		}, false, moved},
+		{"the same peers, published elsewhere", func() error { return tr.plane.setPeers(t.Context(), tr.parts, tr.plane.currentPeers()) }, false, moved},
+		{"used again", func() error { return tr.Use(t.Context(), to(found)) }, false, found},
+		{"the same peers, used again", func() error { return tr.plane.setPeers(t.Context(), tr.parts, tr.plane.currentPeers()) }, false, found},
 	} {
 		if err := step.do(); (err != nil) != step.fail {
 			t.Fatalf("%s: %v", step.name, err)

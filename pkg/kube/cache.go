@@ -31,7 +31,9 @@ type savedSet struct {
 	// UID is that of this node's Node.
 	UID     types.UID      `json:"uid"`
 	Cluster []netip.Prefix `json:"cluster"`
-	Nodes   []savedNode    `json:"nodes"`
+	// Services are the prefixes of services, where they are known.
+	Services []netip.Prefix `json:"serviceCIDRs,omitempty"`
+	Nodes    []savedNode    `json:"nodes"`
 }
 
 type savedNode struct {

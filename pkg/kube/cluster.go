@@ -2,6 +2,7 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -20,16 +21,16 @@ const (
 	kubeadmKey       = "ClusterConfiguration"
 )
 
-// kubeadmPrefixes are what kubeadm was told of the pods' addresses.
+// kubeadmPrefixes are what kubeadm was told of the addresses of pods and services.
 type kubeadmPrefixes struct {
-	read     bool // the API server answered, if only that there is none
-	prefixes []netip.Prefix
+	read           bool // the API server answered, if only that there is none
+	pods, services []netip.Prefix
 }
 
 // readKubeadm asks for kubeadm's ConfigMap until there was an answer. A cluster
 // without it, and one where we may not read it, is none of kubeadm's.
 func (k *Kube) readKubeadm(ctx context.Context) error {
-	if len(k.cfg.Cluster) > 0 || k.set.kubeadm.read {
+	if k.set.kubeadm.read {
 		return nil
 	}
 	config, err := k.api.getConfigMap(ctx, kubeadmNamespace, kubeadmConfigMap)
@@ -40,34 +41,41 @@ func (k *Kube) readKubeadm(ctx context.Context) error {
 	case err != nil:
 		return fmt.Errorf("read ConfigMap %s/%s: %w", kubeadmNamespace, kubeadmConfigMap, err)
 	}
-	k.set.kubeadm.read = true
-	prefixes, err := parsePodSubnet(config.Data[kubeadmKey])
+	pods, services, err := parseSubnets(config.Data[kubeadmKey])
 	if err != nil {
 		k.log.Warn("kubeadm's ConfigMap not used", "op", "kube", "err", err)
 	}
-	k.set.kubeadm.prefixes = prefixes
+	k.set.kubeadm = kubeadmPrefixes{read: true, pods: pods, services: services}
 	return nil
 }
 
-// parsePodSubnet reads networking.podSubnet of kubeadm's ClusterConfiguration:
-// prefixes with commas between them. None is fine.
-func parsePodSubnet(text string) ([]netip.Prefix, error) {
+// parseSubnets reads networking.podSubnet and serviceSubnet of kubeadm's
+// ClusterConfiguration: prefixes with commas between them. None is fine, and one
+// that is wrong does not hide the other.
+func parseSubnets(text string) (pods, services []netip.Prefix, err error) {
 	var config struct {
 		Networking struct {
-			PodSubnet string `json:"podSubnet"`
+			PodSubnet     string `json:"podSubnet"`
+			ServiceSubnet string `json:"serviceSubnet"`
 		} `json:"networking"`
 	}
 	if err := yaml.Unmarshal([]byte(text), &config); err != nil {
-		return nil, fmt.Errorf("parse %s: %w", kubeadmKey, oneLine{err})
+		return nil, nil, fmt.Errorf("parse %s: %w", kubeadmKey, oneLine{err})
 	}
-	if config.Networking.PodSubnet == "" {
+	pods, podErr := parseSubnet("podSubnet", config.Networking.PodSubnet)
+	services, serviceErr := parseSubnet("serviceSubnet", config.Networking.ServiceSubnet)
+	return pods, services, errors.Join(podErr, serviceErr)
+}
+
+func parseSubnet(key, text string) ([]netip.Prefix, error) {
+	if text == "" {
 		return nil, nil
 	}
 	var prefixes []netip.Prefix
-	for part := range strings.SplitSeq(config.Networking.PodSubnet, ",") {
+	for part := range strings.SplitSeq(text, ",") {
 		found, err := netip.ParsePrefix(strings.TrimSpace(part))
 		if err != nil || found.Bits() == 0 || found.Addr().Is4In6() {
-			return nil, fmt.Errorf("networking.podSubnet: %.50q is not a network prefix", part)
+			return nil, fmt.Errorf("networking.%s: %.50q is not a network prefix", key, part)
 		}
 		prefixes = append(prefixes, found.Masked())
 	}
@@ -80,7 +88,7 @@ func (k *Kube) clusterPrefixes(own []netip.Prefix, nodes []dataplane.Node) []net
 	if len(k.cfg.Cluster) > 0 {
 		return k.cfg.Cluster
 	}
-	kubeadm := k.set.kubeadm.prefixes
+	kubeadm := k.set.kubeadm.pods
 	outside := func(slice netip.Prefix) bool {
 		return !slices.ContainsFunc(kubeadm, func(c netip.Prefix) bool { return c.Bits() <= slice.Bits() && c.Contains(slice.Addr()) })
 	}
@@ -98,4 +106,13 @@ func (k *Kube) clusterPrefixes(own []netip.Prefix, nodes []dataplane.Node) []net
 		return a.Bits() - b.Bits()
 	})
 	return slices.Compact(union)
+}
+
+// serviceCIDRs are kubeadm's, or those of the last set while that could not be
+// read.
+func (k *Kube) serviceCIDRs() []netip.Prefix {
+	if !k.set.kubeadm.read && k.set.last != nil {
+		return k.set.last.ServiceCIDRs
+	}
+	return k.set.kubeadm.services
 }

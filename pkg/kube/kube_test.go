@@ -178,7 +178,7 @@ func TestClusterPrefixes(t *testing.T) {
 			l.Create("configmaps", apiserver.Object{
 				"kind": "ConfigMap", "apiVersion": "v1",
 				"metadata": apiserver.Object{"namespace": "kube-system", "name": "kubeadm-config"},
-				"data":     apiserver.Object{"ClusterConfiguration": "networking:\n  podSubnet: " + subnet + "\n"},
+				"data":     apiserver.Object{"ClusterConfiguration": "networking:\n  serviceSubnet: 10.96.0.0/12\n  podSubnet: " + subnet + "\n"},
 			})
 		}
 	}
@@ -190,20 +190,23 @@ func TestClusterPrefixes(t *testing.T) {
 			return 0
 		})
 	}
+	services := prefixes("10.96.0.0/12")
 	union := prefixes("10.244.0.0/24", "10.244.1.0/24", "fd00:10:244::/64")
 	tests := []struct {
 		name    string
 		set     []netip.Prefix
 		prepare func(*lab)
 		want    []netip.Prefix
+		// services are known of
+		services []netip.Prefix
 	}{
-		{"configuration", prefixes("10.244.0.0/17"), kubeadm("10.0.0.0/8"), prefixes("10.244.0.0/17")},
-		{"kubeadm", nil, kubeadm("10.244.0.0/16,fd00:10:244::/56"), prefixes("10.244.0.0/16", "fd00:10:244::/56")},
-		{"kubeadm's is not true any more", nil, kubeadm("10.99.0.0/16"), union},
-		{"kubeadm's is garbage", nil, kubeadm("garbage"), union},
-		{"kubeadm's is empty", nil, kubeadm(`""`), union},
-		{"not kubeadm's", nil, func(*lab) {}, union},
-		{"may not be read", nil, forbidden, union},
+		{"configuration", prefixes("10.244.0.0/17"), kubeadm("10.0.0.0/8"), prefixes("10.244.0.0/17"), services},
+		{"kubeadm", nil, kubeadm("10.244.0.0/16,fd00:10:244::/56"), prefixes("10.244.0.0/16", "fd00:10:244::/56"), services},
+		{"kubeadm's is not true any more", nil, kubeadm("10.99.0.0/16"), union, services},
+		{"kubeadm's is garbage", nil, kubeadm("garbage"), union, services},
+		{"kubeadm's is empty", nil, kubeadm(`""`), union, services},
+		{"not kubeadm's", nil, func(*lab) {}, union, nil},
+		{"may not be read", nil, forbidden, union, nil},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -214,6 +217,9 @@ func TestClusterPrefixes(t *testing.T) {
 			l.plane.hasPeers(t, "b")
 			if diff := cmp.Diff(tt.want, l.plane.last().Cluster, comparePrefixes); diff != "" {
 				t.Errorf("cluster (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(tt.services, l.plane.last().ServiceCIDRs, comparePrefixes, cmpopts.EquateEmpty()); diff != "" {
+				t.Errorf("services (-want +got):\n%s", diff)
 			}
 		})
 	}

@@ -32,21 +32,23 @@ func TestParseKeepalive(t *testing.T) {
 	}
 }
 
-func TestParsePodSubnet(t *testing.T) {
-	tests := []struct{ name, text, want, err string }{
-		{"both families", "networking:\n  podSubnet: 10.244.0.0/16, fd00:10:244::/56\n", "10.244.0.0/16 fd00:10:244::/56", ""},
-		{"bits beyond the length", "networking: {podSubnet: 10.244.1.2/16}", "10.244.0.0/16", ""},
-		{"none", "networking: {}", "", ""},
-		{"empty", "", "", ""},
-		{"no YAML", "networking: {", "", "parse ClusterConfiguration"},
-		{"no prefix", "networking: {podSubnet: 'a,b'}", "", `networking.podSubnet: "a" is not a network prefix`},
-		{"everything", "networking: {podSubnet: '::/0'}", "", `"::/0" is not a network prefix`},
+func TestParseSubnets(t *testing.T) {
+	tests := []struct{ name, text, pods, services, err string }{
+		{"both families", "networking:\n  podSubnet: 10.244.0.0/16, fd00:10:244::/56\n  serviceSubnet: 10.96.0.0/12,fd00:10:96::/112\n", "10.244.0.0/16 fd00:10:244::/56", "10.96.0.0/12 fd00:10:96::/112", ""},
+		{"bits beyond the length", "networking: {podSubnet: 10.244.1.2/16}", "10.244.0.0/16", "", ""},
+		{"none", "networking: {}", "", "", ""},
+		{"empty", "", "", "", ""},
+		{"no YAML", "networking: {", "", "", "parse ClusterConfiguration"},
+		{"no prefix", "networking: {podSubnet: 'a,b'}", "", "", `networking.podSubnet: "a" is not a network prefix`},
+		{"everything", "networking: {podSubnet: '::/0'}", "", "", `"::/0" is not a network prefix`},
+		{"pods alone", "networking: {podSubnet: 10.244.0.0/16, serviceSubnet: a}", "10.244.0.0/16", "", `networking.serviceSubnet: "a" is not a network prefix`},
+		{"services alone", "networking: {podSubnet: a, serviceSubnet: 10.96.0.0/12}", "", "10.96.0.0/12", `networking.podSubnet: "a" is not a network prefix`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := parsePodSubnet(tt.text)
-			if texts := joined(got); texts != tt.want || (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
-				t.Errorf("prefixes %q, error %v", texts, err)
+			pods, services, err := parseSubnets(tt.text)
+			if joined(pods) != tt.pods || joined(services) != tt.services || (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
+				t.Errorf("pods %v, services %v, error %v", pods, services, err)
 			}
 		})
 	}
@@ -60,16 +62,17 @@ func joined(all []netip.Prefix) string {
 	return strings.Join(texts, " ")
 }
 
-func FuzzParsePodSubnet(f *testing.F) {
+func FuzzParseSubnets(f *testing.F) {
 	f.Add("networking:\n  podSubnet: 10.244.0.0/16,fd00:10:244::/56\n")
 	f.Add("networking: {podSubnet: ','}")
+	f.Add("networking: {serviceSubnet: '10.96.0.0/12', podSubnet: x}")
 	f.Add("networking: [a]")
 	f.Fuzz(func(t *testing.T, text string) {
-		got, err := parsePodSubnet(text)
-		if err != nil && len(got) > 0 {
-			t.Errorf("prefixes %v with the error %v", got, err)
+		pods, services, err := parseSubnets(text)
+		if err != nil && len(pods) > 0 && len(services) > 0 {
+			t.Errorf("prefixes %v and %v with the error %v", pods, services, err)
 		}
-		for _, p := range got {
+		for _, p := range slices.Concat(pods, services) {
 			if p != p.Masked() || p.Bits() == 0 {
 				t.Errorf("prefix %v", p)
 			}

@@ -76,7 +76,7 @@ func (k *Kube) makeSet(ctx context.Context) (savedSet, []problem, error) {
 		}
 		set.Nodes = append(set.Nodes, node)
 	}
-	set.Cluster = k.clusterPrefixes(own.slices, set.nodes())
+	set.Cluster, set.Services = k.clusterPrefixes(own.slices, set.nodes()), k.serviceCIDRs()
 	return set, problems, err
 }
 
@@ -86,7 +86,7 @@ func (k *Kube) applySet(ctx context.Context, saved savedSet, problems []problem)
 	if len(saved.Nodes) == 0 {
 		return nil // makeSet's error says why
 	}
-	set := dataplane.NodeSet{Cluster: saved.Cluster, Nodes: saved.nodes()}
+	set := dataplane.NodeSet{Cluster: saved.Cluster, ServiceCIDRs: saved.Services, Nodes: saved.nodes()}
 	if k.set.last == nil || !equalSets(*k.set.last, set) {
 		applied, err := k.cfg.Apply(ctx, set)
 		if err != nil {
@@ -122,7 +122,7 @@ func (k *Kube) noteApplied(saved savedSet, applied Applied) {
 
 // equalSets compares what Apply would do with two sets.
 func equalSets(a, b dataplane.NodeSet) bool {
-	return slices.Equal(a.Cluster, b.Cluster) && slices.EqualFunc(a.Nodes, b.Nodes, dataplane.Node.Equal)
+	return slices.Equal(a.Cluster, b.Cluster) && slices.Equal(a.ServiceCIDRs, b.ServiceCIDRs) && slices.EqualFunc(a.Nodes, b.Nodes, dataplane.Node.Equal)
 }
 
 // firstAnswer is how long a start waits for the API server before it takes the

@@ -100,6 +100,15 @@ func requestVectors() []struct {
 			`{"op":"add_peer","public_key":"` + keyA + `","endpoint":"[fd00::1]:51820","allowed_ips":"","persistent_keepalive_secs":0,"scope":{"scope":"service","service":"web"}}`,
 			&AddPeer{PeerSpec: PeerSpec{PublicKey: keyA, Endpoint: "[fd00::1]:51820"}, Scope: Scope{Service: "web"}},
 		},
+		{
+			"add peer, with all additions",
+			`{"op":"add_peer","public_key":"` + keyA + `","endpoint":"192.168.1.2:51820","allowed_ips":"10.200.1.0/24","persistent_keepalive_secs":0,` +
+				`"candidates":["host/192.168.1.2:51820","server_reflexive/203.0.113.7:40001"],"relay":"udp=192.0.2.1:3478","scope":{"scope":"global"}}`,
+			&AddPeer{PeerSpec: PeerSpec{
+				PublicKey: keyA, Endpoint: "192.168.1.2:51820", AllowedIPs: cidrs("10.200.1.0/24"),
+				Candidates: []string{"host/192.168.1.2:51820", "server_reflexive/203.0.113.7:40001"}, Relay: "udp=192.0.2.1:3478",
+			}},
+		},
 		{"remove peer", `{"op":"remove_peer","pubkey":"` + keyA + `","scope":{"scope":"global"}}`, &RemovePeer{Pubkey: keyA}},
 		{"remove peer of a service", `{"op":"remove_peer","pubkey":"` + keyA + `","scope":{"scope":"service","service":"web"}}`, &RemovePeer{Pubkey: keyA, Scope: Scope{Service: "web"}}},
 		{"add allowed ip", `{"op":"add_allowed_ip","pubkey":"` + keyA + `","cidr":"10.200.7.0/28","scope":{"scope":"global"}}`, &AddAllowedIP{Pubkey: keyA, CIDR: cidr("10.200.7.0/28")}},
@@ -238,7 +247,7 @@ func responseVectors() []struct {
 				`"segments":[{"name":"web","bridge":"zl-web-b","ports":3,"mode":"dedicated"}],` +
 				`"nat":{"enabled":true,"nat_type":"symmetric","candidates":[{"candidate_type":"server_reflexive","address":"[2001:db8::1]:51820","priority":50,"discovered_at":1700000000}],` +
 				`"peers":[{"public_key":"` + keyB + `","node":"n2","connection_type":"hole-punched","endpoint":"192.0.2.2:4000","rtt_micros":23000,"since_unix_secs":1700000100}],` +
-				`"relay":{"sessions":2,"bytes":4096,"refused":1}}}`,
+				`"relay":{"offer":"udp=192.0.2.1:3478","sessions":2,"bytes":4096,"refused":1,"refused_for":{"stranger":1}}}}`,
 			&StatusSnapshot{
 				PeerCount: 1, ServiceCount: 1, Peers: []PeerStatus{{PublicKey: keyB, Health: HealthUnhealthy, HealthReason: "3 probes lost", RTTMicros: 420}},
 				DedicatedServices: []DedicatedServiceStatus{{
@@ -251,7 +260,7 @@ func responseVectors() []struct {
 					Enabled: true, NATType: "symmetric",
 					Candidates: []NATCandidate{{Type: CandidateServerReflexive, Address: netip.MustParseAddrPort("[2001:db8::1]:51820"), Priority: 50, DiscoveredUnixSecs: 1700000000}},
 					Peers:      []NATPeer{{PublicKey: keyB, Node: "n2", Connection: ConnectionHolePunched, Endpoint: "192.0.2.2:4000", RTTMicros: 23000, SinceUnixSecs: 1700000100}},
-					Relay:      &NATRelay{Sessions: 2, Bytes: 4096, Refused: 1},
+					Relay:      &NATRelay{Offer: "udp=192.0.2.1:3478", Sessions: 2, Bytes: 4096, Refused: 1, RefusedFor: map[string]uint64{"stranger": 1}},
 				},
 			},
 		},
@@ -294,6 +303,11 @@ func eventVectors() []struct {
 		{"peer health", `{"frame":"event","event":"peer_health_changed","pubkey":"` + keyA + `","healthy":false}`, &PeerHealthChanged{Pubkey: keyA}},
 		{"nat endpoint", `{"frame":"event","event":"nat_endpoint_changed","pubkey":"` + keyA + `","endpoint":"1.2.3.4:5"}`, &NATEndpointChanged{Pubkey: keyA, Endpoint: "1.2.3.4:5"}},
 		{"nat endpoint, with all additions", `{"frame":"event","event":"nat_endpoint_changed","pubkey":"` + keyA + `","endpoint":"1.2.3.4:5","connection_type":"relayed"}`, &NATEndpointChanged{Pubkey: keyA, Endpoint: "1.2.3.4:5", Connection: ConnectionRelayed}},
+		{
+			"nat candidates", `{"frame":"event","event":"nat_candidates_changed","candidates":["host/192.168.1.2:51820"],"relay":"udp=192.0.2.1:3478"}`,
+			&NATCandidatesChanged{Candidates: []string{"host/192.168.1.2:51820"}, Relay: "udp=192.0.2.1:3478"},
+		},
+		{"no nat candidates", `{"frame":"event","event":"nat_candidates_changed","candidates":[]}`, &NATCandidatesChanged{Candidates: []string{}}},
 		{"lost", `{"frame":"event","event":"lost","count":3}`, &Lost{Count: 3}},
 	}
 }

@@ -45,6 +45,9 @@ type RelayServer struct {
 
 	// TLSPort is the port for those who get out by TLS alone, the same at ExternalAddr's address; 0: none.
 	TLSPort uint16 `json:"tls_port,omitempty"`
+
+	// Forbidden are prefixes to which nothing is relayed, besides the cluster's own.
+	Forbidden []netip.Prefix `json:"forbidden,omitempty"`
 }
 
 const defaultRelaySessions = 100
@@ -144,6 +147,7 @@ func (c NATConfig) clone() NATConfig {
 	c.TURNServers = slices.Clone(c.TURNServers)
 	if c.RelayServer != nil {
 		relay := *c.RelayServer
+		relay.Forbidden = slices.Clone(relay.Forbidden)
 		c.RelayServer = &relay
 	}
 	return c
@@ -182,6 +186,9 @@ type NATCandidate struct {
 	DiscoveredUnixSecs int64          `json:"discovered_at"`
 }
 
+// String returns the form that PeerSpec's Candidates have.
+func (c NATCandidate) String() string { return string(c.Type) + "/" + c.Address.String() }
+
 // CandidateType says how a candidate was found.
 type CandidateType string
 
@@ -205,10 +212,12 @@ type NATPeer struct {
 
 // NATRelay counts what this node relays for others.
 type NATRelay struct {
-	Offer    string `json:"offer"`    // how it is reached, for the nodes file
+	Offer    string `json:"offer"`    // how it is reached, for PeerSpec's Relay and the nodes file
 	Sessions uint32 `json:"sessions"` // that stand now
 	Bytes    uint64 `json:"bytes"`    // passed on, in either direction
-	Refused  uint64 `json:"refused"`  // requests, and packets to where none may go
+	Refused  uint64 `json:"refused"`  // requests, and packets that were not passed on
+
+	RefusedFor map[string]uint64 `json:"refused_for,omitempty"` // the same by reason
 }
 
 // ConnectionType says how a peer is reached.

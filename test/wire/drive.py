@@ -3,6 +3,7 @@ with it. Called as drive.py SOCKET PID PID: sets the overlay up, a shared and a
 dedicated service, and attaches a process to each. Prints their addresses as a
 line of JSON, waits for a line, and takes all of it down again."""
 
+import base64
 import json
 import socket
 import struct
@@ -76,6 +77,13 @@ def main(path, *pids):
     status = overlayd.call("status", "status")
     expect(status["interface"] == device and status["service_count"] == 2, "status", status)
     expect([s["service"] for s in status["dedicated_services"]] == ["bank"], "dedicated services", status)
+    peer = {
+        "public_key": base64.b64encode(bytes(range(32))).decode(), "endpoint": "192.168.1.2:51820", "allowed_ips": "10.200.9.0/24",
+        "persistent_keepalive_secs": 0, "candidates": ["host/192.168.1.2:51820", "server_reflexive/203.0.113.7:40001"], "relay": "udp=192.0.2.1:3478",
+    }
+    overlayd.call("add_peer", "ok", **peer, scope={"scope": "global"})
+    overlayd.refuse("add_peer", "invalid", **{**peer, "candidates": ["somewhere"]}, scope={"scope": "global"})
+    overlayd.call("remove_peer", "ok", pubkey=peer["public_key"], scope={"scope": "global"})
     print(json.dumps(addresses), flush=True)
     sys.stdin.readline()
 

@@ -82,6 +82,7 @@ type Agent struct {
 	translated bool
 	mapping    Mapping
 	shown      map[wgtypes.Key]PeerStatus
+	reach      Reach // of shown
 }
 
 // New returns an agent that does nothing until Run. It returns an error if the
@@ -177,6 +178,29 @@ func (a *Agent) Candidates() []Candidate {
 	return slices.Clone(a.own)
 }
 
+// Path is how a peer is reached, the zero value if there is no such peer.
+func (a *Agent) Path(peer wgtypes.Key) PeerStatus {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.shown[peer]
+}
+
+// Reach sums up how peers are reached. It costs the same for any number of them.
+func (a *Agent) Reach() Reach {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	reach := a.reach
+	reach.Mapping, reach.Translated = a.mapping, a.translated
+	return reach
+}
+
+// showLocked replaces what is known of a peer.
+func (a *Agent) showLocked(s PeerStatus) {
+	a.reach.count(a.shown[s.Key], -1)
+	a.reach.count(s, 1)
+	a.shown[s.Key] = s
+}
+
 // Status is what is known at this moment.
 func (a *Agent) Status() Status {
 	a.mu.Lock()
@@ -270,7 +294,7 @@ func (e *engine) show(p *peer) {
 	was := p.shown
 	p.shown = s
 	e.mu.Lock()
-	e.shown[p.Key] = s
+	e.showLocked(s)
 	e.mu.Unlock()
 	first := was.Path == "" && p.inUse == nil
 	if !first && (was.Path != s.Path || was.Remote != s.Remote) {
@@ -282,5 +306,6 @@ func (e *engine) show(p *peer) {
 func (e *engine) hide(p *peer) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.reach.count(e.shown[p.Key], -1)
 	delete(e.shown, p.Key)
 }

@@ -63,6 +63,8 @@ type RelayConfig struct {
 	// external address: for a client that can reach nothing but its relay. Zero is
 	// none.
 	WireGuardPort uint16
+	// OnServing is called when Run serves from now on; nil is fine.
+	OnServing func()
 	// Local returns this node's addresses with their networks; nil asks the
 	// system.
 	Local func() ([]netip.Prefix, error)
@@ -79,10 +81,12 @@ type RelayServer struct {
 	sessions *relaySessions
 	filter   atomic.Pointer[relayFilter]
 	peers    atomic.Pointer[[]RelayPeer]
-	poke     chan struct{}
-	failed   chan error
-	local    atomic.Pointer[map[netip.Addr]bool]
-	filtered relayFilterInput // what filter was made of; of the goroutine that runs
+	// forbidden is as RelayConfig's.
+	forbidden atomic.Pointer[[]netip.Prefix]
+	poke      chan struct{}
+	failed    chan error
+	local     atomic.Pointer[map[netip.Addr]bool]
+	filtered  relayFilterInput // what filter was made of; of the goroutine that runs
 
 	// Times that are constants but for tests.
 	hello, lifetime time.Duration
@@ -100,6 +104,7 @@ func NewRelayServer(cfg RelayConfig) (*RelayServer, error) {
 	r.nodes = newRelayNodes(cfg.Shared, &r.stats)
 	r.sessions = newRelaySessions(cfg.MaxSessions, cfg.MaxPerNode, &r.stats)
 	r.peers.Store(&[]RelayPeer{})
+	r.forbidden.Store(&cfg.Forbidden)
 	r.filter.Store(newRelayFilter(relayFilterInput{}))
 	r.local.Store(&map[netip.Addr]bool{})
 	return r, nil
@@ -161,6 +166,20 @@ func (r *RelayServer) SetPeers(peers []RelayPeer) {
 	r.peers.Store(&peers)
 	r.nodes.set(keys)
 	r.sessions.closeIf(func(node string) bool { return !r.nodes.has(node) })
+	r.wake()
+}
+
+// SetForbidden replaces RelayConfig's Forbidden.
+func (r *RelayServer) SetForbidden(prefixes []netip.Prefix) {
+	if slices.Equal(*r.forbidden.Load(), prefixes) {
+		return
+	}
+	r.forbidden.Store(&prefixes)
+	r.wake()
+}
+
+// wake has Run look at what changed.
+func (r *RelayServer) wake() {
 	select {
 	case r.poke <- struct{}{}:
 	default:
@@ -177,6 +196,9 @@ func (r *RelayServer) Run(ctx context.Context) error {
 		return err
 	}
 	r.cfg.Log.Info("relay serves", "ip", fmt.Sprint(r.cfg.External), "port", r.cfg.ListenPort)
+	if r.cfg.OnServing != nil {
+		r.cfg.OnServing()
+	}
 	err = r.wait(ctx)
 	closeErr := server.Close()
 	r.sessions.closeIf(func(string) bool { return true })
@@ -221,7 +243,7 @@ func (r *RelayServer) refilter() error {
 	}
 	in := relayFilterInput{
 		external: r.cfg.External, wireguardPort: r.cfg.WireGuardPort,
-		local: local, forbidden: r.cfg.Forbidden, peers: *r.peers.Load(),
+		local: local, forbidden: *r.forbidden.Load(), peers: *r.peers.Load(),
 	}
 	if in.equal(r.filtered) {
 		return nil

@@ -44,6 +44,29 @@ type PeerStatus struct {
 	Missed bool
 }
 
+// Reach says how peers are reached by and large.
+type Reach struct {
+	// Mapping and Translated are as in [Status].
+	Mapping    Mapping
+	Translated bool
+	// Unaided peers are reached without a relay, Relayed ones by one, and Missed
+	// ones not at all although they are missed.
+	Unaided, Relayed, Missed int
+}
+
+func (r *Reach) count(peer PeerStatus, n int) {
+	switch peer.Path {
+	case Direct, HolePunched:
+		r.Unaided += n
+	case ByRelay:
+		r.Relayed += n
+	case Unreached:
+		if peer.Missed {
+			r.Missed += n
+		}
+	}
+}
+
 // PathNews is a change of a peer's path.
 type PathNews struct {
 	// PeerStatus is the path from now on.
