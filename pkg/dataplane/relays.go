@@ -287,7 +287,7 @@ func text(addr netip.AddrPort) string {
 func relayStatus(stats *nat.RelayStats) *RelayStatus {
 	refused := []*atomic.Uint64{
 		&stats.Malformed, &stats.Oversized, &stats.Expired, &stats.Unknown, &stats.WrongPassword, &stats.Replayed, &stats.Hasty, &stats.Amplifying,
-		&stats.Full, &stats.Unsupported, &stats.Connections, &stats.ForbiddenPeer, &stats.ForbiddenSelf, &stats.Stranger, &stats.Throttled,
+		&stats.Full, &stats.Unsupported, &stats.Connections, &stats.ForbiddenPeer, &stats.ForbiddenSelf, &stats.Stranger, &stats.Foreign, &stats.Throttled,
 	}
 	status := &RelayStatus{Sessions: int(stats.Sessions.Load()), Bytes: stats.ToPeers.Load() + stats.ToClients.Load()}
 	for _, counter := range refused {

@@ -429,7 +429,7 @@ func TestRelayReachesItsOwnNodesWireGuard(t *testing.T) {
 	if got := readOne(t, device); got != "hello" {
 		t.Fatalf("the relay's device got %q", got)
 	}
-	if _, err := device.WriteToUDPAddrPort([]byte("answer"), a.relayed); err != nil {
+	if _, err := device.WriteToUDPAddrPort(wireGuard("answer"), a.relayed); err != nil {
 		t.Fatal(err)
 	}
 	if got, from := a.receive(t, relayPatience); got != "answer" || from != own {
@@ -449,14 +449,14 @@ func TestRelayTakesNothingFromStrangers(t *testing.T) {
 	}
 	stranger := listenAt(t, netip.AddrPortFrom(relayStranger, 51820))
 	for _, packet := range []string{"stranger", strings.Repeat("x", 1700)} {
-		if _, err := stranger.WriteToUDPAddrPort([]byte(packet), a.relayed); err != nil {
+		if _, err := stranger.WriteToUDPAddrPort(wireGuard(packet), a.relayed); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := honest.WriteToUDPAddrPort(bytes.Repeat([]byte("x"), 1700), a.relayed); err != nil {
+	if _, err := honest.WriteToUDPAddrPort(wireGuard(strings.Repeat("x", 1700)), a.relayed); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := honest.WriteToUDPAddrPort([]byte("honest"), a.relayed); err != nil {
+	if _, err := honest.WriteToUDPAddrPort(wireGuard("honest"), a.relayed); err != nil {
 		t.Fatal(err)
 	}
 	if got, _ := a.receive(t, relayPatience); got != "honest" {

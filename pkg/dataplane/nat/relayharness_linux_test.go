@@ -262,7 +262,7 @@ func (p *testPeer) sendVia(t testing.TB, to netip.AddrPort, payload string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.device.WriteToUDPAddrPort([]byte(payload), endpoint); err != nil {
+	if _, err := p.device.WriteToUDPAddrPort(wireGuard(payload), endpoint); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -282,7 +282,7 @@ func (p *testPeer) receive(t testing.TB, wait time.Duration) (string, netip.Addr
 		t.Fatal(err)
 	}
 	remote, _ := p.client.Remote(netip.AddrPortFrom(from.Addr().Unmap(), from.Port()))
-	return string(buffer[:n]), remote
+	return textOf(buffer[:n]), remote
 }
 
 // exchange sends from one to the other until it arrives, as WireGuard would.
