@@ -293,8 +293,12 @@ func labRoute(t *testing.T, ns *netlab.NS, to, via string) {
 // labRule drops what leaves a machine, but for its loopback.
 func labRule(t *testing.T, ns *netlab.NS, rule string) {
 	t.Helper()
-	script := "add table inet lab; add chain inet lab out { type filter hook output priority 0; }; " +
-		"add rule inet lab out oif lo accept; add rule inet lab out " + rule
+	labNFT(t, ns, "add table inet lab; add chain inet lab out { type filter hook output priority 0; }; "+
+		"add rule inet lab out oif lo accept; add rule inet lab out "+rule)
+}
+
+func labNFT(t *testing.T, ns *netlab.NS, script string) {
+	t.Helper()
 	if err := ns.Do(func() error {
 		out, err := exec.Command("nft", script).CombinedOutput()
 		if err != nil {
