@@ -19,8 +19,10 @@ import (
 )
 
 const (
-	// RelayMaxLifetime is how long an allocation lasts that is not refreshed.
-	RelayMaxLifetime = 10 * time.Minute
+	// RelayMaxLifetime is how long an allocation lasts that is not refreshed: longer
+	// than a client waits for answers, and not much longer, since what a client could
+	// not give back takes one of its places.
+	RelayMaxLifetime = time.Minute
 
 	relayRealm          = "zlayer"
 	relayDefaultPort    = 3478

@@ -22,6 +22,8 @@ const (
 	turnChannelBind      = 0x0009
 	stunClassSuccess     = 0x0100
 
+	codeMismatch = 437 // no such allocation, or one too many
+
 	attrIntegrity   = 0x0008
 	attrErrorCode   = 0x0009
 	attrPeerAddress = 0x0012
