@@ -1,10 +1,13 @@
 package nat
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -141,6 +144,35 @@ func TestRelayClientSaysWhy(t *testing.T) {
 	case err := <-a.down:
 		if err.Error() != want {
 			t.Errorf("down says %q, not %q", err, want)
+		}
+	case <-time.After(relayPatience):
+		t.Fatal("nobody says that there is no relay")
+	}
+}
+
+// TestRelayClientSaysThatTheConnectionEnded has a listener that is no relay.
+func TestRelayClientSaysThatTheConnectionEnded(t *testing.T) {
+	relayAddresses(t)
+	listener, err := net.Listen("tcp", netip.AddrPortFrom(relayExternal, 0).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			_ = conn.Close()
+		}
+	}()
+	a := (&relayTest{node: newTestNode(t)}).startPeer(t, newTestNode(t),
+		func(c *RelayClientConfig) { c.UDP, c.TCP = "", listener.Addr().String() }, nil)
+	select {
+	case err := <-a.down:
+		if !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("down says %v", err)
 		}
 	case <-time.After(relayPatience):
 		t.Fatal("nobody says that there is no relay")

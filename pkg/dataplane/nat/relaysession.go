@@ -93,6 +93,10 @@ func (c *RelayClient) openSession(ctx context.Context, kind string) (*turnSessio
 	s.ctx, s.cancel = context.WithCancel(ctx)
 	s.wg.Go(s.read)
 	if err := s.allocate(dialCtx); err != nil {
+		select {
+		case err = <-s.lost: // which is why there was no answer
+		default:
+		}
 		s.close()
 		return nil, fmt.Errorf("allocate at relay %s by %s: %w", conn.RemoteAddr(), kind, err)
 	}
