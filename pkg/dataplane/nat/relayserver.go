@@ -171,6 +171,11 @@ func (r *RelayServer) SetPeers(peers []RelayPeer) {
 
 // Run serves until its context ends, which ends all allocations.
 func (r *RelayServer) Run(ctx context.Context) error {
+	select {
+	case err := <-r.failed: // of another socket of a run before this one
+		r.cfg.Log.Debug("relay failed before", "err", err)
+	default:
+	}
 	if err := r.refilter(); err != nil {
 		return err
 	}
