@@ -24,13 +24,15 @@ func (d *Dataplane) overlayMTU(endpoints []netip.Addr, config NATConfig) (int, e
 		return 0, fmt.Errorf("derive MTU from the underlay: %w", err)
 	}
 	if relayed {
-		mtu = max(mtu-nat.RelayOverhead, wireguard.MinMTU)
+		mtu -= nat.RelayOverhead
+		mtu = max(mtu-mtu%nat.RelayPadding, wireguard.MinMTU) // what WireGuard adds is a multiple, too
 	}
 	return mtu, nil
 }
 
 // relayPaths tells whether packets may go by a relay, whether or not one does now,
-// so that the MTU stays; and where those are that nodes offer.
+// so that the MTU stays; and where the relays are, as far as is known: those that
+// nodes offer, and those outside of the cluster at which nodes have a place.
 func (d *Dataplane) relayPaths(config NATConfig) (addrs []netip.Addr, relayed bool) {
 	if !config.Enabled {
 		return nil, false
@@ -43,9 +45,15 @@ func (d *Dataplane) relayPaths(config NATConfig) (addrs []netip.Addr, relayed bo
 				addrs = append(addrs, offer.UDP.Addr())
 			}
 		}
-		relayed = relayed || slices.ContainsFunc(candidatesOf(node), func(c nat.Candidate) bool { return c.Kind == nat.Relayed })
+		for _, candidate := range candidatesOf(node) {
+			if candidate.Kind == nat.Relayed {
+				relayed = true
+				addrs = append(addrs, candidate.Addr.Addr())
+			}
+		}
 	}
-	return addrs, relayed
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	return slices.Compact(addrs), relayed // many have their place at the same relay
 }
 
 // followMTU gives devices and segments the MTU that the paths to the peers allow

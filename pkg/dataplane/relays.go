@@ -236,6 +236,7 @@ func relayRefusals(stats *nat.RelayStats) map[string]*atomic.Uint64 {
 		"forbidden_peer": &stats.ForbiddenPeer,
 		"forbidden_self": &stats.ForbiddenSelf,
 		"stranger":       &stats.Stranger,
+		"foreign":        &stats.Foreign,
 		"throttled":      &stats.Throttled,
 	}
 }

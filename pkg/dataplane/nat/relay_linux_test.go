@@ -112,7 +112,7 @@ func TestRelayReachesAPeerThatHasNoRelay(t *testing.T) {
 	// A symmetric translator shows the same peer at another port, and it may be
 	// answered there.
 	other := listenAt(t, netip.AddrPortFrom(relayPeerAddr, 0))
-	if _, err := other.WriteToUDPAddrPort([]byte("from elsewhere"), a.relayed); err != nil {
+	if _, err := other.WriteToUDPAddrPort(wireGuard("from elsewhere"), a.relayed); err != nil {
 		t.Fatal(err)
 	}
 	got, from := a.receive(t, relayPatience)
@@ -144,7 +144,7 @@ func readOne(t testing.TB, conn *net.UDPConn) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return string(buffer[:n])
+	return textOf(buffer[:n])
 }
 
 func TestRelayClientComesBack(t *testing.T) {
@@ -385,7 +385,7 @@ func TestRelayRemotes(t *testing.T) {
 	// Only the device may use an endpoint.
 	peer := listenAt(t, one)
 	other := listenAt(t, netip.MustParseAddrPort("127.0.0.1:0"))
-	if _, err := other.WriteToUDPAddrPort([]byte("forged"), endpoint); err != nil {
+	if _, err := other.WriteToUDPAddrPort(wireGuard("forged"), endpoint); err != nil {
 		t.Fatal(err)
 	}
 	a.sendVia(t, one, "real")
@@ -397,7 +397,7 @@ func TestRelayRemotes(t *testing.T) {
 		return !ok
 	})
 	// What comes by a channel of a remote that was closed makes it again.
-	if _, err := peer.WriteToUDPAddrPort([]byte("awake"), a.relayed); err != nil {
+	if _, err := peer.WriteToUDPAddrPort(wireGuard("awake"), a.relayed); err != nil {
 		t.Fatal(err)
 	}
 	if got, from := a.receive(t, relayPatience); got != "awake" || from != one {

@@ -3,6 +3,7 @@ package nat
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"net"
 	"net/netip"
 	"strings"
@@ -428,7 +429,7 @@ func TestRelayReachesItsOwnNodesWireGuard(t *testing.T) {
 	if got := readOne(t, device); got != "hello" {
 		t.Fatalf("the relay's device got %q", got)
 	}
-	if _, err := device.WriteToUDPAddrPort([]byte("answer"), a.relayed); err != nil {
+	if _, err := device.WriteToUDPAddrPort(wireGuard("answer"), a.relayed); err != nil {
 		t.Fatal(err)
 	}
 	if got, from := a.receive(t, relayPatience); got != "answer" || from != own {
@@ -448,14 +449,14 @@ func TestRelayTakesNothingFromStrangers(t *testing.T) {
 	}
 	stranger := listenAt(t, netip.AddrPortFrom(relayStranger, 51820))
 	for _, packet := range []string{"stranger", strings.Repeat("x", 1700)} {
-		if _, err := stranger.WriteToUDPAddrPort([]byte(packet), a.relayed); err != nil {
+		if _, err := stranger.WriteToUDPAddrPort(wireGuard(packet), a.relayed); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := honest.WriteToUDPAddrPort(bytes.Repeat([]byte("x"), 1700), a.relayed); err != nil {
+	if _, err := honest.WriteToUDPAddrPort(wireGuard(strings.Repeat("x", 1700)), a.relayed); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := honest.WriteToUDPAddrPort([]byte("honest"), a.relayed); err != nil {
+	if _, err := honest.WriteToUDPAddrPort(wireGuard("honest"), a.relayed); err != nil {
 		t.Fatal(err)
 	}
 	if got, _ := a.receive(t, relayPatience); got != "honest" {
@@ -607,9 +608,11 @@ func TestRelayBoundsConnections(t *testing.T) {
 		// Another address gets in meanwhile.
 		a := relay.startPeer(t, nodeA, byTransport(t, "tcp"), nil)
 		a.awaitUp(t)
-		ends(t, conns[len(conns)-1]) // while the slow ones still have time
+		for _, conn := range conns[:5] {
+			ends(t, conn) // while the others still have time
+		}
 		if got := stats.Connections.Load() - before; got != 5 {
-			t.Errorf("%d connections refused at once, not 5", got)
+			t.Errorf("%d connections closed at once, not 5", got)
 		}
 		for _, conn := range conns {
 			ends(t, conn)
@@ -633,6 +636,83 @@ func TestRelayBoundsConnections(t *testing.T) {
 		defer func() { _ = conn.Close() }()
 		ends(t, conn)
 	})
+}
+
+// TestRelayMakesRoomForConnections has strangers hold all connections that a relay
+// takes, while a node has one and another one wants one.
+func TestRelayMakesRoomForConnections(t *testing.T) {
+	inside, comes := newTestNode(t), newTestNode(t)
+	relay := startRelayFor(t, newTestNode(t), time.Hour, func(c *RelayConfig) { c.MaxSessions = 2 },
+		RelayPeer{Key: inside.public}, RelayPeer{Key: comes.public})
+	a := relay.startPeer(t, inside, byTransport(t, "tcp"), nil)
+	a.awaitUp(t)
+	hold := func(from netip.Addr, count int) {
+		t.Helper()
+		dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))}
+		for range count {
+			conn, err := dialer.Dial("tcp", netip.AddrPortFrom(relayExternal, relayTestTCP).String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = conn.Close() })
+		}
+	}
+	for i := range byte(5) {
+		hold(netip.AddrFrom4([4]byte{127, 0, 1, i}), relayConnsPerAddr)
+	}
+	b := relay.startPeer(t, comes, byTransport(t, "tcp"), nil)
+	b.awaitUp(t)
+	exchange(t, a, b, "there")
+	// A neighbour of the node that is inside takes all that is one address's.
+	hold(relayAddrPort(a.client.current.Load().conn.(*relayStream).LocalAddr()).Addr(), 2*relayConnsPerAddr)
+	exchange(t, b, a, "and back")
+	if len(a.down)+len(b.down) > 0 {
+		t.Error("a node's connection was closed")
+	}
+	if got, want := relay.server.stats.Connections.Load(), uint64(5*relayConnsPerAddr); got < want {
+		t.Errorf("%d connections refused or closed, not %d", got, want)
+	}
+}
+
+// TestRelayMakesRoomWhereItIsMissing: who fills up the places of one address costs no
+// other one its own.
+func TestRelayMakesRoomWhereItIsMissing(t *testing.T) {
+	relay, _, _ := twoNodes(t, nil)
+	l := newRelayListener(relay.server, nil, nil)
+	begin := time.Now()
+	add := func(addr netip.Addr, second int) *relayConn {
+		t.Helper()
+		conn := &relayConn{listener: l, from: relayNeighbourhood(addr), hello: begin.Add(time.Duration(second) * time.Second)}
+		ok, gone := l.add(conn)
+		if !ok {
+			t.Fatalf("no room for one more of %s", addr)
+		}
+		if gone == nil {
+			return conn
+		}
+		return gone
+	}
+	add(relayPeerAddr, 0)
+	oldest := add(relayStranger, 1)
+	for i := range relayConnsPerAddr - 1 {
+		add(relayStranger, 2+i)
+	}
+	if gone := add(relayStranger, 100); gone != oldest {
+		t.Errorf("that of %s and %v had to go, not the oldest of the same address", gone.from, gone.hello.Sub(begin))
+	}
+	if got := l.perAddr[oldest.from]; got != relayConnsPerAddr {
+		t.Errorf("%d connections of one address counted", got)
+	}
+}
+
+// TestRelayServesAgain: an error of a socket that is closed ends no later run.
+func TestRelayServesAgain(t *testing.T) {
+	relay, node, _ := twoNodes(t, nil)
+	relay.stop()
+	relay.server.fail(errors.New("of a second socket"))
+	stop := runRelay(t, relay.server.Run)
+	relay.startPeer(t, node, nil, nil).awaitUp(t)
+	stop()
 }
 
 // TestRelayRefreshAnswerFitsAnyRequest: 437 goes to anybody.

@@ -47,7 +47,7 @@ func BenchmarkRelayedGoodput(b *testing.B) {
 // pump sends b.N packets, with a bounded number of them under way, and counts
 // what arrives.
 func pump(b *testing.B, from *net.UDPConn, to netip.AddrPort, at *net.UDPConn) {
-	const size, window, patience = 1420, 128, 50 * time.Millisecond
+	const size, window, patience = 1468, 128, 50 * time.Millisecond
 	_ = at.SetReadBuffer(1 << 20)
 	_ = at.SetReadDeadline(time.Time{})
 	var arrived atomic.Int64

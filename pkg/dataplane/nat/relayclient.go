@@ -71,7 +71,11 @@ type RelayClient struct {
 	wg          sync.WaitGroup
 
 	// Times that are constants but for tests.
-	refresh, upgrade, linger, idle, idleCheck time.Duration
+	refresh, answer, upgrade, linger, idle, idleCheck time.Duration
+
+	// port is the one that UDP left from last: from there a relay knows an allocation
+	// that could not be given back. Of the goroutine that runs.
+	port uint16
 
 	mu         sync.RWMutex // guards all below
 	running    bool
@@ -90,7 +94,8 @@ func NewRelayClient(cfg RelayClientConfig) (*RelayClient, error) {
 	c := &RelayClient{
 		remotes: make(map[netip.AddrPort]*relayRemote), byEndpoint: make(map[netip.AddrPort]*relayRemote),
 		permits: make(map[netip.Addr]*relayPermit),
-		refresh: relayRefresh, upgrade: relayUpgrade, linger: relayLinger, idle: relayRemoteIdle, idleCheck: relayIdleCheck,
+		refresh: relayRefresh, answer: relayAnswerTime, upgrade: relayUpgrade, linger: relayLinger,
+		idle: relayRemoteIdle, idleCheck: relayIdleCheck,
 	}
 	c.buffers.New = func() any { return new([relayPool]byte) }
 	setDefault(&cfg.MaxRemotes, relayDefaultRemote)

@@ -26,7 +26,7 @@ func (w *otherWay) Send(packet []byte, to netip.AddrPort) error {
 	if w.fault != nil {
 		return w.fault
 	}
-	w.sent <- fmt.Sprintf("%s to %s", packet, to)
+	w.sent <- fmt.Sprintf("%s to %s", textOf(packet), to)
 	return nil
 }
 

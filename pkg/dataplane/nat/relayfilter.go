@@ -17,7 +17,7 @@ const (
 	relayForbiddenSelf
 )
 
-// relayFilter says to whom a relay passes packets on. It never changes: another
+// relayFilter says to whom a relay passes packets on; relayPasses says which. It never changes: another
 // node set makes another one.
 type relayFilter struct {
 	external      []netip.Addr

@@ -95,7 +95,8 @@ func startRelay(t testing.TB, node testNode, adjust func(*RelayConfig), peers ..
 	return startRelayFor(t, node, relayTestLifetime, adjust, peers...)
 }
 
-// startRelayFor is startRelay with another lifetime of allocations.
+// startRelayFor is startRelay with another lifetime of allocations, and of
+// connections without one.
 func startRelayFor(t testing.TB, node testNode, lifetime time.Duration, adjust func(*RelayConfig), peers ...RelayPeer) *relayTest {
 	t.Helper()
 	relayAddresses(t)
@@ -117,7 +118,7 @@ func startRelayFor(t testing.TB, node testNode, lifetime time.Duration, adjust f
 	if err != nil {
 		t.Fatal(err)
 	}
-	server.hello, server.lifetime = 2*time.Second, lifetime
+	server.hello, server.lifetime = lifetime, lifetime
 	server.SetPeers(peers)
 	stop := runRelay(t, server.Run)
 	waitUntil(t, "relay listens", func() bool {
@@ -262,7 +263,7 @@ func (p *testPeer) sendVia(t testing.TB, to netip.AddrPort, payload string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.device.WriteToUDPAddrPort([]byte(payload), endpoint); err != nil {
+	if _, err := p.device.WriteToUDPAddrPort(wireGuard(payload), endpoint); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -282,7 +283,7 @@ func (p *testPeer) receive(t testing.TB, wait time.Duration) (string, netip.Addr
 		t.Fatal(err)
 	}
 	remote, _ := p.client.Remote(netip.AddrPortFrom(from.Addr().Unmap(), from.Port()))
-	return string(buffer[:n]), remote
+	return textOf(buffer[:n]), remote
 }
 
 // exchange sends from one to the other until it arrives, as WireGuard would.

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
@@ -99,9 +100,10 @@ func labPeer(t *testing.T, node testNode, role labRole) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		fmt.Printf("got %s\n", buffer[:n])
-		if echo, ok := bytes.CutPrefix(buffer[:n], []byte("ping ")); ok {
-			_, _ = device.WriteToUDPAddrPort(append([]byte("pong "), echo...), from)
+		text := textOf(buffer[:n])
+		fmt.Printf("got %s\n", text)
+		if echo, ok := strings.CutPrefix(text, "ping "); ok {
+			_, _ = device.WriteToUDPAddrPort(wireGuard("pong "+echo), from)
 		}
 	}
 }
@@ -111,7 +113,7 @@ func labSend(client *RelayClient, device *net.UDPConn) {
 		to, text, _ := bytes.Cut(lines.Bytes(), []byte(" "))
 		endpoint, err := client.Endpoint(netip.MustParseAddrPort(string(to)))
 		if err == nil && len(text) > 0 {
-			_, _ = device.WriteToUDPAddrPort(text, endpoint)
+			_, _ = device.WriteToUDPAddrPort(wireGuard(string(text)), endpoint)
 		}
 	}
 	os.Exit(0)
@@ -291,8 +293,12 @@ func labRoute(t *testing.T, ns *netlab.NS, to, via string) {
 // labRule drops what leaves a machine, but for its loopback.
 func labRule(t *testing.T, ns *netlab.NS, rule string) {
 	t.Helper()
-	script := "add table inet lab; add chain inet lab out { type filter hook output priority 0; }; " +
-		"add rule inet lab out oif lo accept; add rule inet lab out " + rule
+	labNFT(t, ns, "add table inet lab; add chain inet lab out { type filter hook output priority 0; }; "+
+		"add rule inet lab out oif lo accept; add rule inet lab out "+rule)
+}
+
+func labNFT(t *testing.T, ns *netlab.NS, script string) {
+	t.Helper()
 	if err := ns.Do(func() error {
 		out, err := exec.Command("nft", script).CombinedOutput()
 		if err != nil {

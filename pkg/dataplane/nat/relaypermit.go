@@ -107,7 +107,7 @@ func (c *RelayClient) renewPermits(session *turnSession) {
 
 // askPermits asks the relay for permissions.
 func (c *RelayClient) askPermits(session *turnSession, addrs []netip.Addr) {
-	ctx, cancel := context.WithTimeout(session.ctx, relayAnswerTime)
+	ctx, cancel := context.WithTimeout(session.ctx, c.answer)
 	defer cancel()
 	peers := make([]stun.Setter, 0, len(addrs))
 	for _, addr := range addrs {

@@ -2,7 +2,6 @@ package nat
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -46,7 +45,7 @@ func (s *turnSession) request(ctx context.Context, kind uint16, attrs ...stun.Se
 		case code == 401 && !answer.Contains(stun.AttrMessageIntegrity):
 			s.challenge(answer)
 			return nil, errRelayDenied
-		case code == 437 && kind == turnRefresh:
+		case code == codeMismatch && kind == turnRefresh:
 			return nil, errRelayGone
 		default:
 			return nil, relayRefusal{code}
@@ -87,9 +86,9 @@ func (s *turnSession) exchange(ctx context.Context, m *stun.Message) (*stun.Mess
 	for {
 		select {
 		case <-ctx.Done():
-			return nil, errors.Join(errRelayNoAnswer, ctx.Err())
+			return nil, fmt.Errorf("%w: %w", errRelayNoAnswer, ctx.Err())
 		case <-s.ctx.Done():
-			return nil, errors.Join(errRelayNoAnswer, s.ctx.Err())
+			return nil, fmt.Errorf("%w: %w", errRelayNoAnswer, s.ctx.Err())
 		case raw := <-answers:
 			if answer := s.verified(m, raw); answer != nil {
 				return answer, nil
@@ -115,7 +114,7 @@ func (s *turnSession) verified(m *stun.Message, raw []byte) *stun.Message {
 		switch stunErrorCode(raw) {
 		case 401, 438:
 			return answer
-		case 437:
+		case codeMismatch:
 			if m.Type.Method == stun.MethodRefresh {
 				return answer
 			}

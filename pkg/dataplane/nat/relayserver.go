@@ -19,8 +19,10 @@ import (
 )
 
 const (
-	// RelayMaxLifetime is how long an allocation lasts that is not refreshed.
-	RelayMaxLifetime = 10 * time.Minute
+	// RelayMaxLifetime is how long an allocation lasts that is not refreshed: longer
+	// than a client waits for answers, and not much longer, since what a client could
+	// not give back takes one of its places.
+	RelayMaxLifetime = time.Minute
 
 	relayRealm          = "zlayer"
 	relayDefaultPort    = 3478
@@ -188,6 +190,11 @@ func (r *RelayServer) wake() {
 
 // Run serves until its context ends, which ends all allocations.
 func (r *RelayServer) Run(ctx context.Context) error {
+	select {
+	case err := <-r.failed: // of another socket of a run before this one
+		r.cfg.Log.Debug("relay failed before", "err", err)
+	default:
+	}
 	if err := r.refilter(); err != nil {
 		return err
 	}

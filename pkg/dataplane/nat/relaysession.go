@@ -27,6 +27,8 @@ const (
 	relayFirstWait = 250 * time.Millisecond
 	// relayAnswerTime is how long a relay may take to answer.
 	relayAnswerTime = 4 * time.Second
+	// relayUnanswered requests in a row for a longer life mean that there is no relay.
+	relayUnanswered = 3
 	// relayRefusals in a row from a relay's machine mean that there is no relay.
 	relayRefusals = 3
 	// relayBinds is how many channels and permissions are asked for at the same time.
@@ -77,7 +79,7 @@ type turnSession struct {
 
 // openSession connects and makes an allocation.
 func (c *RelayClient) openSession(ctx context.Context, kind string) (*turnSession, error) {
-	dialCtx, cancel := context.WithTimeout(ctx, relayAnswerTime)
+	dialCtx, cancel := context.WithTimeout(ctx, c.answer)
 	defer cancel()
 	conn, err := c.dialRelay(dialCtx, kind)
 	if err != nil {
@@ -91,6 +93,10 @@ func (c *RelayClient) openSession(ctx context.Context, kind string) (*turnSessio
 	s.ctx, s.cancel = context.WithCancel(ctx)
 	s.wg.Go(s.read)
 	if err := s.allocate(dialCtx); err != nil {
+		select {
+		case err = <-s.lost: // which is why there was no answer
+		default:
+		}
 		s.close()
 		return nil, fmt.Errorf("allocate at relay %s by %s: %w", conn.RemoteAddr(), kind, err)
 	}
@@ -133,11 +139,21 @@ func (s *turnSession) allocate(ctx context.Context) error {
 	}
 	first := append(attrs[:len(attrs):len(attrs)], stun.NewSoftware(strings.Repeat("-", relaySoftware)))
 	_, err := s.request(ctx, turnAllocate, first...)
-	if !errors.Is(err, errRelayDenied) {
-		return fmt.Errorf("relay does not ask for a credential: %w", err)
+	switch {
+	case err == nil:
+		return errors.New("relay does not ask for a credential")
+	case !errors.Is(err, errRelayDenied):
+		return err
 	}
 	s.renew(true)
-	answer, err := s.request(ctx, turnAllocate, append(attrs, turnLifetime(RelayMaxLifetime))...)
+	attrs = append(attrs, turnLifetime(RelayMaxLifetime))
+	answer, err := s.request(ctx, turnAllocate, attrs...)
+	if errors.Is(err, relayRefusal{codeMismatch}) { // what this port's last session could not give back
+		if _, err := s.request(ctx, turnRefresh, turnLifetime(0)); err != nil && !errors.Is(err, errRelayGone) {
+			return err
+		}
+		answer, err = s.request(ctx, turnAllocate, attrs...)
+	}
 	if err != nil {
 		return err
 	}
@@ -178,15 +194,27 @@ func (s *turnSession) keep() {
 		case <-ticker.C:
 		}
 		s.renew(false)
-		ctx, cancel := context.WithTimeout(s.ctx, relayAnswerTime)
-		_, err := s.request(ctx, turnRefresh, turnLifetime(RelayMaxLifetime))
-		cancel()
-		if err != nil && s.ctx.Err() == nil {
+		if err := s.refresh(); err != nil && s.ctx.Err() == nil {
 			s.fail(fmt.Errorf("refresh allocation %s: %w", s.relayed, err))
 			return
 		}
 		s.client.rebind(s)
 	}
+}
+
+// refresh asks for a longer life, and again if there is no answer: a network may
+// lose packets for some seconds, and with another allocation all peers would have to
+// find this node anew.
+func (s *turnSession) refresh() (err error) {
+	for range relayUnanswered {
+		ctx, cancel := context.WithTimeout(s.ctx, s.client.answer)
+		_, err = s.request(ctx, turnRefresh, turnLifetime(RelayMaxLifetime))
+		cancel()
+		if !errors.Is(err, errRelayNoAnswer) || s.ctx.Err() != nil {
+			return err
+		}
+	}
+	return err
 }
 
 // read takes messages off the connection until it ends.
@@ -336,7 +364,7 @@ func (s *turnSession) bindNow(remote *relayRemote) (uint16, error) {
 		return 0, err
 	}
 	s.channels[number-channelFirst].Store(remote) // data may be faster than we are
-	ctx, cancel := context.WithTimeout(s.ctx, relayAnswerTime)
+	ctx, cancel := context.WithTimeout(s.ctx, s.client.answer)
 	defer cancel()
 	_, err = s.request(ctx, turnChannelBind,
 		stun.RawAttribute{Type: stun.AttrChannelNumber, Value: []byte{byte(number >> 8), byte(number), 0, 0}},

@@ -107,15 +107,20 @@ func (s *relaySocket) ReadFrom(p []byte) (int, net.Addr, error) {
 		if err != nil {
 			return 0, nil, err
 		}
-		peer, ok := s.peer(netip.AddrPortFrom(from.Addr().Unmap(), from.Port()))
+		peer, origin := s.peer(netip.AddrPortFrom(from.Addr().Unmap(), from.Port()))
 		switch {
-		case !ok:
+		case origin == relayFromNobody:
 			stats.Stranger.Add(1)
 		case n == len(p): // and perhaps cut off
 			stats.Oversized.Add(1)
+		case !relayPasses(p[:n]):
+			stats.Foreign.Add(1)
 		case !s.toNode.AllowN(time.Now(), n):
 			stats.Throttled.Add(1)
 		default:
+			if origin == relayFromOtherPort {
+				s.hear(peer)
+			}
 			stats.ToClients.Add(uint64(n)) //nolint:gosec // a length
 			return n, s.netAddr(peer), nil
 		}
@@ -130,29 +135,42 @@ func (s *relaySocket) netAddr(peer netip.AddrPort) net.Addr {
 	return s.lastAddr
 }
 
+// relayOrigin says what a relay knows of an address that a packet came from.
+type relayOrigin uint8
+
+const (
+	relayFromNobody relayOrigin = iota
+	relayFromPeer
+	// relayFromOtherPort is a node behind a symmetric NAT: it comes from a port that
+	// it could not publish.
+	relayFromOtherPort
+)
+
 // peer says who sends from an address, and whether it may.
-func (s *relaySocket) peer(from netip.AddrPort) (netip.AddrPort, bool) {
+func (s *relaySocket) peer(from netip.AddrPort) (netip.AddrPort, relayOrigin) {
 	filter := s.server.filter.Load()
 	if from.Addr() == s.server.insideAddr(s.addr.Addr()) || filter.isExternal(from.Addr()) {
 		if sibling := s.server.sessions.at(netip.AddrPortFrom(s.addr.Addr(), from.Port())); sibling != nil {
-			return sibling.addr, true
+			return sibling.addr, relayFromPeer
 		}
 	}
-	if filter.sends(from) == relayAllowed {
-		return from, true
+	switch {
+	case filter.sends(from) == relayAllowed:
+		return from, relayFromPeer
+	case filter.addrs[from.Addr()]:
+		return from, relayFromOtherPort
 	}
-	// A node behind a symmetric NAT comes from a port that it could not publish.
-	// It may be answered there.
-	if !filter.addrs[from.Addr()] {
-		return netip.AddrPort{}, false
-	}
+	return netip.AddrPort{}, relayFromNobody
+}
+
+// hear remembers an address that may be answered because it spoke first.
+func (s *relaySocket) hear(from netip.AddrPort) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.heard[from] && len(s.heard) >= relayHeardMax {
 		clear(s.heard)
 	}
 	s.heard[from] = true
-	return from, true
 }
 
 // WriteTo sends a client's packet to a peer if it may. A packet that may not be
@@ -167,6 +185,8 @@ func (s *relaySocket) WriteTo(p []byte, addr net.Addr) (int, error) {
 	switch {
 	case verdict != relayAllowed:
 		s.server.count(verdict)
+	case !relayPasses(p):
+		s.server.stats.Foreign.Add(1)
 	case !s.toPeer.AllowN(time.Now(), len(p)):
 		s.server.stats.Throttled.Add(1)
 	default:

@@ -47,6 +47,9 @@ type RelayStats struct {
 	ForbiddenSelf atomic.Uint64
 	// Stranger packets came to a relayed address from no node.
 	Stranger atomic.Uint64
+	// Foreign packets, to or from an address of a node, are neither WireGuard's nor
+	// a check's.
+	Foreign atomic.Uint64
 	// Throttled packets were beyond an allocation's bandwidth.
 	Throttled atomic.Uint64
 }

@@ -50,7 +50,7 @@ func newRelayListener(server *RelayServer, inner net.Listener, config *tls.Confi
 	}
 }
 
-// Accept returns the next connection that there is room for.
+// Accept returns the next connection that there is room for, or is made for.
 func (l *relayListener) Accept() (net.Conn, error) {
 	for {
 		inner, err := l.Listener.Accept()
@@ -91,19 +91,48 @@ func (l *relayListener) admit(inner net.Conn) (*relayConn, bool) {
 		conn.Conn = tls.Server(inner, l.tls)
 	}
 	conn.reader = bufio.NewReaderSize(conn.Conn, 2*relayFrame)
+	ok, gone := l.add(conn)
+	if gone != nil {
+		l.server.stats.Connections.Add(1)
+		_ = gone.Close()
+	}
+	return conn, ok
+}
+
+// add takes a connection if there is room, in all and for where it comes from. If
+// there is none, the oldest without an allocation has to go: it had its time, and
+// connections that say nothing must not keep out nodes that have nothing but TCP.
+func (l *relayListener) add(conn *relayConn) (ok bool, gone *relayConn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed || len(l.conns) >= l.server.maxConnections() || l.perAddr[conn.from] >= relayConnsPerAddr {
-		return nil, false
+	if l.closed {
+		return false, nil
+	}
+	fullAddr := l.perAddr[conn.from] >= relayConnsPerAddr
+	if fullAddr || len(l.conns) >= l.server.maxConnections() {
+		for other := range l.conns {
+			if fullAddr && other.from != conn.from || gone != nil && gone.hello.Before(other.hello) || other.known() {
+				continue
+			}
+			gone = other
+		}
+		if gone == nil {
+			return false, nil
+		}
+		l.forgetLocked(gone)
 	}
 	l.conns[conn] = true
 	l.perAddr[conn.from]++
-	return conn, true
+	return true, gone
 }
 
 func (l *relayListener) forget(conn *relayConn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.forgetLocked(conn)
+}
+
+func (l *relayListener) forgetLocked(conn *relayConn) {
 	if !l.conns[conn] {
 		return
 	}
@@ -143,6 +172,9 @@ type relayConn struct {
 	frames   int // before there was an allocation
 }
 
+// known says whether the client has an allocation.
+func (c *relayConn) known() bool { return c.listener.server.sessions.of(c.source) != nil }
+
 // Read returns one message, and closes the connection if there is no whole one
 // in time.
 func (c *relayConn) Read(p []byte) (int, error) {
@@ -158,7 +190,7 @@ func (c *relayConn) Read(p []byte) (int, error) {
 
 func (c *relayConn) read(p []byte) (int, error) {
 	server := c.listener.server
-	known := server.sessions.of(c.source) != nil
+	known := c.known()
 	deadline := c.hello
 	if known {
 		deadline = time.Now().Add(relayIdle)

@@ -39,14 +39,14 @@ func (c *RelayClient) dialRelay(ctx context.Context, kind string) (relayTranspor
 	if kind == "tls" {
 		network = "tcp"
 	}
-	var dialer net.Dialer
-	conn, err := dialer.DialContext(ctx, network, addr)
+	conn, err := c.connectTo(ctx, network, addr)
 	if err != nil {
 		return nil, fmt.Errorf("connect to relay %s by %s: %w", addr, kind, err)
 	}
 	switch kind {
 	case "udp":
 		udp := conn.(*net.UDPConn)
+		c.port = relayAddrPort(udp.LocalAddr()).Port()
 		_ = udp.SetReadBuffer(relaySocketBuffer) // less is only slower
 		_ = udp.SetWriteBuffer(relaySocketBuffer)
 		return udp, nil
@@ -63,6 +63,18 @@ func (c *RelayClient) dialRelay(ctx context.Context, kind string) (relayTranspor
 		conn = secured
 	}
 	return newRelayStream(conn), nil
+}
+
+// connectTo connects by UDP from the same port as before if it is free.
+func (c *RelayClient) connectTo(ctx context.Context, network, addr string) (net.Conn, error) {
+	if network == "udp" && c.port != 0 {
+		dialer := net.Dialer{LocalAddr: &net.UDPAddr{Port: int(c.port)}}
+		if conn, err := dialer.DialContext(ctx, network, addr); err == nil {
+			return conn, nil
+		}
+	}
+	var dialer net.Dialer
+	return dialer.DialContext(ctx, network, addr)
 }
 
 // relayStream is a connection over TCP. Writes are queued.

@@ -22,6 +22,8 @@ const (
 	turnChannelBind      = 0x0009
 	stunClassSuccess     = 0x0100
 
+	codeMismatch = 437 // no such allocation, or one too many
+
 	attrIntegrity   = 0x0008
 	attrErrorCode   = 0x0009
 	attrPeerAddress = 0x0012
@@ -33,9 +35,13 @@ var (
 	errTURNLong  = errors.New("TURN frame too long")
 )
 
-// RelayOverhead is what a relay's client and its relay add to each packet between
-// them: ChannelData's header.
-const RelayOverhead = channelHeader
+const (
+	// RelayOverhead is what a relay's client and its relay add to each packet between
+	// them: ChannelData's header.
+	RelayOverhead = channelHeader
+	// RelayPadding is what the result may be filled up to a multiple of.
+	RelayPadding = channelPadding
+)
 
 // isSTUNPacket says whether a packet is a whole STUN message. No message of
 // WireGuard is: its shortest has 32 bytes, and zeros where this has its length.
