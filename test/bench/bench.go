@@ -58,6 +58,7 @@ func (b *bench) all() []block {
 		{"services", "dedicated services of a node", b.services},
 		{"throughput", "pod to pod across nodes", b.throughput},
 		{"nat", "node to node through NATs, by a relay and hole punched", b.nat},
+		{"nat-idle", "what looking for ways through NATs costs where there is none", b.natIdle},
 	}
 }
 
