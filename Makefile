@@ -22,6 +22,7 @@ REFERENCE := bridge ptp loopback host-local
 # TESTFLAGS goes to every `go test`, which leaves vet to `make verify`.
 TAGS := -tags failpoints
 TESTFLAGS ?=
+BENCHFLAGS ?=
 test fuzz: export ZLAYER_BIN := $(BIN)/test
 demo bench: export ZLAYER_BIN := $(BIN)
 
@@ -81,8 +82,8 @@ demo: build ## three nodes on this machine, from attach to ping (NAT=1: five, be
 	$(GO) run ./test/demo
 
 .PHONY: bench
-bench: build reference-plugins ## measure against the reference plugins and a bare tunnel
-	$(GO) run ./test/bench
+bench: build reference-plugins ## measure against the reference plugins and a bare tunnel (BENCHFLAGS='-run ^nat': that block alone)
+	$(GO) run ./test/bench $(BENCHFLAGS)
 
 .PHONY: reference-plugins
 reference-plugins: ## build the CNI project's own plugins into bin/reference

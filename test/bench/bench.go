@@ -57,6 +57,8 @@ func (b *bench) all() []block {
 		{"nodes", "a large cluster's Nodes, from a real API server", b.nodes},
 		{"services", "dedicated services of a node", b.services},
 		{"throughput", "pod to pod across nodes", b.throughput},
+		{"nat", "node to node through NATs, by a relay and hole punched", b.nat},
+		{"nat-idle", "what looking for ways through NATs costs where there is none", b.natIdle},
 	}
 }
 
@@ -202,6 +204,10 @@ type clusterSpec struct {
 }
 
 func (b *bench) newCluster(spec clusterSpec) (*cluster.Cluster, error) {
+	return cluster.New(b.clusterConfig(spec))
+}
+
+func (b *bench) clusterConfig(spec clusterSpec) cluster.Config {
 	config := cluster.Config{
 		Name:         spec.name + "-underlay",
 		Binaries:     b.binaries,
@@ -225,5 +231,5 @@ func (b *bench) newCluster(spec clusterSpec) (*cluster.Cluster, error) {
 			config.Slices[name] = roomySlices(i + 1)
 		}
 	}
-	return cluster.New(config)
+	return config
 }

@@ -27,12 +27,14 @@ type route struct {
 	from, to *netlab.NS
 	addr     netip.Addr   // of to
 	pids     func() []int // of the processes that carry the packets, if any
+	hop      func() int   // that of them which passes packets on between the ends; nil: none does
 }
 
 // flowResult is what a number of TCP flows achieved.
 type flowResult struct {
 	gigabits float64 // per second, received
 	cpu      float64 // CPU seconds per gigabyte: both ends, carriers and interrupts
+	hop      float64 // CPU seconds per gigabyte of the process between the ends, if there is one
 }
 
 // warmUp is left out of a measurement: TCP starts slowly.
@@ -76,15 +78,29 @@ func window(ctx context.Context, way route, span time.Duration, received *atomic
 	if err := pause(ctx, warmUp); err != nil {
 		return flowResult{}, err
 	}
-	started, bytes, cpu := time.Now(), received.Load(), cpuSeconds(way.pids())
+	started, bytes, cpu, hop := time.Now(), received.Load(), cpuSeconds(way.pids()), way.hopSeconds()
 	if err := pause(ctx, span); err != nil {
 		return flowResult{}, err
 	}
-	took, got, used := time.Since(started), received.Load()-bytes, cpuSeconds(way.pids())-cpu
+	took, got := time.Since(started), received.Load()-bytes
 	if got == 0 {
 		return flowResult{}, errors.New("nothing arrived")
 	}
-	return flowResult{gigabits: float64(got) * 8 / 1e9 / took.Seconds(), cpu: used / (float64(got) / 1e9)}, nil
+	gigabytes := float64(got) / 1e9
+	return flowResult{
+		gigabits: gigabytes * 8 / took.Seconds(),
+		cpu:      (cpuSeconds(way.pids()) - cpu) / gigabytes,
+		hop:      (way.hopSeconds() - hop) / gigabytes,
+	}, nil
+}
+
+// hopSeconds is the CPU time of the process between the ends; what the kernel
+// does for it in interrupts is not told apart from the rest.
+func (r route) hopSeconds() float64 {
+	if r.hop == nil {
+		return 0
+	}
+	return float64(processTicks(r.hop())) / ticksPerSecond
 }
 
 // connect returns connected sockets: sender, receiver, sender, receiver, ...
@@ -161,10 +177,12 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
+// ticksPerSecond is USER_HZ, the same on every architecture that Go runs on.
+const ticksPerSecond = 100
+
 // cpuSeconds is the CPU time of this process, of those that carry packets, and
 // of the machine's interrupts, which is where the kernel forwards.
 func cpuSeconds(pids []int) float64 {
-	const ticksPerSecond = 100 // USER_HZ, on every architecture Go runs on
 	var ticks uint64
 	for _, pid := range append(pids, os.Getpid()) {
 		ticks += processTicks(pid)

@@ -59,8 +59,8 @@ func (b *bench) newPodPath(ctx context.Context) (_ *podPath, err error) {
 	return p, err
 }
 
-func (p *podPath) backend() string {
-	if p.kernel {
+func backendName(kernel bool) string {
+	if kernel {
 		return "the kernel's WireGuard"
 	}
 	return "wireguard-go"

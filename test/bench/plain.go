@@ -5,7 +5,9 @@ package main
 import (
 	"errors"
 	"fmt"
+	"log"
 	"net"
+	"os"
 
 	"github.com/vishvananda/netlink"
 	"golang.zx2c4.com/wireguard/conn"
@@ -66,7 +68,9 @@ func openWireGuardGo(mtu int) (func(), error) {
 	if err != nil {
 		return nil, fmt.Errorf("create tun: %w", err)
 	}
-	dev := device.NewDevice(tunnel, conn.NewDefaultBind(), device.NewLogger(device.LogLevelError, ""))
+	// The library's own logger writes to stdout, which is for a role's answers: it is full when nobody reads on.
+	logger := &device.Logger{Verbosef: device.DiscardLogf, Errorf: log.New(os.Stderr, "", log.LstdFlags).Printf}
+	dev := device.NewDevice(tunnel, conn.NewDefaultBind(), logger)
 	listener, err := listenUAPI()
 	if err != nil {
 		dev.Close()

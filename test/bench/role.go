@@ -25,8 +25,9 @@ const rolePrefix = "role:"
 // stdin does.
 func playRole(name string) int {
 	roles := map[string]func(r *roleInput) error{
-		"tunnel": playTunnel,
-		"peers":  playPeers,
+		"tunnel":    playTunnel,
+		"peers":     playPeers,
+		"forwarder": playForwarder,
 	}
 	play, ok := roles[name]
 	if !ok {

@@ -38,7 +38,7 @@ func (b *bench) throughput(ctx context.Context) (err error) {
 }
 
 // flowSeries grows by a round at a time.
-type flowSeries struct{ gigabits, cpu []float64 }
+type flowSeries struct{ gigabits, cpu, hop []float64 }
 
 // throughputRound measures every way once with each number of flows.
 func (b *bench) throughputRound(ctx context.Context, ways []route, round int, seen []flowSeries) error {
@@ -58,27 +58,14 @@ func (b *bench) throughputRound(ctx context.Context, ways []route, round int, se
 			series := &seen[w*len(flowCounts)+f]
 			series.gigabits = append(series.gigabits, result.gigabits)
 			series.cpu = append(series.cpu, result.cpu)
+			series.hop = append(series.hop, result.hop)
 		}
 	}
 	return nil
 }
 
 func (b *bench) reportThroughput(ways []route, seen []flowSeries, pods *podPath) {
-	rows := [][]string{{fmt.Sprintf("TCP over IPv4, MTU %d, %s", pods.mtu, pods.backend())}}
-	for _, flows := range flowCounts {
-		rows[0] = append(rows[0], fmt.Sprintf("%d: Gbit/s", flows), "CPU s/GB")
-	}
-	for w, way := range ways {
-		row := []string{way.name}
-		for f, flows := range flowCounts {
-			series := seen[w*len(flowCounts)+f]
-			row = append(row, figure(median(series.gigabits)), figure(median(series.cpu)))
-			b.sample("throughput", way.name, fmt.Sprintf("%d flows, Gbit/s", flows), series.gigabits)
-			b.sample("throughput", way.name, fmt.Sprintf("%d flows, CPU s/GB", flows), series.cpu)
-		}
-		rows = append(rows, row)
-	}
-	b.table(rows)
+	b.flowTable("throughput", fmt.Sprintf("TCP over IPv4, MTU %d, %s", pods.mtu, backendName(pods.kernel)), ways, seen)
 	for f, flows := range flowCounts {
 		ours, hosts, sandboxes := seen[f], seen[len(flowCounts)+f], seen[2*len(flowCounts)+f]
 		what := fmt.Sprintf("pod to pod, %d flows", flows)
@@ -87,6 +74,36 @@ func (b *bench) reportThroughput(ways []route, seen []flowSeries, pods *podPath)
 		b.judge(budget{what: what + ", of a bare tunnel on the same path", ratio: ratioOf(ours.gigabits, sandboxes.gigabits), least: 0.95})
 		b.judge(budget{what: what + ", CPU per GB, of the same path", ratio: ratioOf(ours.cpu, sandboxes.cpu)})
 	}
+}
+
+// flowTable prints the medians of each way, and keeps all figures.
+func (b *bench) flowTable(block, about string, ways []route, seen []flowSeries) {
+	hops := slices.ContainsFunc(ways, func(way route) bool { return way.hop != nil })
+	rows := [][]string{{about}}
+	for _, flows := range flowCounts {
+		rows[0] = append(rows[0], fmt.Sprintf("%d: Gbit/s", flows), "CPU s/GB")
+		if hops {
+			rows[0] = append(rows[0], "relay alone")
+		}
+	}
+	for w, way := range ways {
+		row := []string{way.name}
+		for f, flows := range flowCounts {
+			series := seen[w*len(flowCounts)+f]
+			row = append(row, figure(median(series.gigabits)), figure(median(series.cpu)))
+			b.sample(block, way.name, fmt.Sprintf("%d flows, Gbit/s", flows), series.gigabits)
+			b.sample(block, way.name, fmt.Sprintf("%d flows, CPU s/GB", flows), series.cpu)
+			switch {
+			case way.hop != nil:
+				row = append(row, figure(median(series.hop)))
+				b.sample(block, way.name, fmt.Sprintf("%d flows, CPU s/GB, relay alone", flows), series.hop)
+			case hops:
+				row = append(row, "-")
+			}
+		}
+		rows = append(rows, row)
+	}
+	b.table(rows)
 }
 
 // memoryAfterLoad reads what the load left in the daemons.

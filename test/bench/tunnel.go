@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.zx2c4.com/wireguard/wgctrl"
@@ -23,6 +24,9 @@ type tunnelArgs struct {
 	PeerKey    []byte
 	Endpoint   netip.AddrPort
 	AllowedIPs []netip.Prefix
+	// Keepalive, if not zero, is how often to send something in any case: it opens
+	// the ways of NATs and keeps them open.
+	Keepalive time.Duration
 }
 
 // playTunnel is one end of the tunnel until stdin ends.
@@ -51,6 +55,9 @@ func (t tunnelArgs) setPeer() error {
 		return err
 	}
 	peer := wgtypes.PeerConfig{PublicKey: wgtypes.Key(t.PeerKey), Endpoint: net.UDPAddrFromAddrPort(t.Endpoint)}
+	if t.Keepalive != 0 {
+		peer.PersistentKeepaliveInterval = &t.Keepalive
+	}
 	for _, prefix := range t.AllowedIPs {
 		peer.AllowedIPs = append(peer.AllowedIPs, ipNet(prefix))
 	}

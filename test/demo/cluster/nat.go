@@ -23,6 +23,8 @@ type Machine struct {
 
 // NAT is what a daemon is told of ways through NATs.
 type NAT struct {
+	// Enabled is whether it looks for them at all; nil is the daemon's default.
+	Enabled *bool `json:"enabled,omitempty"`
 	// STUNServers are HOST:PORT each.
 	STUNServers []string `json:"stun_servers,omitempty"`
 	// RefreshSeconds is how often they are asked; 0 is the daemon's default.
