@@ -81,9 +81,13 @@ func TestTokens(t *testing.T) {
 		}, true},
 		{"own key", token.annotate(own, annotations+"public-key"), true},
 		{"own endpoint", token.annotate(own, annotations+"endpoint"), true},
+		{"own candidates", token.annotate(own, annotations+"candidates"), true},
+		{"own relay", token.annotate(own, annotations+"relay"), true},
 		{"own NetworkUnavailable", token.condition(own, "NetworkUnavailable"), true},
 
 		{"another node's key", token.annotate(other, annotations+"public-key"), false},
+		{"another node's candidates", token.annotate(other, annotations+"candidates"), false},
+		{"another node's relay", token.annotate(other, annotations+"relay"), false},
 		{"another node's NetworkUnavailable", token.condition(other, "NetworkUnavailable"), false},
 		{"an administrator's endpoint", token.annotate(own, annotations+"force-endpoint"), false},
 		{"an administrator's keepalive", token.annotate(own, annotations+"keepalive"), false},
