@@ -5,6 +5,9 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"reflect"
+	"slices"
+	"unsafe"
 
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
@@ -25,6 +28,7 @@ const (
 type packetReader struct {
 	socket   batchSocket
 	joins    bool // the kernel may join packets
+	source   uintptr
 	messages []ipv6.Message
 }
 
@@ -32,12 +36,18 @@ type batchSocket interface {
 	ReadBatch(messages []ipv6.Message, flags int) (int, error)
 }
 
-func newPacketReader(socket batchSocket, joins bool) *packetReader {
-	r := &packetReader{socket: socket, joins: joins, messages: make([]ipv6.Message, conn.IdealBatchSize)}
+// newPacketReader returns a reader, or an error if wireguard-go's endpoints are
+// not as they were.
+func newPacketReader(socket batchSocket, joins bool) (*packetReader, error) {
+	source, is := reflect.TypeFor[conn.StdNetEndpoint]().FieldByName("src")
+	if !is || source.Type != reflect.TypeFor[[]byte]() {
+		return nil, errors.New("wireguard-go's endpoint has no field src of bytes")
+	}
+	r := &packetReader{socket: socket, joins: joins, source: source.Offset, messages: make([]ipv6.Message, conn.IdealBatchSize)}
 	for i := range r.messages {
 		r.messages[i].Buffers, r.messages[i].OOB = make([][]byte, 1), make([]byte, controlSize)
 	}
-	return r
+	return r, nil
 }
 
 // newPacketReaders returns a reader for each socket, of IPv4 first.
@@ -51,11 +61,15 @@ func newPacketReaders(s sockets) ([]*packetReader, error) {
 		if err != nil {
 			return nil, err
 		}
+		var batches batchSocket = ipv6.NewPacketConn(socket)
 		if fam == 0 {
-			readers = append(readers, newPacketReader(ipv4.NewPacketConn(socket), joins))
-		} else {
-			readers = append(readers, newPacketReader(ipv6.NewPacketConn(socket), joins))
+			batches = ipv4.NewPacketConn(socket)
 		}
+		reader, err := newPacketReader(batches, joins)
+		if err != nil {
+			return nil, err
+		}
+		readers = append(readers, reader)
 	}
 	return readers, nil
 }
@@ -91,7 +105,8 @@ func (r *packetReader) read(bufs [][]byte, sizes []int, from []conn.Endpoint, at
 	packets := 0
 	for i := first; i < first+n; i++ {
 		message := &r.messages[i]
-		here, segment := parseControl(message.OOB[:message.NN])
+		here, source, segment := parseControl(message.OOB[:message.NN])
+		source = slices.Clip(slices.Clone(source))
 		sender := message.Addr.(*net.UDPAddr).AddrPort()
 		for rest := bufs[i][:message.N]; len(rest) > 0; packets++ {
 			if packets > i {
@@ -102,32 +117,42 @@ func (r *packetReader) read(bufs [][]byte, sizes []int, from []conn.Endpoint, at
 				size = min(size, segment)
 			}
 			sizes[packets] = copy(bufs[packets], rest[:size])
-			from[packets], at[packets] = &conn.StdNetEndpoint{AddrPort: sender}, here
+			from[packets], at[packets] = r.endpoint(sender, source), here
 			rest = rest[size:]
 		}
 	}
 	return packets, nil
 }
 
-// parseControl returns which of this node's addresses a packet came to, and the
-// size of the segments that it was joined from, each zero if it does not say.
-func parseControl(control []byte) (at netip.Addr, segment int) {
+// endpoint is where a packet came from, to which WireGuard sends from the address
+// and by the link that it came to, as a control message says.
+func (r *packetReader) endpoint(sender netip.AddrPort, source []byte) *conn.StdNetEndpoint {
+	endpoint := &conn.StdNetEndpoint{AddrPort: sender}
+	*(*[]byte)(unsafe.Add(unsafe.Pointer(endpoint), r.source)) = source
+	return endpoint
+}
+
+// parseControl returns which of this node's addresses a packet came to, the
+// control message that says so, and the size of the segments that it was joined
+// from, each zero if there is none.
+func parseControl(control []byte) (at netip.Addr, source []byte, segment int) {
 	for len(control) >= unix.SizeofCmsghdr {
 		header, data, rest, err := unix.ParseOneSocketControlMessage(control)
 		if err != nil {
 			break
 		}
+		whole := control[:len(control)-len(rest)]
 		control = rest
 		switch {
 		case header.Level == unix.IPPROTO_IP && header.Type == unix.IP_PKTINFO && len(data) >= unix.SizeofInet4Pktinfo:
-			at = netip.AddrFrom4([4]byte(data[4:])) // the address to answer from, behind the interface
+			at, source = netip.AddrFrom4([4]byte(data[4:])), whole // the address to answer from, behind the interface
 		case header.Level == unix.IPPROTO_IPV6 && header.Type == unix.IPV6_PKTINFO && len(data) >= unix.SizeofInet6Pktinfo:
-			at = netip.AddrFrom16([16]byte(data))
+			at, source = netip.AddrFrom16([16]byte(data)), whole
 		case header.Level == unix.SOL_UDP && header.Type == unix.UDP_GRO && len(data) >= 2:
 			segment = int(binary.NativeEndian.Uint16(data))
 		}
 	}
-	return at, segment
+	return at, source, segment
 }
 
 // sourceControl has a packet leave from an address of this node's, or by the

@@ -90,19 +90,23 @@ func TestPacketReader(t *testing.T) {
 		{"all places are taken", true, joinedBatch{{v4, 64000, 1000}, {v6, 64 * 900, 900}}, full()},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got, err := readAll(newPacketReader(c.batch, c.joins), packet)
+			got, err := readAll(t, c.batch, c.joins, packet)
 			if diff := cmp.Diff(c.want, got); diff != "" || err != nil {
 				t.Error(err, diff)
 			}
 		})
 	}
-	if _, err := readAll(newPacketReader(joinedBatch{{v4, 200, 1}}, true), packet); err == nil {
+	if _, err := readAll(t, joinedBatch{{v4, 200, 1}}, true, packet); err == nil {
 		t.Error("more segments than there are places are no error")
 	}
 }
 
 // readAll puts what one read brings in words.
-func readAll(r *packetReader, packet func(at string, from int, first, size int) string) (packets []string, err error) {
+func readAll(t *testing.T, batch joinedBatch, joins bool, packet func(at string, from int, first, size int) string) (packets []string, err error) {
+	r, err := newPacketReader(batch, joins)
+	if err != nil {
+		t.Fatal(err)
+	}
 	bufs, sizes := make([][]byte, conn.IdealBatchSize), make([]int, conn.IdealBatchSize)
 	from, at := make([]conn.Endpoint, conn.IdealBatchSize), make([]netip.Addr, conn.IdealBatchSize)
 	for i := range bufs {
@@ -110,6 +114,10 @@ func readAll(r *packetReader, packet func(at string, from int, first, size int) 
 	}
 	n, err := r.read(bufs, sizes, from, at)
 	for i := range n {
+		endpoint := from[i].(*conn.StdNetEndpoint)
+		if endpoint.SrcIP() != at[i] || endpoint.SrcIfidx() != 1 {
+			t.Errorf("a packet to %s by link 1 is answered from %s by link %d", at[i], endpoint.SrcIP(), endpoint.SrcIfidx())
+		}
 		packets = append(packets, packet(at[i].String(), int(from[i].(*conn.StdNetEndpoint).Port())-1000, int(bufs[i][0]), sizes[i]))
 	}
 	return packets, err
@@ -120,7 +128,7 @@ func FuzzParseControl(f *testing.F) {
 	f.Add(joinedMessage{"2001:db8::1", 200, 100}.control())
 	f.Add((&ipv4.ControlMessage{Src: net.IPv4(192, 0, 2, 1)}).Marshal())
 	f.Fuzz(func(t *testing.T, control []byte) {
-		if _, segment := parseControl(control); segment < 0 {
+		if _, _, segment := parseControl(control); segment < 0 {
 			t.Errorf("segments of %d bytes", segment)
 		}
 	})
