@@ -289,7 +289,7 @@ func TestOverlay(t *testing.T) {
 			t.Errorf("the peer is looked for at %v", got)
 		}
 		check := own(two).Request(NewCheckID(time.Now()))
-		e.receive(inbound{o.Direct, inside, check})
+		e.receive(inbound{way: o.Direct, from: inside, packet: check})
 		if got := p.remotes(); slices.Contains(got, inside) || p.invited || e.refused.Load() != 1 {
 			t.Errorf("after a check the peer is looked for at %v, %d refused", got, e.refused.Load())
 		}
