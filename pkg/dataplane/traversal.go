@@ -35,14 +35,12 @@ const (
 // device, the node set and a nat.Agent, which decides.
 type traversal struct {
 	plane  *Dataplane
+	stun   hearing
 	parts  *parts
 	agent  *nat.Agent
 	server *nat.RelayServer // nil if this node relays for nobody
 	offer  string           // what others are told of it while it serves
 	look   chan struct{}    // whether a relay is needed may have changed
-
-	listens   atomic.Bool   // STUN is of interest
-	listening chan struct{} // that changed
 
 	serving atomic.Bool // the own relay
 
@@ -67,7 +65,7 @@ func (d *Dataplane) newTraversal(made *parts) (*traversal, error) {
 		return nil, nil
 	}
 	t := &traversal{
-		plane: d, parts: made, look: make(chan struct{}, 1), listening: make(chan struct{}, 1),
+		plane: d, parts: made, look: make(chan struct{}, 1), stun: newHearing(),
 		paths: map[wgtypes.Key]netip.AddrPort{}, since: map[nat.Candidate]time.Time{},
 	}
 	var err error
@@ -86,7 +84,7 @@ func (d *Dataplane) newTraversal(made *parts) (*traversal, error) {
 		},
 		OnCandidates: t.noteCandidates,
 		OnPath:       t.tellPath,
-		OnListen:     t.listen,
+		OnListen:     t.stun.want,
 		Log:          d.log,
 	})
 	if err != nil {
@@ -109,42 +107,12 @@ func (t *traversal) onSTUN() func(at netip.Addr, from netip.AddrPort, packet []b
 	return func(at netip.Addr, from netip.AddrPort, packet []byte) { t.agent.DeliverAt(t, at, from, packet) }
 }
 
-// listen takes note of whether STUN is of interest.
-func (t *traversal) listen(listen bool) {
-	t.listens.Store(listen)
-	select {
-	case t.listening <- struct{}{}:
-	default:
-	}
-}
-
-// followListening has the device hear STUN while that is of interest, until ctx
-// ends.
-func (t *traversal) followListening(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-t.listening:
-			t.hear(ctx, t.listens.Load())
-		}
-	}
-}
-
-func (t *traversal) hear(ctx context.Context, hear bool) {
-	if err := t.parts.device.HearSTUN(ctx, hear); err != nil && ctx.Err() == nil {
-		t.plane.log.Warn("device does not do as it should with STUN, will try again", "op", "nat", "err", err)
-	}
-}
-
 // run looks for ways until ctx ends.
 func (t *traversal) run(ctx context.Context) error {
-	if len(t.parts.nat.STUNServers) > 0 {
-		t.hear(ctx, true) // before the agent asks them
-	}
+	t.hearServers(ctx)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return t.agent.Run(ctx) })
-	group.Go(func() error { t.followListening(ctx); return nil })
+	group.Go(func() error { t.followHearing(ctx); return nil })
 	group.Go(func() error { t.followRelays(ctx); return nil })
 	t.again(ctx, group, "network watch", func(ctx context.Context) error { return nat.WatchNetwork(ctx, t.agent.Changed) })
 	if t.server != nil {
