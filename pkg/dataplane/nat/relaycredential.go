@@ -38,6 +38,12 @@ func relayID(secret []byte, client wgtypes.Key) string {
 	return hex.EncodeToString(mac.Sum(nil)[:relayIDBytes])
 }
 
+// relayUsername says until when a credential is valid and whose it is. The time is
+// in nanoseconds, so that a client that starts anew makes no name a second time.
+func relayUsername(expiry time.Time, id string) string {
+	return strconv.FormatInt(expiry.UnixNano(), 10) + ":" + id
+}
+
 // relayPassword belongs to a user name. No other message is signed with the
 // secret of which this could be a part: an id signs 32 bytes, and this has more.
 func relayPassword(secret []byte, username string) string {
@@ -46,22 +52,18 @@ func relayPassword(secret []byte, username string) string {
 	return base64.StdEncoding.EncodeToString(mac.Sum(nil))
 }
 
-func relayUsername(expiry time.Time, id string) string {
-	return strconv.FormatInt(expiry.Unix(), 10) + ":" + id
-}
-
 // parseRelayUsername takes a user name apart. It accepts only what
 // relayUsername makes, so that a credential has one name.
 func parseRelayUsername(username string) (expiry time.Time, id string, err error) {
-	seconds, id, _ := strings.Cut(username, ":")
-	unix, err := strconv.ParseInt(seconds, 10, 64)
+	nanoseconds, id, _ := strings.Cut(username, ":")
+	unix, err := strconv.ParseInt(nanoseconds, 10, 64)
 	if err != nil {
 		return time.Time{}, "", fmt.Errorf("user name of %d bytes: no time of expiry", len(username))
 	}
 	if raw, err := hex.DecodeString(id); err != nil || len(raw) != relayIDBytes {
 		return time.Time{}, "", fmt.Errorf("user name of %d bytes: no id", len(username))
 	}
-	expiry = time.Unix(unix, 0)
+	expiry = time.Unix(0, unix)
 	if relayUsername(expiry, id) != username || id != strings.ToLower(id) {
 		return time.Time{}, "", fmt.Errorf("user name of %d bytes: not as it is made", len(username))
 	}
@@ -92,9 +94,9 @@ func (c *relayCredentials) next(now time.Time) relayCredential {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	expiry := now.Add(RelayCredentialLifetime).Truncate(time.Second)
+	expiry := now.Add(RelayCredentialLifetime)
 	if !expiry.After(c.last) {
-		expiry = c.last.Add(time.Second)
+		expiry = c.last.Add(1)
 	}
 	c.last = expiry
 	username := relayUsername(expiry, c.id)

@@ -99,7 +99,7 @@ func NewRelayServer(cfg RelayConfig) (*RelayServer, error) {
 		cfg: cfg, poke: make(chan struct{}, 1), failed: make(chan error, 1),
 		hello: relayHello, lifetime: RelayMaxLifetime,
 	}
-	r.nodes = newRelayNodes(cfg.Shared, &r.stats)
+	r.nodes = newRelayNodes(cfg.Shared, &r.stats, cfg.Log)
 	r.sessions = newRelaySessions(cfg.MaxSessions, cfg.MaxPerNode, &r.stats)
 	r.peers.Store(&[]RelayPeer{})
 	r.filter.Store(newRelayFilter(relayFilterInput{}))
@@ -179,6 +179,7 @@ func (r *RelayServer) Run(ctx context.Context) error {
 	if err := r.refilter(); err != nil {
 		return err
 	}
+	r.nodes.derive()
 	server, err := r.listen(ctx)
 	if err != nil {
 		return err
@@ -203,6 +204,7 @@ func (r *RelayServer) wait(ctx context.Context) error {
 		case err := <-r.failed:
 			return fmt.Errorf("relay: %w", err)
 		case <-r.poke:
+			r.nodes.derive()
 		case <-ticker.C:
 		}
 		if err := r.refilter(); err != nil {

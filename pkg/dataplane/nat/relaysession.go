@@ -154,7 +154,10 @@ func (s *turnSession) allocate(ctx context.Context) error {
 		}
 		answer, err = s.request(ctx, turnAllocate, attrs...)
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, errRelayDenied) && s.client.credentials.fixed == nil:
+		return fmt.Errorf("%w: it may not know this node yet, or the clocks of the two differ by more than %s", err, RelayClockSkew)
+	case err != nil:
 		return err
 	}
 	var relayed stun.XORMappedAddress
