@@ -30,6 +30,13 @@ const (
 // it is derived from X25519 of their WireGuard keys.
 type SharedSecret func(peer wgtypes.Key) ([]byte, error)
 
+// Secret is a password or a key. It is a function, since nothing else keeps fmt from
+// showing it in a struct whose field is not exported.
+type Secret func() string
+
+// NewSecret returns a text that does not show when printed.
+func NewSecret(text string) Secret { return func() string { return text } }
+
 // relayID is how a client names itself to a relay, in 32 hexadecimal digits:
 // only the two of them can tell whom it means.
 func relayID(secret []byte, client wgtypes.Key) string {
@@ -72,14 +79,15 @@ func parseRelayUsername(username string) (expiry time.Time, id string, err error
 
 // relayCredential is a user name with its password.
 type relayCredential struct {
-	username, password string
-	renew              time.Time // from when on another one should be used
+	username string
+	password Secret
+	renew    time.Time // from when on another one should be used
 }
 
 // relayCredentials makes a client's credentials.
 type relayCredentials struct {
 	fixed  *relayCredential // of a server that is not of this cluster
-	secret []byte
+	secret Secret
 	id     string
 
 	mu   sync.Mutex // guards last
@@ -102,7 +110,7 @@ func (c *relayCredentials) next(now time.Time) relayCredential {
 	username := relayUsername(expiry, c.id)
 	return relayCredential{
 		username: username,
-		password: relayPassword(c.secret, username),
+		password: NewSecret(relayPassword([]byte(c.secret()), username)),
 		renew:    now.Add(RelayCredentialLifetime / 2),
 	}
 }

@@ -1,12 +1,15 @@
 package nat
 
 import (
+	"fmt"
 	"log/slog"
+	"net/netip"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/pion/stun/v4"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
@@ -56,7 +59,7 @@ func FuzzRelayUsername(f *testing.F) {
 func TestRelayCredentialsAreNeverTheSame(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		anew := func() *relayCredentials {
-			return &relayCredentials{secret: []byte("secret"), id: strings.Repeat("0", 32)}
+			return &relayCredentials{secret: NewSecret("secret"), id: strings.Repeat("0", 32)}
 		}
 		c := anew()
 		seen := make(map[string]bool)
@@ -87,7 +90,7 @@ func TestRelayNodesByTime(t *testing.T) {
 		}, &stats, slog.New(slog.DiscardHandler))
 		nodes.set([]wgtypes.Key{client})
 		nodes.derive()
-		credentials := relayCredentials{secret: secret, id: relayID(secret, client)}
+		credentials := relayCredentials{secret: NewSecret(string(secret)), id: relayID(secret, client)}
 		c := credentials.next(time.Now())
 		check := func(when string, want bool) {
 			t.Helper()
@@ -95,7 +98,7 @@ func TestRelayNodesByTime(t *testing.T) {
 			if ok != want {
 				t.Errorf("%s: accepted is %v", when, ok)
 			}
-			if ok && (id != credentials.id || password != c.password) {
+			if ok && (id != credentials.id || password != c.password()) {
 				t.Errorf("%s: id %s", when, id)
 			}
 		}
@@ -147,7 +150,7 @@ func TestRelayNodesServeMeanwhile(t *testing.T) {
 		t.Helper()
 		answer := make(chan bool, 1)
 		go func() {
-			credentials := relayCredentials{secret: key[:], id: relayID(key[:], key)}
+			credentials := relayCredentials{secret: NewSecret(string(key[:])), id: relayID(key[:], key)}
 			_, _, ok := nodes.authenticate(credentials.next(time.Now()).username, "a", time.Now())
 			answer <- ok
 		}()
@@ -191,7 +194,7 @@ func TestRelayTellsOfClocks(t *testing.T) {
 		nodes.derive()
 		at := func(off time.Duration, key wgtypes.Key) string {
 			text.Reset()
-			credentials := relayCredentials{secret: secret, id: relayID(secret, key)}
+			credentials := relayCredentials{secret: NewSecret(string(secret)), id: relayID(secret, key)}
 			nodes.authenticate(credentials.next(time.Now().Add(off)).username, "a", time.Now())
 			return text.String()
 		}
@@ -209,4 +212,42 @@ func TestRelayTellsOfClocks(t *testing.T) {
 			t.Errorf("for a clock that is slow: %q", got)
 		}
 	})
+}
+
+// TestRelaySecretsAreNotPrinted prints all that holds one, as a careless log would.
+func TestRelaySecretsAreNotPrinted(t *testing.T) {
+	const password = "open sesame"
+	credentials := &relayCredentials{secret: NewSecret(password), id: strings.Repeat("0", 32)}
+	credential := credentials.next(time.Now())
+	integrity := stun.NewLongTermIntegrity(credential.username, relayRealm, credential.password())
+	config := RelayClientConfig{
+		UDP: "192.0.2.1:3478", Username: "user", Credential: NewSecret(password), WireGuardPort: 51820,
+		Deliver: func(Way, netip.AddrPort, []byte) {}, Up: func(netip.AddrPort) {}, Down: func(error) {}, Log: slog.New(slog.DiscardHandler),
+	}
+	client, err := NewRelayClient(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stats RelayStats
+	nodes := newRelayNodes(func(wgtypes.Key) ([]byte, error) { return []byte(password), nil }, &stats, slog.New(slog.DiscardHandler))
+	nodes.set([]wgtypes.Key{{1}})
+	nodes.derive()
+	session := &turnSession{client: client, credential: credential, integrity: func() stun.MessageIntegrity { return integrity }}
+	for name, value := range map[string]any{
+		"configuration": config, "client": client, "credentials": credentials, "credential": credential,
+		"fixed": client.credentials.fixed, "session": session, "nodes": nodes, "node": nodes.byKey[wgtypes.Key{1}],
+	} {
+		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%x", "%d"} {
+			text := fmt.Sprintf(verb, value)
+			for _, secret := range []string{password, credential.password(), string(integrity)} {
+				for _, form := range []string{"%s", "%x", "%v", "%#v"} {
+					for _, shown := range []string{fmt.Sprintf(form, secret), strings.Trim(strings.TrimPrefix(fmt.Sprintf(form, []byte(secret)), "[]byte"), "[]{}")} {
+						if strings.Contains(text, shown) {
+							t.Errorf("%s of the %s shows a secret", verb, name)
+						}
+					}
+				}
+			}
+		}
+	}
 }

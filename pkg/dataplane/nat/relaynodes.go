@@ -35,7 +35,7 @@ const relayClocksPause = time.Minute
 type relayNode struct {
 	key    wgtypes.Key
 	id     string
-	secret []byte
+	secret Secret
 	// used holds by user name from which address a credential is used.
 	used map[string]relayUse
 }
@@ -122,7 +122,7 @@ func (n *relayNodes) authenticate(username, from string, now time.Time) (id, pas
 		n.stats.Replayed.Add(1)
 		return "", "", false
 	}
-	return id, relayPassword(node.secret, username), true
+	return id, relayPassword([]byte(node.secret()), username), true
 }
 
 // tellClocks has the log say, from time to time, that a node's clock may not be
@@ -171,7 +171,7 @@ func (n *relayNodes) derive() {
 		if err != nil { // a key that is none: nobody has its private half
 			continue
 		}
-		n.insert(&relayNode{key: key, id: relayID(secret, key), secret: secret, used: make(map[string]relayUse)})
+		n.insert(&relayNode{key: key, id: relayID(secret, key), secret: NewSecret(string(secret)), used: make(map[string]relayUse)})
 	}
 }
 

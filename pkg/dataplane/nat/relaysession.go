@@ -71,7 +71,7 @@ type turnSession struct {
 	closed       bool
 	credential   relayCredential
 	realm, nonce string
-	integrity    stun.MessageIntegrity
+	integrity    func() stun.MessageIntegrity // in a function, where no %v finds it
 	pending      map[[stun.TransactionIDSize]byte]chan []byte
 	numbers      map[netip.AddrPort]uint16
 	peers        []netip.AddrPort // by number
@@ -181,7 +181,8 @@ func (s *turnSession) renew(first bool) {
 	now := time.Now()
 	if first || !s.credential.renew.IsZero() && now.After(s.credential.renew) {
 		s.credential = s.client.credentials.next(now)
-		s.integrity = stun.NewLongTermIntegrity(s.credential.username, s.realm, s.credential.password)
+		integrity := stun.NewLongTermIntegrity(s.credential.username, s.realm, s.credential.password())
+		s.integrity = func() stun.MessageIntegrity { return integrity }
 	}
 }
 
