@@ -121,15 +121,6 @@ func NewRelayClient(cfg RelayClientConfig) (*RelayClient, error) {
 	return c, nil
 }
 
-// Relayed returns the address by which others reach this node, if there is one.
-func (c *RelayClient) Relayed() (netip.AddrPort, bool) {
-	session := c.current.Load()
-	if session == nil {
-		return netip.AddrPort{}, false
-	}
-	return session.relayed, true
-}
-
 // Transport returns how the relay is reached: "udp", "tcp", "tls", or "" if not
 // at all.
 func (c *RelayClient) Transport() string {

@@ -285,8 +285,8 @@ func (s *turnSession) receive(p []byte) {
 // another port than was known.
 func (s *turnSession) receiveIndication(p []byte) {
 	value, _ := stunAttr(p, attrPeerAddress)
-	from, ok := xorAddr(value, p)
-	if !ok {
+	from, err := decodeAddr(value, p[4:stunHeader])
+	if err != nil {
 		return
 	}
 	if data, ok := stunAttr(p, attrData); ok {
