@@ -166,7 +166,7 @@ func (t *traversal) allocate(ctx context.Context, r relay) (*allocation, error) 
 	}
 	if r.turn != nil {
 		config.UDP, config.TCP = r.turn.Address, r.turn.Address
-		config.Username, config.Credential = r.turn.Username, string(r.turn.Credential)
+		config.Username, config.Credential = r.turn.Username, nat.NewSecret(string(r.turn.Credential))
 	} else {
 		config.UDP, config.TCP, config.TLS, config.Fingerprint = text(r.offer.UDP), text(r.offer.TCP), text(r.offer.TLS), r.offer.Fingerprint
 		config.Relay = r.key

@@ -292,6 +292,18 @@ func TestRelayClientRenewsItsCredential(t *testing.T) {
 	}
 }
 
+func TestRelayClientStartsAnewAtOnce(t *testing.T) {
+	relay, node, _ := twoNodes(t, nil)
+	for range 3 {
+		a := relay.startPeer(t, node, nil, nil)
+		a.awaitUp(t)
+		a.stop()
+	}
+	if got := relay.server.stats.Replayed.Load(); got != 0 {
+		t.Errorf("refused %d times as a replay", got)
+	}
+}
+
 func TestRelayClientChecksTheFingerprint(t *testing.T) {
 	relay, nodeA, _ := twoNodes(t, nil)
 	a := relay.startPeer(t, nodeA, func(c *RelayClientConfig) {

@@ -101,7 +101,7 @@ func (r *rawTURN) challenge(username, password string) {
 func (r *rawTURN) login(node testNode, relay *relayTest) {
 	r.t.Helper()
 	c := credentialOf(r.t, node, relay.node).next(time.Now())
-	r.challenge(c.username, c.password)
+	r.challenge(c.username, c.password())
 }
 
 func credentialOf(t testing.TB, node, relay testNode) *relayCredentials {
@@ -110,7 +110,7 @@ func credentialOf(t testing.TB, node, relay testNode) *relayCredentials {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &relayCredentials{secret: secret, id: relayID(secret, node.public)}
+	return &relayCredentials{secret: NewSecret(string(secret)), id: relayID(secret, node.public)}
 }
 
 func (r *rawTURN) mustAllocate() {
@@ -138,14 +138,14 @@ func TestRelayRefusesCredentials(t *testing.T) {
 		{"wrong password", own.username, "guess", &stats.WrongPassword},
 		{"no password", own.username, "", &stats.WrongPassword},
 		{"expired", at(fresh, time.Now().Add(-RelayCredentialLifetime-RelayClockSkew-time.Second)).username,
-			at(fresh, time.Now().Add(-RelayCredentialLifetime-RelayClockSkew-time.Second)).password, &stats.Expired},
+			at(fresh, time.Now().Add(-RelayCredentialLifetime-RelayClockSkew-time.Second)).password(), &stats.Expired},
 		{"valid too long", at(fresh, time.Now().Add(RelayClockSkew+2*time.Second)).username,
-			at(fresh, time.Now().Add(RelayClockSkew+2*time.Second)).password, &stats.Expired},
+			at(fresh, time.Now().Add(RelayClockSkew+2*time.Second)).password(), &stats.Expired},
 		{"of no node", at(credentialOf(t, stranger, relay.node), time.Now()).username,
-			at(credentialOf(t, stranger, relay.node), time.Now()).password, &stats.Unknown},
+			at(credentialOf(t, stranger, relay.node), time.Now()).password(), &stats.Unknown},
 		{"of another relay", at(credentialOf(t, node, stranger), time.Now()).username,
-			at(credentialOf(t, node, stranger), time.Now()).password, &stats.Unknown},
-		{"another's name", strings.SplitN(own.username, ":", 2)[0] + ":" + strings.Repeat("0", 32), own.password, &stats.Unknown},
+			at(credentialOf(t, node, stranger), time.Now()).password(), &stats.Unknown},
+		{"another's name", strings.SplitN(own.username, ":", 2)[0] + ":" + strings.Repeat("0", 32), own.password(), &stats.Unknown},
 		{"no name of ours", "admin", "admin", &stats.Malformed},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -162,7 +162,7 @@ func TestRelayRefusesCredentials(t *testing.T) {
 		})
 	}
 	raw := rawClient(t, relayStranger)
-	raw.challenge(own.username, own.password)
+	raw.challenge(own.username, own.password())
 	raw.mustAllocate()
 	if got := stats.Sessions.Load(); got != 1 {
 		t.Errorf("%d allocations", got)
@@ -244,7 +244,7 @@ func TestRelayUnderAFlood(t *testing.T) {
 	credentials := credentialOf(t, greedy, relay.node)
 	first := rawClient(t, relayStranger)
 	c := credentials.next(time.Now())
-	first.challenge(c.username, c.password)
+	first.challenge(c.username, c.password())
 	full := 0
 	for i := range flood {
 		// Addresses of one network would be slowed down, so each has its own.
@@ -255,7 +255,7 @@ func TestRelayUnderAFlood(t *testing.T) {
 			t.Fatalf("anonymous request %d is answered with %v", i, answer)
 		}
 		c := credentials.next(time.Now().Add(-RelayCredentialLifetime / 2))
-		raw.username, raw.integrity = c.username, stun.NewLongTermIntegrity(c.username, raw.realm, c.password)
+		raw.username, raw.integrity = c.username, stun.NewLongTermIntegrity(c.username, raw.realm, c.password())
 		answer := raw.ask(raw.build(stun.MethodAllocate, rawTransport()), relayPatience)
 		if answer == nil {
 			t.Fatalf("request %d is not answered", i)
@@ -318,7 +318,7 @@ func TestRelayBoundsAllSessions(t *testing.T) {
 	for i := range limit + 1 {
 		raw := rawClient(t, relayStranger)
 		c := credentials.next(time.Now())
-		raw.challenge(c.username, c.password)
+		raw.challenge(c.username, c.password())
 		code := stunErrorCode(raw.request(stun.MethodAllocate, rawTransport()).Raw)
 		if want := map[bool]int{true: 486, false: 0}[i == limit]; code != want {
 			t.Errorf("allocation %d: code %d, not %d", i, code, want)
@@ -484,7 +484,7 @@ func TestRelayRefusesOtherAllocations(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			raw := rawClient(t, relayStranger)
 			c := credentials.next(time.Now())
-			raw.challenge(c.username, c.password)
+			raw.challenge(c.username, c.password())
 			if code := stunErrorCode(raw.request(stun.MethodAllocate, test.attrs...).Raw); code != test.code {
 				t.Errorf("code %d, not %d", code, test.code)
 			}

@@ -40,7 +40,8 @@ type RelayClientConfig struct {
 	Relay, Self wgtypes.Key
 	Shared      SharedSecret
 	// Username and Credential are for a TURN server that is none of the cluster's.
-	Username, Credential string
+	Username   string
+	Credential Secret
 
 	// WireGuardPort is where the device listens.
 	WireGuardPort uint16
@@ -104,7 +105,7 @@ func NewRelayClient(cfg RelayClientConfig) (*RelayClient, error) {
 		return nil, errors.New("client of a relay: no address")
 	case cfg.Deliver == nil || cfg.Up == nil || cfg.Down == nil || cfg.Log == nil || cfg.WireGuardPort == 0:
 		return nil, errors.New("client of a relay: incomplete configuration")
-	case cfg.Shared == nil && cfg.Username == "":
+	case cfg.Shared == nil && (cfg.Username == "" || cfg.Credential == nil):
 		return nil, errors.New("client of a relay: no credential")
 	}
 	if cfg.Shared == nil {
@@ -114,19 +115,10 @@ func NewRelayClient(cfg RelayClientConfig) (*RelayClient, error) {
 		if err != nil {
 			return nil, fmt.Errorf("client of relay %s: %w", cfg.Relay, err)
 		}
-		c.credentials.secret, c.credentials.id = secret, relayID(secret, cfg.Self)
+		c.credentials.secret, c.credentials.id = NewSecret(string(secret)), relayID(secret, cfg.Self)
 	}
 	c.cfg = cfg
 	return c, nil
-}
-
-// Relayed returns the address by which others reach this node, if there is one.
-func (c *RelayClient) Relayed() (netip.AddrPort, bool) {
-	session := c.current.Load()
-	if session == nil {
-		return netip.AddrPort{}, false
-	}
-	return session.relayed, true
 }
 
 // Transport returns how the relay is reached: "udp", "tcp", "tls", or "" if not

@@ -30,12 +30,25 @@ const (
 // it is derived from X25519 of their WireGuard keys.
 type SharedSecret func(peer wgtypes.Key) ([]byte, error)
 
+// Secret is a password or a key. It is a function, since nothing else keeps fmt from
+// showing it in a struct whose field is not exported.
+type Secret func() string
+
+// NewSecret returns a text that does not show when printed.
+func NewSecret(text string) Secret { return func() string { return text } }
+
 // relayID is how a client names itself to a relay, in 32 hexadecimal digits:
 // only the two of them can tell whom it means.
 func relayID(secret []byte, client wgtypes.Key) string {
 	mac := hmac.New(sha256.New, secret)
 	_, _ = mac.Write(client[:])
 	return hex.EncodeToString(mac.Sum(nil)[:relayIDBytes])
+}
+
+// relayUsername says until when a credential is valid and whose it is. The time is
+// in nanoseconds, so that a client that starts anew makes no name a second time.
+func relayUsername(expiry time.Time, id string) string {
+	return strconv.FormatInt(expiry.UnixNano(), 10) + ":" + id
 }
 
 // relayPassword belongs to a user name. No other message is signed with the
@@ -46,22 +59,18 @@ func relayPassword(secret []byte, username string) string {
 	return base64.StdEncoding.EncodeToString(mac.Sum(nil))
 }
 
-func relayUsername(expiry time.Time, id string) string {
-	return strconv.FormatInt(expiry.Unix(), 10) + ":" + id
-}
-
 // parseRelayUsername takes a user name apart. It accepts only what
 // relayUsername makes, so that a credential has one name.
 func parseRelayUsername(username string) (expiry time.Time, id string, err error) {
-	seconds, id, _ := strings.Cut(username, ":")
-	unix, err := strconv.ParseInt(seconds, 10, 64)
+	nanoseconds, id, _ := strings.Cut(username, ":")
+	unix, err := strconv.ParseInt(nanoseconds, 10, 64)
 	if err != nil {
 		return time.Time{}, "", fmt.Errorf("user name of %d bytes: no time of expiry", len(username))
 	}
 	if raw, err := hex.DecodeString(id); err != nil || len(raw) != relayIDBytes {
 		return time.Time{}, "", fmt.Errorf("user name of %d bytes: no id", len(username))
 	}
-	expiry = time.Unix(unix, 0)
+	expiry = time.Unix(0, unix)
 	if relayUsername(expiry, id) != username || id != strings.ToLower(id) {
 		return time.Time{}, "", fmt.Errorf("user name of %d bytes: not as it is made", len(username))
 	}
@@ -70,14 +79,15 @@ func parseRelayUsername(username string) (expiry time.Time, id string, err error
 
 // relayCredential is a user name with its password.
 type relayCredential struct {
-	username, password string
-	renew              time.Time // from when on another one should be used
+	username string
+	password Secret
+	renew    time.Time // from when on another one should be used
 }
 
 // relayCredentials makes a client's credentials.
 type relayCredentials struct {
 	fixed  *relayCredential // of a server that is not of this cluster
-	secret []byte
+	secret Secret
 	id     string
 
 	mu   sync.Mutex // guards last
@@ -92,15 +102,15 @@ func (c *relayCredentials) next(now time.Time) relayCredential {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	expiry := now.Add(RelayCredentialLifetime).Truncate(time.Second)
+	expiry := now.Add(RelayCredentialLifetime)
 	if !expiry.After(c.last) {
-		expiry = c.last.Add(time.Second)
+		expiry = c.last.Add(1)
 	}
 	c.last = expiry
 	username := relayUsername(expiry, c.id)
 	return relayCredential{
 		username: username,
-		password: relayPassword(c.secret, username),
+		password: NewSecret(relayPassword([]byte(c.secret()), username)),
 		renew:    now.Add(RelayCredentialLifetime / 2),
 	}
 }

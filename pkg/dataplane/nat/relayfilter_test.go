@@ -149,7 +149,6 @@ func TestRelayConfig(t *testing.T) {
 		{"two of a family", func(c *RelayConfig) { c.External = append(c.External, netip.MustParseAddr("192.0.2.2")) }, false},
 		{"loopback", func(c *RelayConfig) { c.External[0] = netip.MustParseAddr("127.0.0.1") }, false},
 		{"unspecified", func(c *RelayConfig) { c.External[0] = netip.MustParseAddr("0.0.0.0") }, false},
-		{"no ports", func(c *RelayConfig) { c.PortMin, c.PortMax = 2, 1 }, false},
 		{"negative", func(c *RelayConfig) { c.MaxSessions = -1 }, false},
 		{"no secrets", func(c *RelayConfig) { c.Shared = nil }, false},
 	} {

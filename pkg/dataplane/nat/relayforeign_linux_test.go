@@ -32,7 +32,7 @@ func TestRelayClientUsesAForeignServer(t *testing.T) {
 	relay := &relayTest{node: newTestNode(t)}
 	foreign := func(password string) func(*RelayClientConfig) {
 		return func(c *RelayClientConfig) {
-			c.Shared, c.Username, c.Credential = nil, "user", password
+			c.Shared, c.Username, c.Credential = nil, "user", NewSecret(password)
 		}
 	}
 	a := relay.startPeer(t, newTestNode(t), foreign("password"), nil)

@@ -14,7 +14,7 @@ func (s *turnSession) build(kind uint16, attrs ...stun.Setter) (*stun.Message, e
 	defer s.mu.Unlock()
 	setters := append([]stun.Setter{stun.TransactionID, stun.NewType(stun.Method(kind), stun.ClassRequest)}, attrs...)
 	if s.integrity != nil {
-		setters = append(setters, stun.NewUsername(s.credential.username), stun.NewRealm(s.realm), stun.NewNonce(s.nonce), s.integrity)
+		setters = append(setters, stun.NewUsername(s.credential.username), stun.NewRealm(s.realm), stun.NewNonce(s.nonce), s.integrity())
 	}
 	m, err := stun.Build(append(setters, stun.Fingerprint)...)
 	if err != nil {
@@ -122,7 +122,7 @@ func (s *turnSession) verified(m *stun.Message, raw []byte) *stun.Message {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.integrity == nil || !answer.Contains(stun.AttrMessageIntegrity) || s.integrity.Check(answer) != nil {
+	if s.integrity == nil || !answer.Contains(stun.AttrMessageIntegrity) || s.integrity().Check(answer) != nil {
 		return nil
 	}
 	return answer

@@ -29,8 +29,11 @@ const (
 	relayDefaultMax     = 100
 	relayDefaultPerNode = 4
 	relayDefaultRate    = 32 << 20
-	relayDefaultPortMin = 49152
-	relayDefaultPortMax = 50175
+
+	// The ports of allocations lie in the range from which the kernel takes those of
+	// sockets that ask for none, so one in use by another program is passed over.
+	relayPortMin = 49152
+	relayPortMax = 50175
 	// relayLocalRefresh is how soon an address that the node got is known to be
 	// its own.
 	relayLocalRefresh = 15 * time.Second
@@ -48,8 +51,6 @@ type RelayConfig struct {
 	// for one that lasts. What is relayed is WireGuard's, encrypted from end to
 	// end: TLS is here for networks that let nothing else out.
 	Certificate *tls.Certificate
-	// PortMin and PortMax are the range of relayed ports, 49152 to 50175 if zero.
-	PortMin, PortMax uint16
 	// MaxSessions bounds allocations, 100 if zero; MaxPerNode those of one node, 4
 	// if zero.
 	MaxSessions, MaxPerNode int
@@ -103,7 +104,7 @@ func NewRelayServer(cfg RelayConfig) (*RelayServer, error) {
 		cfg: cfg, poke: make(chan struct{}, 1), failed: make(chan error, 1),
 		hello: relayHello, lifetime: RelayMaxLifetime,
 	}
-	r.nodes = newRelayNodes(cfg.Shared, &r.stats)
+	r.nodes = newRelayNodes(cfg.Shared, &r.stats, cfg.Log)
 	r.sessions = newRelaySessions(cfg.MaxSessions, cfg.MaxPerNode, &r.stats)
 	r.peers.Store(&[]RelayPeer{})
 	r.forbidden.Store(&cfg.Forbidden)
@@ -117,8 +118,6 @@ func (c *RelayConfig) complete() error {
 	setDefault(&c.MaxSessions, relayDefaultMax)
 	setDefault(&c.MaxPerNode, relayDefaultPerNode)
 	setDefault(&c.Bandwidth, relayDefaultRate)
-	setDefault(&c.PortMin, relayDefaultPortMin)
-	setDefault(&c.PortMax, relayDefaultPortMax)
 	if c.Local == nil {
 		c.Local = localPrefixes
 	}
@@ -135,8 +134,6 @@ func (c *RelayConfig) complete() error {
 	switch {
 	case len(c.External) == 0:
 		return errors.New("no external address")
-	case c.PortMin > c.PortMax:
-		return fmt.Errorf("no ports from %d to %d", c.PortMin, c.PortMax)
 	case c.Shared == nil || c.Log == nil:
 		return errors.New("no secrets or no log")
 	case c.MaxSessions < 0 || c.MaxPerNode < 0 || c.Bandwidth < 0:
@@ -198,6 +195,7 @@ func (r *RelayServer) Run(ctx context.Context) error {
 	if err := r.refilter(); err != nil {
 		return err
 	}
+	r.nodes.derive()
 	server, err := r.listen(ctx)
 	if err != nil {
 		return err
@@ -225,6 +223,7 @@ func (r *RelayServer) wait(ctx context.Context) error {
 		case err := <-r.failed:
 			return fmt.Errorf("relay: %w", err)
 		case <-r.poke:
+			r.nodes.derive()
 		case <-ticker.C:
 		}
 		if err := r.refilter(); err != nil {

@@ -71,7 +71,7 @@ type turnSession struct {
 	closed       bool
 	credential   relayCredential
 	realm, nonce string
-	integrity    stun.MessageIntegrity
+	integrity    func() stun.MessageIntegrity // in a function, where no %v finds it
 	pending      map[[stun.TransactionIDSize]byte]chan []byte
 	numbers      map[netip.AddrPort]uint16
 	peers        []netip.AddrPort // by number
@@ -154,7 +154,10 @@ func (s *turnSession) allocate(ctx context.Context) error {
 		}
 		answer, err = s.request(ctx, turnAllocate, attrs...)
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, errRelayDenied) && s.client.credentials.fixed == nil:
+		return fmt.Errorf("%w: it may not know this node yet, or the clocks of the two differ by more than %s", err, RelayClockSkew)
+	case err != nil:
 		return err
 	}
 	var relayed stun.XORMappedAddress
@@ -178,7 +181,8 @@ func (s *turnSession) renew(first bool) {
 	now := time.Now()
 	if first || !s.credential.renew.IsZero() && now.After(s.credential.renew) {
 		s.credential = s.client.credentials.next(now)
-		s.integrity = stun.NewLongTermIntegrity(s.credential.username, s.realm, s.credential.password)
+		integrity := stun.NewLongTermIntegrity(s.credential.username, s.realm, s.credential.password())
+		s.integrity = func() stun.MessageIntegrity { return integrity }
 	}
 }
 
@@ -281,8 +285,8 @@ func (s *turnSession) receive(p []byte) {
 // another port than was known.
 func (s *turnSession) receiveIndication(p []byte) {
 	value, _ := stunAttr(p, attrPeerAddress)
-	from, ok := xorAddr(value, p)
-	if !ok {
+	from, err := decodeAddr(value, p[4:stunHeader])
+	if err != nil {
 		return
 	}
 	if data, ok := stunAttr(p, attrData); ok {

@@ -81,18 +81,18 @@ func (r *RelayServer) openRelaySocket(network, node string) (*relaySocket, error
 }
 
 func (r *RelayServer) bindRelayed(network string, external netip.Addr) (*net.UDPConn, error) {
-	ports := int(r.cfg.PortMax) - int(r.cfg.PortMin) + 1
+	const ports = relayPortMax - relayPortMin + 1
 	first := rand.IntN(ports)
 	var err error
 	for try := range min(relayPortTries, ports) {
-		port := r.cfg.PortMin + uint16((first+try)%ports) //nolint:gosec // within the range
+		port := relayPortMin + uint16((first+try)%ports) //nolint:gosec // within the range
 		var conn *net.UDPConn
 		addr := netip.AddrPortFrom(r.bindAddr(external), port)
 		if conn, err = net.ListenUDP(network, net.UDPAddrFromAddrPort(addr)); err == nil {
 			return conn, nil
 		}
 	}
-	return nil, fmt.Errorf("bind a port of %d-%d: %w", r.cfg.PortMin, r.cfg.PortMax, err)
+	return nil, fmt.Errorf("bind a port of %d-%d: %w", relayPortMin, relayPortMax, err)
 }
 
 // extend gives the allocation its longest life from now on, whatever lifetime

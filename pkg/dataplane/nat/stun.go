@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	stunHeaderLen = 20
-	stunCookie    = 0x2112A442
+	stunHeader = 20
+	stunCookie = 0x2112A442
 	// usernameBytes of a digest make a username, twice as many digits.
 	usernameBytes = 8
 	// integrityPurpose tells the key for MESSAGE-INTEGRITY from usernames, which
@@ -75,8 +75,8 @@ type Message struct {
 // without an address and a wrong FINGERPRINT are errors; that there is
 // a FINGERPRINT is for [Message.Verify] to ask.
 func Parse(packet []byte) (Message, error) {
-	if err := checkHeader(packet); err != nil {
-		return Message{}, fmt.Errorf("parse STUN message: %w", err)
+	if !isSTUNPacket(packet) {
+		return Message{}, fmt.Errorf("parse STUN message: %d bytes are not one whole message", len(packet))
 	}
 	raw := stun.New()
 	if _, err := raw.Write(packet); err != nil {
@@ -87,24 +87,6 @@ func Parse(packet []byte) (Message, error) {
 		return Message{}, fmt.Errorf("parse STUN message: %w", err)
 	}
 	return m, nil
-}
-
-// checkHeader checks what the library leaves unchecked.
-func checkHeader(packet []byte) error {
-	if len(packet) < stunHeaderLen {
-		return fmt.Errorf("%d bytes are less than a header", len(packet))
-	}
-	if packet[0]&0xc0 != 0 {
-		return errors.New("the first two bits are not zero")
-	}
-	if cookie := binary.BigEndian.Uint32(packet[4:]); cookie != stunCookie {
-		return fmt.Errorf("magic cookie is %#08x", cookie)
-	}
-	length := int(binary.BigEndian.Uint16(packet[2:]))
-	if length%4 != 0 || length != len(packet)-stunHeaderLen {
-		return fmt.Errorf("a length of %d with %d bytes after the header", length, len(packet)-stunHeaderLen)
-	}
-	return nil
 }
 
 // checkFingerprint accepts a message without FINGERPRINT, else it has to be
@@ -146,7 +128,7 @@ func (m *Message) read() (err error) {
 // what looks like an address.
 func mappedAddr(raw *stun.Message) (netip.AddrPort, error) {
 	if hidden, ok := raw.Attributes.Get(stun.AttrXORMappedAddress); ok {
-		return decodeAddr(hidden.Value, raw.Raw[4:stunHeaderLen])
+		return decodeAddr(hidden.Value, raw.Raw[4:stunHeader])
 	}
 	if plain, ok := raw.Attributes.Get(stun.AttrMappedAddress); ok {
 		return decodeAddr(plain.Value, make([]byte, 16))

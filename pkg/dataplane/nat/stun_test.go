@@ -152,14 +152,14 @@ func TestParse(t *testing.T) {
 
 func TestParseRefuses(t *testing.T) {
 	tests := map[string]struct{ packet, want string }{
-		"nothing":                     {"", "less than a header"},
-		"half a header":               {rfcRequest[:19], "less than a header"},
-		"WireGuard handshake":         {"\x01\x00\x00\x00" + strings.Repeat("\x00", 144), "magic cookie"},
-		"first bits":                  {"\x80" + rfcRequest[1:], "first two bits"},
-		"other cookie":                {rfcRequest[:4] + "\x21\x12\xa4\x43" + rfcRequest[8:], "magic cookie"},
-		"cut off":                     {rfcRequest[:len(rfcRequest)-4], "a length of"},
-		"something behind":            {rfcRequest + "\x00\x00\x00\x00", "a length of"},
-		"length without padding":      {"\x00\x01\x00\x05\x21\x12\xa4\x42" + rfcID + "\x80\x22\x00\x01x", "a length of"},
+		"nothing":                     {"", "not one whole message"},
+		"half a header":               {rfcRequest[:19], "not one whole message"},
+		"WireGuard handshake":         {"\x01\x00\x00\x00" + strings.Repeat("\x00", 144), "not one whole message"},
+		"first bits":                  {"\x80" + rfcRequest[1:], "not one whole message"},
+		"other cookie":                {rfcRequest[:4] + "\x21\x12\xa4\x43" + rfcRequest[8:], "not one whole message"},
+		"cut off":                     {rfcRequest[:len(rfcRequest)-4], "not one whole message"},
+		"something behind":            {rfcRequest + "\x00\x00\x00\x00", "not one whole message"},
+		"length without padding":      {"\x00\x01\x00\x05\x21\x12\xa4\x42" + rfcID + "\x80\x22\x00\x01x", "not one whole message"},
 		"half an attribute header":    {message(1, "\x80\x22\x00\x04"), "attribute"},
 		"attribute beyond the end":    {message(1, "\x80\x22\x00\x08test"), "attribute"},
 		"indication":                  {message(0x11), "no binding request"},

@@ -3,13 +3,11 @@ package nat
 import (
 	"encoding/binary"
 	"errors"
-	"net/netip"
 )
 
 // What of TURN (RFC 8656) and STUN (RFC 8489) is read from packets in place,
 // where a decoded copy of each packet would cost too much.
 const (
-	stunHeader     = 20
 	channelHeader  = 4
 	channelFirst   = 0x4000
 	channelLast    = 0x4FFF
@@ -48,7 +46,7 @@ const (
 func isSTUNPacket(p []byte) bool {
 	return len(p) >= stunHeader && p[0]&0xC0 == 0 &&
 		binary.BigEndian.Uint32(p[4:]) == stunCookie &&
-		int(binary.BigEndian.Uint16(p[2:]))+stunHeader == len(p)
+		int(binary.BigEndian.Uint16(p[2:]))+stunHeader == len(p) && len(p)%4 == 0
 }
 
 func stunType(p []byte) uint16 { return binary.BigEndian.Uint16(p) }
@@ -83,32 +81,6 @@ func stunErrorCode(p []byte) int {
 		return 0
 	}
 	return int(value[2]&7)*100 + int(value[3])
-}
-
-// xorAddr decodes the value of an XOR-...-ADDRESS attribute of the message p.
-func xorAddr(value, p []byte) (netip.AddrPort, bool) {
-	if len(p) < stunHeader || len(value) < 8 {
-		return netip.AddrPort{}, false
-	}
-	port := binary.BigEndian.Uint16(value[2:]) ^ stunCookie>>16
-	var ip netip.Addr
-	switch {
-	case value[1] == 1 && len(value) == 8:
-		var b [4]byte
-		for i := range b {
-			b[i] = value[4+i] ^ p[4+i]
-		}
-		ip = netip.AddrFrom4(b)
-	case value[1] == 2 && len(value) == 20:
-		var b [16]byte
-		for i := range b {
-			b[i] = value[4+i] ^ p[4+i]
-		}
-		ip = netip.AddrFrom16(b).Unmap()
-	default:
-		return netip.AddrPort{}, false
-	}
-	return netip.AddrPortFrom(ip, port), true
 }
 
 // channelData returns the number and the bytes of a ChannelData message, which
