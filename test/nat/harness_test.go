@@ -263,6 +263,41 @@ func (l *lab) agree(a, b string, want shim.ConnectionType) error {
 	return errors.Join(errs...)
 }
 
+// endpoints are where the nodes' devices send to, by node and peer.
+func (l *lab) endpoints() map[[2]string]netip.AddrPort {
+	l.t.Helper()
+	found := map[[2]string]netip.AddrPort{}
+	for _, n := range l.Nodes {
+		ctx, cancel := context.WithTimeout(l.t.Context(), patience)
+		status, err := n.Status(ctx)
+		cancel()
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		for _, peer := range status.Peers {
+			endpoint, _ := netip.ParseAddrPort(peer.Endpoint) // none yet is invalid
+			found[[2]string{n.Name, peer.Node}] = endpoint
+		}
+	}
+	return found
+}
+
+// sends says why a node's device does not send to another as a kind of path has it.
+func (l *lab) sends(devices map[[2]string]netip.AddrPort, from, to string, path shim.ConnectionType) error {
+	endpoint := devices[[2]string{from, to}]
+	other := l.nodes[to].host
+	home := endpoint.Port() == cluster.ListenPort && (endpoint.Addr() == other.IPv4 || endpoint.Addr() == other.IPv6)
+	relay := endpoint.Addr().IsLoopback()
+	for name, nat := range l.config.NAT {
+		host := l.nodes[name].host
+		relay = relay || nat.Relay != nil && endpoint.Port() != cluster.ListenPort && (endpoint.Addr() == host.IPv4 || endpoint.Addr() == host.IPv6)
+	}
+	if !endpoint.IsValid() || relay != (path == shim.ConnectionRelayed) || path == shim.ConnectionDirect && !home {
+		return fmt.Errorf("%s sends to %s at %s, want what is %s", from, to, endpoint, path)
+	}
+	return nil
+}
+
 // eventually waits for a condition and reports the last reason why it did not hold.
 func (l *lab) eventually(what string, within time.Duration, condition func() error) time.Duration {
 	l.t.Helper()

@@ -3,6 +3,8 @@
 package nat
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -32,8 +34,9 @@ type kind struct {
 	symmetric bool
 	// translated tells whether its IPv4 address is not what others see.
 	translated bool
-	// ipv6 is a public address. Nothing is in front of it.
-	ipv6 bool
+	// ipv6 is a public address of that family, behind nothing or a firewall, and
+	// noIPv4 that there is no other.
+	ipv6, noIPv4 bool
 	// noUDP is TCP alone.
 	noUDP bool
 	// lan is a network whose members reach each other, with the path that they do it by.
@@ -54,7 +57,7 @@ func sites() []site {
 	one := func(config natlab.Config) func(*lab, string) {
 		return func(l *lab, name string) { l.behind(l.router(name+"-r", nil, config), name) }
 	}
-	var home, carrier *natlab.Router
+	var home, carrier, tight *natlab.Router
 	return []site{
 		{name: "symmetric", short: true, kind: kind{filter: byPort, symmetric: true, translated: true}, add: one(natlab.Config{IPv4: natlab.Symmetric})},
 		{name: "symmetric-2", short: true, kind: kind{filter: byPort, symmetric: true, translated: true}, add: one(natlab.Config{IPv4: natlab.Symmetric})},
@@ -75,6 +78,15 @@ func sites() []site {
 		{name: "carrier-2", kind: kind{filter: byPort, translated: true, lan: "carrier", path: shim.ConnectionHolePunched}, add: func(l *lab, name string) {
 			l.behind(l.router(name+"-r", carrier, natlab.Config{IPv4: natlab.PortRestricted}), name)
 		}},
+		{name: "tight", kind: kind{filter: byPort, translated: true, lan: "tight", path: shim.ConnectionRelayed}, add: func(l *lab, name string) {
+			tight = l.router("tight-cgn", nil, natlab.Config{IPv4: natlab.PortRestricted})
+			l.behind(l.router(name+"-r", tight, natlab.Config{IPv4: natlab.FullCone}), name)
+		}},
+		{name: "tight-2", kind: kind{filter: byPort, translated: true, lan: "tight", path: shim.ConnectionRelayed}, add: func(l *lab, name string) {
+			l.behind(l.router(name+"-r", tight, natlab.Config{IPv4: natlab.FullCone}), name)
+		}},
+		{name: "wall6", kind: kind{filter: byPort, symmetric: true, translated: true, ipv6: true}, add: one(natlab.Config{IPv4: natlab.Symmetric, IPv6: natlab.Firewall})},
+		{name: "six", kind: kind{ipv6: true, noIPv4: true}, add: one(natlab.Config{IPv6: natlab.Firewall})},
 		{name: "ipv6", kind: kind{filter: byPort, translated: true, ipv6: true}, add: one(natlab.Config{IPv4: natlab.PortRestricted, IPv6: natlab.Routed})},
 		{name: "ipv6-2", kind: kind{filter: byPort, symmetric: true, translated: true, ipv6: true}, add: one(natlab.Config{IPv4: natlab.Symmetric, IPv6: natlab.Routed})},
 		{name: "no-udp", kind: kind{noUDP: true}, add: one(natlab.Config{IPv4: natlab.PortRestricted, NoUDP: true})},
@@ -83,10 +95,15 @@ func sites() []site {
 	}
 }
 
+// apart is the path of two nodes that have no family in common.
+const apart shim.ConnectionType = ""
+
 // meet says by which path two nodes have to end up.
 func meet(a, b kind) shim.ConnectionType {
 	blocked := func(a, b kind) bool { return a.symmetric && (b.symmetric || b.filter == byPort) }
 	switch {
+	case a.noIPv4 && !b.ipv6, b.noIPv4 && !a.ipv6:
+		return apart
 	case a.noUDP || b.noUDP:
 		return shim.ConnectionRelayed
 	case a.lan != "" && a.lan == b.lan:
@@ -129,6 +146,30 @@ func TestMatrix(t *testing.T) {
 	}
 	defer func() { t.Log(table(cells)) }()
 	l.eventually("all pairs on their paths", patience, func() error { return l.judge(cells) })
+	for _, c := range cells {
+		c.heard = l.echoTo(c.a.name, c.b.name).count()
+	}
+	l.eventually("all pairs still there, and so say the devices", patience, func() error { return l.verify(cells) })
+}
+
+// verify says which cells are not on their paths now, by what the nodes say, by
+// where their devices send to, and by packets.
+func (l *lab) verify(cells []*cell) error {
+	devices := l.endpoints()
+	var errs []error
+	for _, c := range cells {
+		echo := l.echoTo(c.a.name, c.b.name)
+		errs = append(errs, l.agree(c.a.name, c.b.name, c.want))
+		if c.want == apart {
+			if echo.count() > 0 {
+				errs = append(errs, fmt.Errorf("%s reaches %s, with no family in common", c.a.name, c.b.name))
+			}
+			continue
+		}
+		errs = append(errs, echo.past(c.heard),
+			l.sends(devices, c.a.name, c.b.name, c.want), l.sends(devices, c.b.name, c.a.name, c.want))
+	}
+	return errors.Join(errs...)
 }
 
 // judge looks at the cells that have not arrived yet, and says which.
@@ -141,6 +182,10 @@ func (l *lab) judge(cells []*cell) error {
 		echo := l.echoTo(c.a.name, c.b.name)
 		if first := echo.firstAnswer(); !first.IsZero() {
 			c.first = first.Sub(l.began)
+		}
+		if c.want == apart {
+			c.fault = nil // verify waits for all the others
+			continue
 		}
 		if c.fault = l.agree(c.a.name, c.b.name, c.want); c.fault != nil {
 			c.direct = 0
@@ -170,7 +215,7 @@ func table(cells []*cell) string {
 		if c.fault != nil {
 			verdict = "never"
 		}
-		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", c.a.name, c.b.name, c.want, seconds(c.first), verdict)
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", c.a.name, c.b.name, cmp.Or(string(c.want), "none"), seconds(c.first), verdict)
 	}
 	_ = w.Flush()
 	return text.String()

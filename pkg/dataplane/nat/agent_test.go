@@ -373,7 +373,7 @@ func TestBareMapping(t *testing.T) {
 // processor's time.
 func TestLooks(t *testing.T) {
 	for took, want := range map[time.Duration]time.Duration{
-		time.Millisecond: lookInterval, 50 * time.Millisecond: 10 * time.Second, time.Second: lookLongest,
+		time.Millisecond: lookInterval, 200 * time.Millisecond: 10 * time.Second, time.Second: lookLongest,
 	} {
 		e := &engine{Agent: &Agent{}, someNatted: true, now: time.Now()}
 		e.device.last, e.device.took = e.now, took

@@ -20,8 +20,8 @@ const (
 	// as long as it took the pause is if nothing is expected, up to
 	// lookLongest: with thousands of peers a round takes a while.
 	roundGap    = 100 * time.Millisecond
-	roundShare  = 200
-	lookLongest = 30 * time.Second
+	roundShare  = 50
+	lookLongest = 15 * time.Second
 	// deviceTime bounds one round of the device.
 	deviceTime = 10 * time.Second
 	// answerTime is how long an answer to a check is waited for.
@@ -55,7 +55,7 @@ type engine struct {
 	seen       []netip.AddrPort     // what peers say
 	relays     []wayIn
 	translated [families]bool // a translator is at this end, for a family
-	someNatted bool           // or at any peer's
+	someNatted bool           // or at any peer's, or a peer has other families
 
 	device  rounds
 	refresh refreshing
@@ -184,11 +184,16 @@ func (e *engine) setPeers(wanted []Peer) {
 		}
 	}
 	e.underived = slices.DeleteFunc(e.underived, func(p *peer) bool { return e.peers[p.Key] != p })
+	e.judgePeers()
+	e.stepAll()
+}
+
+// judgePeers finds out whether any peer may need something.
+func (e *engine) judgePeers() {
 	e.someNatted = false
 	for _, p := range e.peers {
-		e.someNatted = e.someNatted || natted(p.Candidates)
+		e.someNatted = e.someNatted || natted(p.Candidates) || e.mixed(p)
 	}
-	e.stepAll()
 }
 
 func (e *engine) setPeer(w Peer) {

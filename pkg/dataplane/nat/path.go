@@ -132,6 +132,23 @@ func family(addr netip.Addr) int {
 	return 0
 }
 
+// speaks reports whether this node has addresses of addr's family, as far as is
+// known.
+func (e *engine) speaks(addr netip.Addr) bool {
+	return len(e.hosts) == 0 || slices.ContainsFunc(e.hosts, func(h netip.AddrPort) bool { return family(h.Addr()) == family(addr) })
+}
+
+// mixed reports whether a peer has other families than this node, so that one of the
+// two may have to look for an address of the other's that it can send to.
+func (e *engine) mixed(p *peer) bool {
+	var has [families]bool
+	for _, remote := range p.remotes() {
+		has[family(remote.Addr())] = true
+	}
+	return has != [families]bool{} && len(e.hosts) > 0 &&
+		has != [families]bool{e.speaks(netip.IPv4Unspecified()), e.speaks(netip.IPv6Unspecified())}
+}
+
 // kindOf says what a peer's address is. One that the peer does not tell of was
 // seen by packets, so it is reflexive.
 func (p *peer) kindOf(addr netip.AddrPort) Kind {
@@ -186,7 +203,7 @@ func (e *engine) paths(p *peer) []*try {
 	for _, way := range e.ways() {
 		for _, remote := range p.remotes() {
 			x := path{way.way, remote}
-			if way.reaches(remote.Addr()) && !e.isOwn(remote) && !slices.ContainsFunc(all, func(t *try) bool { return t.path == x }) {
+			if way.reaches(remote.Addr()) && (way.way != e.direct || e.speaks(remote.Addr())) && !e.isOwn(remote) && !slices.ContainsFunc(all, func(t *try) bool { return t.path == x }) {
 				all = append(all, e.newTry(p, x))
 			}
 		}

@@ -167,8 +167,11 @@ func (e *engine) step(p *peer) {
 }
 
 // needs reports whether a translator is between this node and a peer, or a relay
-// of the peer's, as far as either tells.
-func (e *engine) needs(p *peer) bool { return e.isNatted() || natted(p.Candidates) }
+// of the peer's, as far as either tells, or the node set tells of the peer in a
+// family that this node lacks.
+func (e *engine) needs(p *peer) bool {
+	return e.isNatted() || natted(p.Candidates) || p.Endpoint.IsValid() && !e.speaks(p.Endpoint.Addr())
+}
 
 // natted reports whether any candidate is not an address of the host itself.
 func natted(candidates []Candidate) bool {

@@ -150,8 +150,9 @@ func (e *engine) discovered(f found) {
 	if f.run != r.run || !r.running {
 		return
 	}
-	if f.hosts != nil {
+	if f.hosts != nil && !slices.Equal(e.hosts, f.hosts) {
 		e.hosts = f.hosts
+		e.judgePeers()
 	}
 	for i, said := range [families]Reflection{f.servers.IPv4, f.servers.IPv6} {
 		e.reflect(i, said, f.done)
