@@ -19,7 +19,8 @@ TOOL := $(GO) tool -modfile=tools/go.mod
 REFERENCE := bridge ptp loopback host-local
 
 # ZLAYER_BIN names the programs that are run. Those under test have failpoints.
-# TESTFLAGS goes to every `go test`, which leaves vet to `make verify`.
+# TESTFLAGS goes to every `go test`, which leaves vet to `make verify`. BENCHFLAGS
+# goes to the bench as it is, since a $ ends a regular expression.
 TAGS := -tags failpoints
 TESTFLAGS ?=
 BENCHFLAGS ?=
@@ -83,7 +84,7 @@ demo: build ## three nodes on this machine, from attach to ping (NAT=1: five, be
 
 .PHONY: bench
 bench: build reference-plugins ## measure against the reference plugins and a bare tunnel (BENCHFLAGS='-run ^nat': that block alone)
-	$(GO) run ./test/bench $(BENCHFLAGS)
+	$(GO) run ./test/bench $(value BENCHFLAGS)
 
 .PHONY: reference-plugins
 reference-plugins: ## build the CNI project's own plugins into bin/reference

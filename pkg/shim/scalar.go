@@ -123,8 +123,8 @@ type PeerSpec struct {
 	AllowedIPs              AllowedIPs `json:"allowed_ips"`
 	PersistentKeepaliveSecs uint64     `json:"persistent_keepalive_secs"` // 0: off
 
-	// What follows is our addition: what the peer's own daemon tells of ways through NATs. A peer without either is
-	// reached at Endpoint, or has to begin.
+	// What follows is our addition, for the cluster's device alone: what the peer's own daemon tells of ways through
+	// NATs. A peer without either is reached at Endpoint, or has to begin.
 	Candidates []string `json:"candidates,omitempty"` // further addresses of the peer, each as NATCandidate.String gives it
 	Relay      string   `json:"relay,omitempty"`      // how its relay is reached, as NATRelay.Offer
 }

@@ -15,8 +15,9 @@ import (
 )
 
 const (
-	// natIdleOthers is how many nodes there are besides the two that run.
-	natIdleOthers = 1000
+	// natIdleAbsent is how many nodes a large cluster has besides the two that run.
+	// WireGuard calls them all the time, which is most of what such a node does.
+	natIdleAbsent = 1000
 	// natIdleSpan is one sample. All that daemons do at times comes in it thrice.
 	natIdleSpan = 30 * time.Second
 )
@@ -24,21 +25,32 @@ const (
 // idleCluster is two nodes without a NAT that have nothing to say to each other.
 type idleCluster struct {
 	*cluster.Cluster
-	name string
+	name    string // begins its nodes' names
+	enabled bool   // whether it looks for ways through NATs
+	absent  int
 
 	cpu     []float64 // of both daemons, in ms per second
 	packets []float64 // at both nodes' links, per minute
 }
 
-// natIdle has two clusters idle side by side, one that looks for ways through
-// NATs, as it does by default, without STUN servers, and one that does not.
+// natIdle has clusters idle side by side: those that look for ways through NATs, as
+// they do by default, without STUN servers, and those that do not.
 func (b *bench) natIdle(ctx context.Context) (err error) {
-	var both [2]*idleCluster
-	for i, enabled := range []bool{true, false} {
-		if both[i], err = b.newIdleCluster(ctx, enabled); err != nil {
+	all := []*idleCluster{
+		{name: "on", enabled: true}, {name: "off"},
+		{name: "on1k", enabled: true, absent: natIdleAbsent}, {name: "off1k", absent: natIdleAbsent},
+	}
+	defer func() {
+		for _, c := range all {
+			if c.Cluster != nil {
+				err = errors.Join(err, c.Close())
+			}
+		}
+	}()
+	for _, c := range all {
+		if err := b.startIdle(ctx, c); err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, both[i].Close()) }() //nolint:revive // two of them, until the block ends
 	}
 	// What starting and meeting brought about ends: WireGuard's last answer comes after 10 s.
 	if err := pause(ctx, natIdleSpan/2); err != nil {
@@ -46,36 +58,44 @@ func (b *bench) natIdle(ctx context.Context) (err error) {
 	}
 	rounds := min(b.rounds, 7)
 	for round := range rounds {
-		if err := measureIdle(ctx, both[:]); err != nil {
+		if err := measureIdle(ctx, all); err != nil {
 			return err
 		}
 		b.progress(round+1, rounds)
 	}
-	return b.reportIdle(ctx, both[0], both[1])
+	if err := b.reportIdle(ctx, all); err != nil {
+		return err
+	}
+	b.judgeIdle(all[0], all[1])
+	b.judgeIdle(all[2], all[3])
+	return nil
 }
 
-func (b *bench) newIdleCluster(ctx context.Context, enabled bool) (_ *idleCluster, err error) {
-	i := &idleCluster{name: "nat.enabled: false"}
-	spec := clusterSpec{name: "off", nodes: 2, wide: true}
-	if enabled {
-		i.name, spec.name = "nat.enabled: true (the default)", "on"
-	}
-	if spec.strangers, err = strangers(natIdleOthers); err != nil {
-		return nil, err
+func (b *bench) startIdle(ctx context.Context, c *idleCluster) (err error) {
+	spec := clusterSpec{name: c.name, nodes: 2, wide: true}
+	if spec.strangers, err = strangers(c.absent); err != nil {
+		return err
 	}
 	config := b.clusterConfig(spec)
 	config.NAT = map[string]cluster.NAT{}
 	for _, name := range config.NodeNames {
-		config.NAT[name] = cluster.NAT{Enabled: &enabled}
+		config.NAT[name] = cluster.NAT{Enabled: &c.enabled}
 	}
-	if i.Cluster, err = cluster.New(config); err != nil {
-		return nil, err
+	if c.Cluster, err = cluster.New(config); err != nil {
+		return err
 	}
-	if err := errors.Join(i.Start(ctx), i.shakeHands(ctx)); err != nil {
-		return nil, errors.Join(err, i.Close())
+	if err := c.Start(ctx); err != nil {
+		return err
 	}
-	return i, nil
+	return c.shakeHands(ctx)
 }
+
+// about is the cluster for people.
+func (i *idleCluster) about() string {
+	return fmt.Sprintf("%d nodes, nat.enabled: %v", i.size(), i.enabled)
+}
+
+func (i *idleCluster) size() int { return len(i.Nodes) + i.absent }
 
 // shakeHands has the nodes exchange something, so that a session stands.
 func (i *idleCluster) shakeHands(ctx context.Context) error {
@@ -163,23 +183,26 @@ func linkPackets(ns *netlab.NS) (uint64, error) {
 	return counted.RxPackets + counted.TxPackets, nil
 }
 
-func (b *bench) reportIdle(ctx context.Context, on, off *idleCluster) error {
-	rows := [][]string{{fmt.Sprintf("two daemons, %d nodes, idle", natIdleOthers+len(on.Nodes)), "CPU ms/s", "packets/min", "MiB of one"}}
-	for _, c := range []*idleCluster{on, off} {
+func (b *bench) reportIdle(ctx context.Context, all []*idleCluster) error {
+	rows := [][]string{{"two idle daemons in a cluster of", "CPU ms/s", "packets/min", "MiB of one"}}
+	for _, c := range all {
 		now, _, err := settledMemory(ctx, c.Nodes[0].PID())
 		if err != nil {
 			return err
 		}
-		rows = append(rows, []string{c.name, figure(median(c.cpu)), figure(median(c.packets)), figure(now)})
-		b.sample("nat-idle", c.name, "CPU, ms/s", c.cpu)
-		b.sample("nat-idle", c.name, "packets/min", c.packets)
-		b.sample("nat-idle", c.name, "resident, MiB", []float64{now})
+		rows = append(rows, []string{c.about(), figure(median(c.cpu)), figure(median(c.packets)), figure(now)})
+		b.sample("nat-idle", c.about(), "CPU, ms/s", c.cpu)
+		b.sample("nat-idle", c.about(), "packets/min", c.packets)
+		b.sample("nat-idle", c.about(), "resident, MiB", []float64{now})
 	}
 	b.table(rows)
-	b.judge(budget{what: "idle CPU with nat.enabled and no NAT, of nat disabled", ratio: ratioOf(on.cpu, off.cpu)})
-	b.judge(budget{
-		what: "idle packets with nat.enabled and no NAT, more than with nat disabled", value: median(on.packets) - median(off.packets), unit: "packets/min",
-		note: verdictOf(median(on.packets) <= median(off.packets)),
-	})
 	return nil
+}
+
+// judgeIdle compares a cluster that looks for ways with one that does not.
+func (b *bench) judgeIdle(on, off *idleCluster) {
+	what := fmt.Sprintf("idle with nat.enabled and no NAT, %d nodes, ", on.size())
+	b.judge(budget{what: what + "CPU, of nat disabled", ratio: ratioOf(on.cpu, off.cpu)})
+	more := median(on.packets) - median(off.packets)
+	b.judge(budget{what: what + "packets more than with nat disabled", value: more, unit: "packets/min", note: verdictOf(more <= 0)})
 }

@@ -150,19 +150,36 @@ func signal(t *testing.T, n *node, name string, what syscall.Signal) int {
 // restartDaemons does what `kubectl rollout restart` does, and waits.
 func restartDaemons(t *testing.T) {
 	t.Helper()
-	client := lab.client.AppsV1().DaemonSets(daemonNamespace)
-	patch := fmt.Sprintf(`{"spec":{"template":{"metadata":{"annotations":{"kubectl.kubernetes.io/restartedAt":%q}}}}}`, time.Now().Format(time.RFC3339Nano))
-	if _, err := client.Patch(t.Context(), daemonName, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
+	if err := lab.restartDaemons(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the DaemonSet is rolled out", func(ctx context.Context) error {
-		set, err := client.Get(ctx, daemonName, metav1.GetOptions{})
+}
+
+func (c *cluster) restartDaemons(ctx context.Context) error {
+	patch := fmt.Sprintf(`{"spec":{"template":{"metadata":{"annotations":{"kubectl.kubernetes.io/restartedAt":%q}}}}}`, time.Now().Format(time.RFC3339Nano))
+	_, err := c.client.AppsV1().DaemonSets(daemonNamespace).Patch(ctx, daemonName, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{})
+	if err != nil {
+		return fmt.Errorf("restart daemons: %w", err)
+	}
+	if err := c.awaitRollout(ctx, daemonName); err != nil {
+		return err
+	}
+	return c.awaitServing(ctx)
+}
+
+// awaitRollout waits until a DaemonSet of ours runs as it says.
+func (c *cluster) awaitRollout(ctx context.Context, name string) error {
+	err := poll(ctx, patience, func(ctx context.Context) error {
+		set, err := c.client.AppsV1().DaemonSets(daemonNamespace).Get(ctx, name, metav1.GetOptions{})
 		if err != nil {
 			return err
 		}
 		return rolledOut(set)
 	})
-	awaitServing(t)
+	if err != nil {
+		return fmt.Errorf("roll out DaemonSet %s: %w", name, err)
+	}
+	return nil
 }
 
 func rolledOut(set *appsv1.DaemonSet) error {

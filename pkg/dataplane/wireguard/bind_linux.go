@@ -105,8 +105,24 @@ func (b *bind) Send(bufs [][]byte, endpoint conn.Endpoint) error {
 	return b.sendBy(bufs, endpoint)
 }
 
-// sendBy sends by the endpoint's family.
+// sendBy sends by the endpoint's family, and from the address that the routes
+// choose if this node has the one no more that the peer sent to. wireguard-go itself
+// would give that up only when it has heard nothing for 15 s.
 func (b *bind) sendBy(bufs [][]byte, endpoint conn.Endpoint) error {
+	err := b.sendFrom(bufs, endpoint)
+	if sticky, is := endpoint.(*conn.StdNetEndpoint); is && noSuchSource(err) && sticky.SrcIP().IsValid() {
+		return b.sendFrom(bufs, &conn.StdNetEndpoint{AddrPort: sticky.AddrPort})
+	}
+	return err
+}
+
+// noSuchSource tells whether an error may mean that this node does not have the
+// address to send from.
+func noSuchSource(err error) bool {
+	return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH)
+}
+
+func (b *bind) sendFrom(bufs [][]byte, endpoint conn.Endpoint) error {
 	if to6 := b.to6.Load(); to6 != nil && endpoint.DstIP().Is6() {
 		return (*to6).Send(bufs, endpoint)
 	}

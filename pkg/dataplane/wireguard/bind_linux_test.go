@@ -174,6 +174,40 @@ func TestBindSendsByBothFamilies(t *testing.T) {
 	}
 }
 
+// A peer is sent to from the address that it sent to, as long as this node has it.
+func TestBindSendsFromWhereItWasReached(t *testing.T) {
+	fabric := netlab.TestFabric(t, "fabric")
+	a, b := newTestNode(t, fabric, Userspace, 1), newTestNode(t, fabric, Userspace, 2)
+	a.ip(t, "address", "add", "192.0.2.101/24", "dev", "eth0")
+	a.ip(t, "address", "add", "2001:db8::101/64", "dev", "eth0", "nodad")
+	bind := bindIn(t, a.ns)
+	if _, _, err := bind.Open(0); err != nil {
+		t.Fatal(err)
+	}
+	reader, err := newPacketReader(nil, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for fam, reached := range []string{"192.0.2.101", "2001:db8::101"} {
+		server := listenIn(t, b.ns, netip.AddrPortFrom(b.underlays()[fam], 1000))
+		endpoint := reader.endpoint(plainAddrPort(server.LocalAddr().(*net.UDPAddr).AddrPort()), sourceControl(netip.MustParseAddr(reached)))
+		for _, want := range []string{reached, a.underlays()[fam].String()} {
+			if err := bind.Send([][]byte{[]byte("a packet")}, endpoint); err != nil {
+				t.Fatal(err)
+			}
+			if _, from := readFrom(t, server); from.Addr().String() != want {
+				t.Errorf("came from %v, want %s", from, want)
+			}
+			if want == reached {
+				a.ip(t, "address", "del", reached+map[int]string{0: "/24", 1: "/64"}[fam], "dev", "eth0")
+			}
+		}
+	}
+	if err := bind.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // bindIn returns a bind whose sockets are in ns.
 func bindIn(t *testing.T, ns *netlab.NS) *bind {
 	t.Helper()

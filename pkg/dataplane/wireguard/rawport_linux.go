@@ -173,7 +173,7 @@ func (p *rawPort) receive(conn *net.IPConn) {
 		}
 		addr, _ := netip.AddrFromSlice(from.IP)
 		if port, packet, ok := parseSTUNDatagram(datagram, p.port); ok {
-			at, _, _ := parseControl(control[:controls])
+			at, _ := parseControl(control[:controls])
 			p.onSTUN(at, plainAddrPort(netip.AddrPortFrom(addr, port)), packet)
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"reflect"
-	"slices"
 	"unsafe"
 
 	"golang.org/x/net/ipv4"
@@ -105,8 +104,8 @@ func (r *packetReader) read(bufs [][]byte, sizes []int, from []conn.Endpoint, at
 	packets := 0
 	for i := first; i < first+n; i++ {
 		message := &r.messages[i]
-		here, source, segment := parseControl(message.OOB[:message.NN])
-		source = slices.Clip(slices.Clone(source))
+		here, segment := parseControl(message.OOB[:message.NN])
+		source := sourceControl(here)
 		sender := message.Addr.(*net.UDPAddr).AddrPort()
 		for rest := bufs[i][:message.N]; len(rest) > 0; packets++ {
 			if packets > i {
@@ -125,34 +124,33 @@ func (r *packetReader) read(bufs [][]byte, sizes []int, from []conn.Endpoint, at
 }
 
 // endpoint is where a packet came from, to which WireGuard sends from the address
-// and by the link that it came to, as a control message says.
+// that it came to, as a control message says. The routes choose the link, as they
+// do for checks: nothing tells wireguard-go here when a link goes out of use.
 func (r *packetReader) endpoint(sender netip.AddrPort, source []byte) *conn.StdNetEndpoint {
 	endpoint := &conn.StdNetEndpoint{AddrPort: sender}
 	*(*[]byte)(unsafe.Add(unsafe.Pointer(endpoint), r.source)) = source
 	return endpoint
 }
 
-// parseControl returns which of this node's addresses a packet came to, the
-// control message that says so, and the size of the segments that it was joined
-// from, each zero if there is none.
-func parseControl(control []byte) (at netip.Addr, source []byte, segment int) {
+// parseControl returns which of this node's addresses a packet came to, and the
+// size of the segments that it was joined from, each zero if it does not say.
+func parseControl(control []byte) (at netip.Addr, segment int) {
 	for len(control) >= unix.SizeofCmsghdr {
 		header, data, rest, err := unix.ParseOneSocketControlMessage(control)
 		if err != nil {
 			break
 		}
-		whole := control[:len(control)-len(rest)]
 		control = rest
 		switch {
 		case header.Level == unix.IPPROTO_IP && header.Type == unix.IP_PKTINFO && len(data) >= unix.SizeofInet4Pktinfo:
-			at, source = netip.AddrFrom4([4]byte(data[4:])), whole // the address to answer from, behind the interface
+			at = netip.AddrFrom4([4]byte(data[4:])) // the address to answer from, behind the interface
 		case header.Level == unix.IPPROTO_IPV6 && header.Type == unix.IPV6_PKTINFO && len(data) >= unix.SizeofInet6Pktinfo:
-			at, source = netip.AddrFrom16([16]byte(data)), whole
+			at = netip.AddrFrom16([16]byte(data))
 		case header.Level == unix.SOL_UDP && header.Type == unix.UDP_GRO && len(data) >= 2:
 			segment = int(binary.NativeEndian.Uint16(data))
 		}
 	}
-	return at, source, segment
+	return at, segment
 }
 
 // sourceControl has a packet leave from an address of this node's, or by the

@@ -23,6 +23,9 @@ import (
 // come as far as wanted.
 const pollInterval = 10 * time.Millisecond
 
+// longestRest is the longest time between them.
+const longestRest = 5 * time.Second
+
 // Node is a machine with a daemon.
 type Node struct {
 	// Name is the node's, and its namespace's.
@@ -182,8 +185,10 @@ func (n *Node) await(ctx context.Context, what string, wanted func(shim.StatusSn
 		if err == nil && wanted(status) {
 			return nil
 		}
-		// With thousands of peers an answer takes a while, and asking all the time would slow the daemon down.
-		rest := max(pollInterval, 3*time.Since(asked))
+		// With thousands of peers an answer takes a while, and asking all the time would
+		// slow the daemon down. But a question that took long because the machine was
+		// busy must not use up the rest of the time.
+		rest := min(longestRest, max(pollInterval, 3*time.Since(asked)))
 		select {
 		case <-running.done:
 			return fmt.Errorf("wait for overlayd on %s to %s: it ended (%v); its log ends with: %s", n.Name, what, running.Cmd.ProcessState, n.LogTail())
