@@ -280,7 +280,7 @@ func (e *engine) show(p *peer) {
 	s := PeerStatus{Key: p.Key, Node: p.Node, Path: Unreached, Since: p.shown.Since}
 	switch {
 	case p.inUse != nil:
-		s.Path, s.Remote, s.RTT, s.Since = e.pathKind(p, p.inUse.path), p.inUse.remote, p.inUse.rtt, p.inUse.since
+		s.Path, s.Remote, s.RTT, s.Since = e.useKind(p), p.inUse.remote, p.inUse.rtt, p.inUse.since
 	case !e.needs(p) && !p.invited && p.search == nil && p.backOff == 0:
 		s.Path, s.Remote = Direct, p.Endpoint
 	}

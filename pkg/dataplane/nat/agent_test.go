@@ -450,3 +450,19 @@ func TestSwitchedOff(t *testing.T) {
 		}
 	})
 }
+
+// TestTranslatorToPrivateAddresses checks that a node behind a translator knows of
+// it also where the peer has an address that might be one of its own network.
+func TestTranslatorToPrivateAddresses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		one, two := w.behind("a", portRestricted, 1), w.node("b", w.internet, "10.9.9.2")
+		w.start()
+		w.within(40*time.Second, "punched, say both", func() bool { return one.path(two) == HolePunched && two.path(one) == HolePunched })
+		sent := one.agent.Status().Sent
+		time.Sleep(10 * time.Minute)
+		if got := one.agent.Status().Sent - sent; got < 30 {
+			t.Errorf("%d checks in 10 minutes keep the mapping", got)
+		}
+	})
+}

@@ -66,9 +66,10 @@ type try struct {
 	sort   sort
 	score  int
 	sends  int
-	next   time.Time // when to send the next check
-	proved time.Time // when the first answer came
-	failed bool      // it was proved, and then carried nothing
+	next   time.Time      // when to send the next check
+	proved time.Time      // when the first answer came
+	mapped netip.AddrPort // what the peer then saw of us
+	failed bool           // it was proved, and then carried nothing
 }
 
 // search tries paths to a peer until one is as good as it gets or the time is up.
@@ -172,6 +173,16 @@ func (e *engine) pathKind(p *peer, x path) PathKind {
 		return HolePunched
 	}
 	return Direct
+}
+
+// useKind is what the path in use is to people. What the peer sees of us tells of
+// a translator that no server is behind.
+func (e *engine) useKind(p *peer) PathKind {
+	u := p.inUse
+	if kind := e.pathKind(p, u.path); kind != Direct || !u.mapped.IsValid() || e.isOwn(u.mapped) {
+		return kind
+	}
+	return HolePunched
 }
 
 // kept reports whether a path may close if nothing is sent. Routers that

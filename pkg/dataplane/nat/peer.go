@@ -262,6 +262,11 @@ func (e *engine) listen(p *peer, was PeerState, heard bool) {
 // adopt takes note that the device uses a path that works.
 func (e *engine) adopt(p *peer, x path) {
 	p.inUse = &use{path: x, since: e.now, check: e.now}
+	if p.search != nil {
+		if t := p.search.find(x); t != nil {
+			p.inUse.mapped = t.mapped
+		}
+	}
 	p.unanswered, p.backOff, p.invited = time.Time{}, 0, false
 	p.upgrades, p.nextUpgrade = 0, time.Time{}
 	e.hold(p, p.state.Endpoint)
@@ -646,7 +651,7 @@ func (e *engine) divert(p *peer, x path) {
 // keep checks the path in use if that has to be kept open.
 func (e *engine) keep(p *peer) {
 	u := p.inUse
-	if u == nil || !e.kept(p, u.path) {
+	if u == nil || !e.kept(p, u.path) && e.useKind(p) == Direct {
 		return
 	}
 	if !e.now.Before(u.check) {
@@ -676,7 +681,7 @@ func (e *engine) answered(p *peer, x path, rtt time.Duration, mapped netip.AddrP
 	}
 	if p.search != nil {
 		if t := p.search.find(x); t != nil && t.proved.IsZero() {
-			t.proved = e.now
+			t.proved, t.mapped = e.now, mapped
 			e.device.expect = e.now.Add(trialTimeIdle)
 		}
 	}

@@ -194,8 +194,8 @@ func TestRawPortAnswersFromWhereItWasAsked(t *testing.T) {
 				t.Fatal(err)
 			}
 			eventually(t, "the message comes", func() error { return inbox.find(message, there) })
-			if last := inbox.messages[len(inbox.messages)-1]; last.at != addr {
-				t.Errorf("it came to %v, want %v", last.at, addr)
+			if to := inbox.lastTo(); to != addr {
+				t.Errorf("it came to %v, want %v", to, addr)
 			}
 			if err := raw.sendSTUN(message, addr, there); err != nil {
 				t.Fatal(err)

@@ -44,6 +44,13 @@ func (b *inbox) put(at netip.Addr, from netip.AddrPort, packet []byte) {
 	b.messages = append(b.messages, received{at, from, bytes.Clone(packet)})
 }
 
+// lastTo is which of this node's addresses the last message came to.
+func (b *inbox) lastTo() netip.Addr {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.messages[len(b.messages)-1].at
+}
+
 // find returns nil if packet came from there.
 func (b *inbox) find(packet []byte, from netip.AddrPort) error {
 	b.mu.Lock()
