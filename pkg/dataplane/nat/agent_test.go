@@ -349,24 +349,36 @@ func TestTick(t *testing.T) {
 // TestBareMapping checks that the mapping that others are told of stays while no
 // path keeps it, so that they find it open.
 func TestBareMapping(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		one, off := w.behind("a", fullCone, 1), w.behind("b", noNAT, 2)
-		w.start()
-		off.halt()
-		time.Sleep(10 * time.Second)
-		box := one.box()
-		mappings := func() uint16 {
-			box.mu.Lock()
-			defer box.mu.Unlock()
-			return box.port
-		}
-		before := mappings()
-		time.Sleep(time.Hour)
-		if got := mappings() - before; got != 0 {
-			t.Errorf("%d mappings more after an hour", got)
-		}
-	})
+	for name, beside := range map[string]func(w *simWorld, box *simNAT){
+		"alone":                       func(*simWorld, *simNAT) {},
+		"beside a node that is off":   func(w *simWorld, _ *simNAT) { w.behind("b", noNAT, 2) },
+		"beside one in the same LAN":  func(w *simWorld, box *simNAT) { w.node("b", box.inner, "192.168.1.3") },
+		"beside one that it talks to": func(w *simWorld, _ *simNAT) { w.behind("b", noNAT, 2) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				one := w.behind("a", fullCone, 1)
+				box := one.box()
+				beside(w, box)
+				w.start()
+				if strings.HasSuffix(name, "off") {
+					w.nodes[1].halt()
+				}
+				time.Sleep(5 * time.Second)
+				mappings := func() uint16 {
+					box.mu.Lock()
+					defer box.mu.Unlock()
+					return box.port
+				}
+				before := mappings()
+				time.Sleep(time.Hour)
+				if got := mappings() - before; got != 0 {
+					t.Errorf("%d mappings more after an hour", got)
+				}
+			})
+		})
+	}
 }
 
 // TestLooks checks that looking at a device of many peers takes little of a

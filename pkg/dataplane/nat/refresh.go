@@ -86,7 +86,8 @@ func (e *engine) startRefresh(ctx context.Context) {
 func (e *engine) refreshInterval() time.Duration {
 	bare := e.isNatted()
 	for _, p := range e.peers {
-		bare = bare && (p.inUse == nil || p.inUse.way != e.direct)
+		u := p.inUse
+		bare = bare && (u == nil || u.way != e.direct || !e.natted(u.remote.Addr())) // not by the translator
 	}
 	if bare {
 		return min(bareRefresh, e.config.RefreshInterval)
@@ -170,6 +171,9 @@ func (e *engine) discovered(f found) {
 		}
 	}
 	e.judgeOwn()
+	if next := r.began.Add(e.refreshInterval()); f.done && next.Before(r.next) { // perhaps a translator is known just now
+		r.next = next
+	}
 }
 
 // answerTicks tells those who wait that the device was looked at, or why not.
