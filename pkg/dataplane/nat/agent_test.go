@@ -56,6 +56,33 @@ func testPaths(t *testing.T, a, b natKind) {
 	}
 }
 
+// TestFirstPacket checks that what is sent to a peer before there is a path arrives soon
+// after, whichever end sends: WireGuard has just begun a handshake to where nobody
+// answers, and begins no second one for 5 s.
+func TestFirstPacket(t *testing.T) {
+	for sender, name := range []string{"the end that chooses", "the other"} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				nodes := []*simNode{w.behind("a", portRestricted, 1), w.behind("b", portRestricted, 2)}
+				from, to := nodes[sender], nodes[1-sender]
+				w.start()
+				time.Sleep(1200 * time.Millisecond) // the other's candidates are about to come
+				from.device.send(to.key, "data", 1)
+				took := w.within(20*time.Second, "there", func() bool {
+					to.device.mu.Lock()
+					defer to.device.mu.Unlock()
+					return to.device.got[1] > 0
+				})
+				t.Log(took)
+				if took > 3*time.Second {
+					t.Errorf("took %v", took)
+				}
+			})
+		})
+	}
+}
+
 // TestTopologies checks nodes that are not each behind a translator of its own.
 func TestTopologies(t *testing.T) {
 	const cgn = "203.0.113.9"

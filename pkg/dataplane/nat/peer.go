@@ -17,8 +17,11 @@ const (
 	maxSearches = 64
 	// grace is how long a proved path waits for a better one.
 	grace = 300 * time.Millisecond
-	// headStart is how long the end that does not choose waits for the other.
-	headStart = 5 * time.Second
+	// headStart is how long the end that does not choose waits for the other, if
+	// no path is in use. It is less than the 5 s for which WireGuard begins no second
+	// handshake: the other's may have just gone where nobody answers, and nothing but
+	// time makes it begin another, while this end's goes out at once.
+	headStart = 1500 * time.Millisecond
 	// trialTime is how long a path may carry nothing after the device was switched
 	// to it, if there was another that worked; trialTimeIdle if there was none:
 	// WireGuard begins at most one handshake each 5 s.
