@@ -55,7 +55,7 @@ type engine struct {
 	seen       []netip.AddrPort     // what peers say
 	relays     []wayIn
 	translated [families]bool // a translator is at this end, for a family
-	someNatted bool           // or at any peer's
+	someNatted bool           // or at any peer's, or a peer has a relay
 
 	device  rounds
 	refresh refreshing
@@ -186,7 +186,7 @@ func (e *engine) setPeers(wanted []Peer) {
 	e.underived = slices.DeleteFunc(e.underived, func(p *peer) bool { return e.peers[p.Key] != p })
 	e.someNatted = false
 	for _, p := range e.peers {
-		e.someNatted = e.someNatted || natted(p.Candidates)
+		e.someNatted = e.someNatted || natted(p.Candidates) || hasKind(p.Candidates, Relayed)
 	}
 	e.stepAll()
 }

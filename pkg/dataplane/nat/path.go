@@ -183,10 +183,11 @@ func (e *engine) score(p *peer, x path) int {
 // each has one, so that many addresses of a host do not leave out its relay.
 func (e *engine) paths(p *peer) []*try {
 	var all []*try
+	remotes := p.remotes()
 	for _, way := range e.ways() {
-		for _, remote := range p.remotes() {
+		for _, remote := range remotes {
 			x := path{way.way, remote}
-			if way.reaches(remote.Addr()) && !e.isOwn(remote) && !slices.ContainsFunc(all, func(t *try) bool { return t.path == x }) {
+			if way.reaches(remote.Addr(), remotes) && !e.isOwn(remote) && !slices.ContainsFunc(all, func(t *try) bool { return t.path == x }) {
 				all = append(all, e.newTry(p, x))
 			}
 		}
@@ -242,9 +243,19 @@ type wayIn struct {
 	relayed netip.AddrPort // the zero value for the port itself
 }
 
-// reaches reports whether a way sends to addresses of a family.
-func (w wayIn) reaches(addr netip.Addr) bool {
-	return !w.relayed.IsValid() || w.relayed.Addr().Is4() == addr.Is4()
+// reaches reports whether a way may lead to one of a peer's addresses. A relay that
+// has a public address is hardly in the peer's LAN, so it is not asked to go to a
+// private one if there is a public one.
+func (w wayIn) reaches(addr netip.Addr, all []netip.AddrPort) bool {
+	switch {
+	case !w.relayed.IsValid():
+		return true
+	case w.relayed.Addr().Is4() != addr.Is4():
+		return false
+	case !addr.IsPrivate() || w.relayed.Addr().IsPrivate():
+		return true
+	}
+	return !slices.ContainsFunc(all, func(a netip.AddrPort) bool { return a.Addr().Is4() == addr.Is4() && !a.Addr().IsPrivate() })
 }
 
 // ways are the port itself and the relays.

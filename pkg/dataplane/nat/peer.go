@@ -169,13 +169,19 @@ func (e *engine) step(p *peer) {
 	e.queue.put(p)
 }
 
-// needs reports whether a translator is between this node and a peer, or a relay
-// of the peer's, as far as either tells.
+// needs reports whether a translator is between this node and a peer, as far as
+// either tells.
 func (e *engine) needs(p *peer) bool { return e.isNatted() || natted(p.Candidates) }
 
-// natted reports whether any candidate is not an address of the host itself.
+// natted reports whether a node with such candidates is behind a translator, or
+// cannot tell and has a relay. One that servers see come from its own address may have
+// a relay for others' sake, and is looked for by it only if it is silent.
 func natted(candidates []Candidate) bool {
-	return isTranslated(candidates) || slices.ContainsFunc(candidates, func(c Candidate) bool { return c.Kind == Relayed })
+	return isTranslated(candidates) || hasKind(candidates, Relayed) && !hasKind(candidates, Reflexive)
+}
+
+func hasKind(candidates []Candidate, kind Kind) bool {
+	return slices.ContainsFunc(candidates, func(c Candidate) bool { return c.Kind == kind })
 }
 
 // isTranslated reports whether a host with these candidates looks otherwise from outside.

@@ -116,7 +116,7 @@ func (e *engine) look() uint64 {
 // nextLook is when the next round is due, or the zero value if none is.
 func (e *engine) nextLook() time.Time {
 	d := &e.device
-	if d.running || !e.isNatted() && !e.someNatted && len(e.queue) == 0 && len(d.moves)+len(d.holds)+len(d.rouse) == 0 {
+	if d.running || !e.isNatted() && !e.someNatted && len(e.relays) == 0 && len(e.queue) == 0 && len(d.moves)+len(d.holds)+len(d.rouse) == 0 {
 		return time.Time{}
 	}
 	switch {
