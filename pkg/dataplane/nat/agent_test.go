@@ -494,6 +494,26 @@ func TestLooks(t *testing.T) {
 	}
 }
 
+// TestStart checks that servers are asked once at the start, though the network is
+// watched from then on, and again when it changes.
+func TestStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		one := w.behind("a", fullCone, 1)
+		w.start()
+		time.Sleep(time.Millisecond)
+		for _, want := range []int{1, 2} {
+			one.agent.Changed()
+			time.Sleep(10 * time.Second)
+			w.servers[0].set(func() {
+				if got := w.servers[0].count; got != want {
+					t.Errorf("the server was asked %d times, want %d", got, want)
+				}
+			})
+		}
+	})
+}
+
 // TestNoChurn checks that a mapping that changes all the time, of which others
 // can make no use, is not published all the time.
 func TestNoChurn(t *testing.T) {

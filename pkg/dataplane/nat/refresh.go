@@ -18,6 +18,9 @@ const (
 	// bareRefresh is between refreshes while nothing else keeps the mapping that
 	// others are told of: less than the 30 s for which translators remember.
 	bareRefresh = 25 * time.Second
+	// freshTime is for how long a refresh has seen the network as it is, so that none
+	// is begun anew because somebody begins to watch for changes.
+	freshTime = 100 * time.Millisecond
 	// refreshAgain is the least time between refreshes that lost paths ask for.
 	refreshAgain = 10 * time.Second
 	// maxSeen bounds the candidates of a family that peers tell of.
@@ -128,11 +131,12 @@ func (e *engine) hostAddrs() []netip.AddrPort {
 // moved begins the refresh anew and checks every path in use, because the
 // network changed.
 func (e *engine) moved() {
-	r := &e.refresh
-	r.wanted = true
-	if r.running {
-		r.cancel()
-		r.running = false
+	if r := &e.refresh; !r.running || e.now.Sub(r.began) > freshTime {
+		r.wanted = true
+		if r.running {
+			r.cancel()
+			r.running = false
+		}
 	}
 	check := e.now
 	for _, p := range e.peers {
