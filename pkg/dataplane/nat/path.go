@@ -45,8 +45,8 @@ type Diverter interface {
 	Divert(remote netip.AddrPort, by Way, to netip.AddrPort, during time.Duration)
 }
 
-// natted reports whether a translator of this node is on the way to addr.
-func (e *engine) natted(addr netip.Addr) bool {
+// translates reports whether a translator of this node is on the way to addr.
+func (e *engine) translates(addr netip.Addr) bool {
 	return e.translated[family(addr)] && !addr.IsPrivate() && !addr.IsLinkLocalUnicast()
 }
 
@@ -78,7 +78,7 @@ func (e *engine) pathKind(p *peer, x path) PathKind {
 	switch kind := p.kindOf(x.remote); {
 	case x.way != e.direct || kind == Relayed:
 		return ByRelay
-	case kind == Reflexive || e.natted(x.remote.Addr()):
+	case kind == Reflexive || e.translates(x.remote.Addr()):
 		return HolePunched
 	}
 	return Direct

@@ -43,7 +43,7 @@ type peer struct {
 	state       PeerState
 	unanswered  time.Time      // since when the device sends and hears nothing
 	sent        time.Time      // when it last did
-	moved       bool           // bytes went to or fro since the last search for something better
+	carried     bool           // bytes went to or fro since the last search for something better
 	held        netip.AddrPort // where the device was last told that the peer is
 	inUse       *use
 	trial       *trial
@@ -162,7 +162,7 @@ func (e *engine) insist(p *peer, was PeerState) {
 func (e *engine) listen(p *peer, was PeerState, heard bool) {
 	sent := int64(p.state.TxBytes - was.TxBytes) //nolint:gosec // counters begin anew with a device
 	if heard || sent > 0 {
-		p.moved = true
+		p.carried = true
 	}
 	switch {
 	case heard:

@@ -90,7 +90,7 @@ func (e *engine) refreshInterval() time.Duration {
 	bare := e.isNatted()
 	for _, p := range e.peers {
 		u := p.inUse
-		bare = bare && (u == nil || u.way != e.direct || !e.natted(u.remote.Addr())) // not by the translator
+		bare = bare && (u == nil || u.way != e.direct || !e.translates(u.remote.Addr())) // not by the translator
 	}
 	if bare {
 		return min(bareRefresh, e.config.RefreshInterval)
@@ -128,9 +128,9 @@ func (e *engine) hostAddrs() []netip.AddrPort {
 	return hosts
 }
 
-// moved begins the refresh anew and checks every path in use, because the
+// networkChanged begins the refresh anew and checks every path in use, because the
 // network changed.
-func (e *engine) moved() {
+func (e *engine) networkChanged() {
 	if r := &e.refresh; !r.running || e.now.Sub(r.began) > freshTime {
 		r.wanted = true
 		if r.running {

@@ -206,7 +206,7 @@ func (e *engine) looked(r sight) {
 		s.Endpoint = netip.AddrPortFrom(s.Endpoint.Addr().Unmap(), s.Endpoint.Port())
 		e.observe(p, s)
 		if t := p.trial; t != nil && !t.applied && r.round >= t.round {
-			t.applied, t.moved, t.rx = true, r.moved, s.RxBytes
+			t.applied, t.switched, t.rx = true, r.moved, s.RxBytes
 		}
 	}
 	for key, p := range e.peers {

@@ -64,7 +64,7 @@ func (e *engine) hasten(p *peer) bool {
 	}
 	next := &p.nextSearch
 	if p.inUse != nil {
-		next, p.moved = &p.nextUpgrade, true
+		next, p.carried = &p.nextUpgrade, true
 	}
 	if next.IsZero() || begin.Before(*next) {
 		*next = begin
@@ -114,7 +114,7 @@ func (e *engine) begin(p *peer) bool {
 		p.at(due)
 		return false
 	}
-	if p.inUse != nil && p.upgrades > len(upgradeSteps()) && !p.moved {
+	if p.inUse != nil && p.upgrades > len(upgradeSteps()) && !p.carried {
 		p.nextUpgrade = e.upgradeAt(p)
 		p.at(p.nextUpgrade)
 		return false
@@ -134,7 +134,7 @@ func (e *engine) begin(p *peer) bool {
 	}
 	p.strangers = slices.DeleteFunc(p.strangers, func(s stranger) bool { return e.now.Sub(s.at) > strangerTime })
 	e.setSearch(p, &search{ends: e.now.Add(length), tries: e.paths(p)})
-	p.moved = false
+	p.carried = false
 	return true
 }
 
@@ -179,13 +179,13 @@ func (e *engine) isOpen(p *peer, remote netip.AddrPort) bool {
 	return !remote.Addr().IsPrivate() && e.pathKind(p, path{e.direct, remote}) == Direct && slices.ContainsFunc(e.hosts, own)
 }
 
-// upgradeSteps are how soon the first searches for something better than a
-// relayed path follow one another.
+// upgradeSteps are how soon the first searches for something better than the
+// path in use follow one another.
 func upgradeSteps() []time.Duration {
 	return []time.Duration{2 * time.Second, 5 * time.Second, 15 * time.Second, 30 * time.Second}
 }
 
-// upgradeAt says when to look for something better than a relayed path.
+// upgradeAt says when to look for something better than the path in use.
 func (e *engine) upgradeAt(p *peer) time.Time {
 	steps := upgradeSteps()
 	p.upgrades++

@@ -38,7 +38,7 @@ type trial struct {
 	ends     time.Time
 	round    uint64 // of the device that makes the switch
 	applied  bool
-	moved    time.Time // when the device was switched
+	switched time.Time // when the device was switched
 	rx       uint64    // what it had received then
 	again    int
 }
@@ -128,7 +128,7 @@ func (e *engine) judgeTrial(p *peer) {
 	if t == nil {
 		return
 	}
-	heard := t.applied && (p.state.RxBytes > t.rx || p.state.LastHandshake.After(t.moved))
+	heard := t.applied && (p.state.RxBytes > t.rx || p.state.LastHandshake.After(t.switched))
 	here := p.state.Endpoint == t.endpoint
 	switch {
 	case heard && here:

@@ -14,8 +14,8 @@ func retransmission(n int) time.Duration {
 	return min(last, first<<min(n/2, 2))
 }
 
-// sort tells paths apart that may well fare alike.
-type sort struct {
+// pathSort tells paths apart that may well fare alike.
+type pathSort struct {
 	direct bool
 	remote Kind
 }
@@ -23,7 +23,7 @@ type sort struct {
 // try is a path in a search.
 type try struct {
 	path
-	sort   sort
+	sort   pathSort
 	score  int
 	sends  int
 	next   time.Time // when to send the next check
@@ -81,7 +81,7 @@ func (s *search) add(t *try) {
 // newTry is a try of a path, which has failed already if it is shunned.
 func (e *engine) newTry(p *peer, x path) *try {
 	failed := p.inUse != nil && slices.ContainsFunc(p.shunned, func(s shunned) bool { return s.path == x && e.now.Before(s.until) })
-	return &try{path: x, sort: sort{x.way == e.direct, p.kindOf(x.remote)}, score: e.score(p, x), failed: failed}
+	return &try{path: x, sort: pathSort{x.way == e.direct, p.kindOf(x.remote)}, score: e.score(p, x), failed: failed}
 }
 
 // paths are all that make sense to a peer, the best first, at most
@@ -101,7 +101,7 @@ func (e *engine) paths(p *peer) []*try {
 	sortTries(all)
 	if len(all) > e.config.MaxCandidatePairs {
 		places := map[*try]int{}
-		taken := map[sort]int{}
+		taken := map[pathSort]int{}
 		for _, t := range all {
 			places[t] = taken[t.sort]
 			taken[t.sort]++
@@ -115,6 +115,11 @@ func (e *engine) paths(p *peer) []*try {
 
 func sortTries(tries []*try) {
 	slices.SortStableFunc(tries, func(a, b *try) int {
-		return cmp.Or(cmp.Compare(b.score, a.score), cmp.Compare(b.sort.remote.Priority(), a.sort.remote.Priority()), b.remote.Addr().Compare(a.remote.Addr()), cmp.Compare(a.remote.Port(), b.remote.Port()))
+		return cmp.Or(
+			cmp.Compare(b.score, a.score),
+			cmp.Compare(b.sort.remote.Priority(), a.sort.remote.Priority()),
+			b.remote.Addr().Compare(a.remote.Addr()),
+			cmp.Compare(a.remote.Port(), b.remote.Port()),
+		)
 	})
 }
