@@ -3,6 +3,7 @@ package nat
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -53,6 +54,33 @@ func testPaths(t *testing.T, a, b natKind) {
 	time.Sleep(10 * time.Minute) // the mappings have to be kept, which nothing else does
 	if !two.reaches(one) || !one.reaches(two) {
 		t.Error("the path did not stay open")
+	}
+}
+
+// TestFirstPacket checks that what is sent to a peer before there is a path arrives soon
+// after, whichever end sends: WireGuard has just begun a handshake to where nobody
+// answers, and begins no second one for 5 s.
+func TestFirstPacket(t *testing.T) {
+	for sender, name := range []string{"the end that chooses", "the other"} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				nodes := []*simNode{w.behind("a", portRestricted, 1), w.behind("b", portRestricted, 2)}
+				from, to := nodes[sender], nodes[1-sender]
+				w.start()
+				time.Sleep(1200 * time.Millisecond) // the other's candidates are about to come
+				from.device.send(to.key, "data", 1)
+				took := w.within(20*time.Second, "there", func() bool {
+					to.device.mu.Lock()
+					defer to.device.mu.Unlock()
+					return to.device.got[1] > 0
+				})
+				t.Log(took)
+				if took > 3*time.Second {
+					t.Errorf("took %v", took)
+				}
+			})
+		})
 	}
 }
 
@@ -208,6 +236,75 @@ func TestQuiet(t *testing.T) {
 	}
 }
 
+// TestRelayOfOpenNode checks that the relay of a node that has no translator costs
+// those nothing that reach the node without it, and is used if they do not.
+func TestRelayOfOpenNode(t *testing.T) {
+	for _, owner := range []int{0, 1} {
+		for _, blocked := range []bool{false, true} {
+			t.Run(fmt.Sprintf("owner %d, blocked %t", owner, blocked), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					w := newWorld(t)
+					nodes := []*simNode{w.behind("a", noNAT, 1), w.behind("b", noNAT, 2)}
+					nodes[owner].allocateAt(newRelayServer(w.internet, "198.51.100.9"))
+					w.internet.blockWG(blocked)
+					w.start()
+					time.Sleep(time.Minute)
+					if got := nodes[0].agent.Status().Sent + nodes[1].agent.Status().Sent; got > 0 {
+						t.Errorf("%d checks", got)
+					}
+					nodes[0].device.send(nodes[1].key, "data", 1)
+					time.Sleep(time.Minute) // first the path is tried that checks pass and WireGuard does not
+					if !nodes[0].reaches(nodes[1]) || !nodes[1].reaches(nodes[0]) {
+						t.Fatal("no path")
+					}
+					if !blocked {
+						return
+					}
+					nodes[1-owner].halt() // and another agent finds the path in use
+					nodes[1-owner].start()
+					time.Sleep(20 * time.Second)
+					for i, n := range nodes {
+						if got := n.path(nodes[1-i]); got != ByRelay {
+							t.Errorf("%s: path is %s", n.name, got)
+						}
+					}
+					time.Sleep(10 * time.Minute)
+					if !nodes[1].reaches(nodes[0]) {
+						t.Error("the path did not last")
+					}
+				})
+			})
+		}
+	}
+}
+
+// TestWaysToPrivateAddresses checks that a relay is not asked to go to addresses
+// in LANs that it is not in.
+func TestWaysToPrivateAddresses(t *testing.T) {
+	public, private, v6 := netip.MustParseAddrPort("203.0.113.2:40001"), netip.MustParseAddrPort("192.168.2.2:51820"), netip.MustParseAddrPort("[2001:db8::2]:51820")
+	for _, c := range []struct {
+		name, relayed string
+		to            netip.AddrPort
+		all           []netip.AddrPort
+		want          bool
+	}{
+		{"the port itself", "", private, []netip.AddrPort{private, public}, true},
+		{"a public relay", "198.51.100.9:50001", private, []netip.AddrPort{private, public}, false},
+		{"to a public address", "198.51.100.9:50001", public, []netip.AddrPort{private, public}, true},
+		{"to the only one of the family", "198.51.100.9:50001", private, []netip.AddrPort{private, v6}, true},
+		{"a relay in a LAN", "192.168.9.9:50001", private, []netip.AddrPort{private, public}, true},
+		{"another family", "198.51.100.9:50001", v6, []netip.AddrPort{v6}, false},
+	} {
+		way := wayIn{}
+		if c.relayed != "" {
+			way.relayed = netip.MustParseAddrPort(c.relayed)
+		}
+		if got := way.reaches(c.to.Addr(), c.all); got != c.want {
+			t.Errorf("%s: %t", c.name, got)
+		}
+	}
+}
+
 // TestWrongEndpoint checks that a node without a translator is found by its
 // candidates if what the node set says is wrong, once there is something to send.
 func TestWrongEndpoint(t *testing.T) {
@@ -269,9 +366,11 @@ func TestSeenByPeers(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t)
 				one := w.behind("a", c.kind, 1)
-				one.config.STUNServers = nil
 				w.behind("b", noNAT, 2).allocateAt(newRelayServer(w.internet, "198.51.100.8"))
 				w.behind("c", noNAT, 3).allocateAt(newRelayServer(w.internet, "198.51.100.9"))
+				for _, n := range w.nodes {
+					n.config.STUNServers = nil
+				}
 				w.start()
 				time.Sleep(3 * time.Minute)
 				if got := FormatCandidates(one.agent.Candidates()); got != c.want {
@@ -349,24 +448,36 @@ func TestTick(t *testing.T) {
 // TestBareMapping checks that the mapping that others are told of stays while no
 // path keeps it, so that they find it open.
 func TestBareMapping(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		one, off := w.behind("a", fullCone, 1), w.behind("b", noNAT, 2)
-		w.start()
-		off.halt()
-		time.Sleep(10 * time.Second)
-		box := one.box()
-		mappings := func() uint16 {
-			box.mu.Lock()
-			defer box.mu.Unlock()
-			return box.port
-		}
-		before := mappings()
-		time.Sleep(time.Hour)
-		if got := mappings() - before; got != 0 {
-			t.Errorf("%d mappings more after an hour", got)
-		}
-	})
+	for name, beside := range map[string]func(w *simWorld, box *simNAT){
+		"alone":                       func(*simWorld, *simNAT) {},
+		"beside a node that is off":   func(w *simWorld, _ *simNAT) { w.behind("b", noNAT, 2) },
+		"beside one in the same LAN":  func(w *simWorld, box *simNAT) { w.node("b", box.inner, "192.168.1.3") },
+		"beside one that it talks to": func(w *simWorld, _ *simNAT) { w.behind("b", noNAT, 2) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				one := w.behind("a", fullCone, 1)
+				box := one.box()
+				beside(w, box)
+				w.start()
+				if strings.HasSuffix(name, "off") {
+					w.nodes[1].halt()
+				}
+				time.Sleep(5 * time.Second)
+				mappings := func() uint16 {
+					box.mu.Lock()
+					defer box.mu.Unlock()
+					return box.port
+				}
+				before := mappings()
+				time.Sleep(time.Hour)
+				if got := mappings() - before; got != 0 {
+					t.Errorf("%d mappings more after an hour", got)
+				}
+			})
+		})
+	}
 }
 
 // TestLooks checks that looking at a device of many peers takes little of a
@@ -381,6 +492,26 @@ func TestLooks(t *testing.T) {
 			t.Errorf("pause after a look of %v is %v, want %v", took, got, want)
 		}
 	}
+}
+
+// TestStart checks that servers are asked once at the start, though the network is
+// watched from then on, and again when it changes.
+func TestStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		one := w.behind("a", fullCone, 1)
+		w.start()
+		time.Sleep(time.Millisecond)
+		for _, want := range []int{1, 2} {
+			one.agent.Changed()
+			time.Sleep(10 * time.Second)
+			w.servers[0].set(func() {
+				if got := w.servers[0].count; got != want {
+					t.Errorf("the server was asked %d times, want %d", got, want)
+				}
+			})
+		}
+	})
 }
 
 // TestNoChurn checks that a mapping that changes all the time, of which others

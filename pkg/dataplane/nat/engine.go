@@ -55,12 +55,12 @@ type engine struct {
 	seen       []netip.AddrPort     // what peers say
 	relays     []wayIn
 	translated [families]bool // a translator is at this end, for a family
-	someNatted bool           // or at any peer's, or a peer has other families
+	someNatted bool           // or at any peer's, or a peer has a relay or other families
 
-	device  rounds
-	refresh refreshing
-	news    []PathNews
-	told    bool // candidates changed
+	device     rounds
+	refresh    refreshing
+	news       []PathNews
+	ownChanged bool // candidates changed
 
 	listening bool // as was told last
 }
@@ -160,7 +160,7 @@ func (e *engine) take(w wishes) {
 		e.judgeOwn()
 	}
 	if w.changed {
-		e.moved()
+		e.networkChanged()
 	}
 	if len(w.ticks) > 0 {
 		e.refresh.wanted = true
@@ -192,7 +192,7 @@ func (e *engine) setPeers(wanted []Peer) {
 func (e *engine) judgePeers() {
 	e.someNatted = false
 	for _, p := range e.peers {
-		e.someNatted = e.someNatted || natted(p.Candidates) || e.mixed(p)
+		e.someNatted = e.someNatted || natted(p.Candidates) || hasKind(p.Candidates, Relayed) || e.mixed(p)
 	}
 }
 
@@ -242,7 +242,7 @@ func (e *engine) judgeOwn() {
 		e.stepAll() // a way may have gone without its candidate
 		return
 	}
-	e.told = true
+	e.ownChanged = true
 	for _, p := range e.peers {
 		e.renew(p)
 	}
@@ -353,7 +353,7 @@ func short(key wgtypes.Key) string {
 
 // tell calls those who want to know, in the goroutine of Run.
 func (e *engine) tell() {
-	if e.told && e.options.OnCandidates != nil {
+	if e.ownChanged && e.options.OnCandidates != nil {
 		e.options.OnCandidates()
 	}
 	if e.options.OnPath != nil {
@@ -361,6 +361,6 @@ func (e *engine) tell() {
 			e.options.OnPath(n)
 		}
 	}
-	e.told, e.news = false, nil
+	e.ownChanged, e.news = false, nil
 	e.tellListening()
 }

@@ -487,7 +487,7 @@ func TestPeerTakesAnotherPath(t *testing.T) {
 			e.now = time.Unix(1000, 0)
 			e.setPeers([]Peer{{Key: two.key}})
 			p := e.peers[two.key]
-			p.trial = &trial{path: path{o.Direct, tried}, endpoint: tried, former: c.former, ends: e.now.Add(time.Second), applied: true, moved: e.now}
+			p.trial = &trial{path: path{o.Direct, tried}, endpoint: tried, former: c.former, ends: e.now.Add(time.Second), applied: true, switched: e.now}
 			p.state = PeerState{Key: two.key, Endpoint: heard, RxBytes: 148}
 			e.judgeTrial(p)
 			if taken := p.inUse != nil && p.inUse.remote == heard && p.trial == nil; taken != c.taken {

@@ -18,6 +18,9 @@ const (
 	// bareRefresh is between refreshes while nothing else keeps the mapping that
 	// others are told of: less than the 30 s for which translators remember.
 	bareRefresh = 25 * time.Second
+	// freshTime is for how long a refresh has seen the network as it is, so that none
+	// is begun anew because somebody begins to watch for changes.
+	freshTime = 100 * time.Millisecond
 	// refreshAgain is the least time between refreshes that lost paths ask for.
 	refreshAgain = 10 * time.Second
 	// maxSeen bounds the candidates of a family that peers tell of.
@@ -86,7 +89,8 @@ func (e *engine) startRefresh(ctx context.Context) {
 func (e *engine) refreshInterval() time.Duration {
 	bare := e.isNatted()
 	for _, p := range e.peers {
-		bare = bare && (p.inUse == nil || p.inUse.way != e.direct)
+		u := p.inUse
+		bare = bare && (u == nil || u.way != e.direct || !e.translates(u.remote.Addr())) // not by the translator
 	}
 	if bare {
 		return min(bareRefresh, e.config.RefreshInterval)
@@ -124,14 +128,15 @@ func (e *engine) hostAddrs() []netip.AddrPort {
 	return hosts
 }
 
-// moved begins the refresh anew and checks every path in use, because the
+// networkChanged begins the refresh anew and checks every path in use, because the
 // network changed.
-func (e *engine) moved() {
-	r := &e.refresh
-	r.wanted = true
-	if r.running {
-		r.cancel()
-		r.running = false
+func (e *engine) networkChanged() {
+	if r := &e.refresh; !r.running || e.now.Sub(r.began) > freshTime {
+		r.wanted = true
+		if r.running {
+			r.cancel()
+			r.running = false
+		}
 	}
 	check := e.now
 	for _, p := range e.peers {
@@ -171,6 +176,9 @@ func (e *engine) discovered(f found) {
 		}
 	}
 	e.judgeOwn()
+	if next := r.began.Add(e.refreshInterval()); f.done && next.Before(r.next) { // perhaps a translator is known just now
+		r.next = next
+	}
 }
 
 // answerTicks tells those who wait that the device was looked at, or why not.

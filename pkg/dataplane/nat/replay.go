@@ -34,8 +34,8 @@ func (id TransactionID) sent() time.Time {
 // replays tells the checks of one peer from copies of them. Like WireGuard with
 // its handshakes it compares only times of the same sender, so that clocks may
 // differ; and as there, a node whose clock is set back is not heard until it is
-// where it was, and one copy of the past may be taken for new after this end has
-// started.
+// where it was, and after this end has started copies may be taken for new until
+// the first check of the peer's own.
 type replays struct {
 	newest time.Time
 	heard  []TransactionID // within the window before newest

@@ -116,7 +116,7 @@ func (e *engine) look() uint64 {
 // nextLook is when the next round is due, or the zero value if none is.
 func (e *engine) nextLook() time.Time {
 	d := &e.device
-	if d.running || !e.isNatted() && !e.someNatted && len(e.queue) == 0 && len(d.moves)+len(d.holds)+len(d.rouse) == 0 {
+	if d.running || !e.isNatted() && !e.someNatted && len(e.relays) == 0 && len(e.queue) == 0 && len(d.moves)+len(d.holds)+len(d.rouse) == 0 {
 		return time.Time{}
 	}
 	switch {
@@ -206,7 +206,7 @@ func (e *engine) looked(r sight) {
 		s.Endpoint = netip.AddrPortFrom(s.Endpoint.Addr().Unmap(), s.Endpoint.Port())
 		e.observe(p, s)
 		if t := p.trial; t != nil && !t.applied && r.round >= t.round {
-			t.applied, t.moved, t.rx = true, r.moved, s.RxBytes
+			t.applied, t.switched, t.rx = true, r.moved, s.RxBytes
 		}
 	}
 	for key, p := range e.peers {

@@ -219,7 +219,6 @@ func (d *simDevice) receive(from netip.AddrPort, packet *simWG) {
 		if len(p.queued) == 0 {
 			d.transmitLocked(p, simWG{from: d.node.key, to: p.Key, kind: "keepalive"})
 		}
-		d.flushLocked(p)
 	case "echo":
 		d.sendLocked(p, simWG{from: d.node.key, to: p.Key, kind: "reply", seq: packet.seq})
 	case "data":
@@ -228,7 +227,8 @@ func (d *simDevice) receive(from netip.AddrPort, packet *simWG) {
 	case "reply":
 		d.got[packet.seq]++
 		d.answerLocked(p)
-	case "keepalive":
+	}
+	if packet.kind != "init" { // the peer has the session, too
 		d.flushLocked(p)
 	}
 }
