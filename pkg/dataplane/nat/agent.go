@@ -288,6 +288,7 @@ func (e *engine) show(p *peer) {
 		s.Since = e.now
 	}
 	s.Missed = s.Path == Unreached && (p.invited || !p.unanswered.IsZero() && e.now.Sub(p.sent) < missedTime)
+	s.Heard = p.inUse != nil || e.inSession(p)
 	if s == p.shown {
 		return
 	}

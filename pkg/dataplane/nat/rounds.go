@@ -205,6 +205,9 @@ func (e *engine) looked(r sight) {
 		there[s.Key] = true
 		s.Endpoint = netip.AddrPortFrom(s.Endpoint.Addr().Unmap(), s.Endpoint.Port())
 		e.observe(p, s)
+		if p.shown.Path == Direct && p.shown.Heard != e.inSession(p) {
+			e.show(p) // which nothing else may have a reason to
+		}
 		if t := p.trial; t != nil && !t.applied && r.round >= t.round {
 			t.applied, t.switched, t.rx = true, r.moved, s.RxBytes
 		}

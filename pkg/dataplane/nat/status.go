@@ -42,6 +42,8 @@ type PeerStatus struct {
 	// Missed says of an unreached peer that there is something to send to it, or
 	// that it looks for a path itself.
 	Missed bool
+	// Heard says that the peer answered by this path within the time of a session.
+	Heard bool
 }
 
 // Reach says how peers are reached by and large.
@@ -49,15 +51,17 @@ type Reach struct {
 	// Mapping and Translated are as in [Status].
 	Mapping    Mapping
 	Translated bool
-	// Unaided peers are reached without a relay, Relayed ones by one, and Missed
-	// ones not at all although they are missed.
+	// Unaided peers are reached without a relay and were heard, Relayed ones by one,
+	// and Missed ones not at all although they are missed.
 	Unaided, Relayed, Missed int
 }
 
 func (r *Reach) count(peer PeerStatus, n int) {
 	switch peer.Path {
 	case Direct, HolePunched:
-		r.Unaided += n
+		if peer.Heard {
+			r.Unaided += n
+		}
 	case ByRelay:
 		r.Relayed += n
 	case Unreached:
