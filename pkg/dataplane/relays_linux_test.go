@@ -96,7 +96,7 @@ func TestRelayPassesNothingOnToServices(t *testing.T) {
 	passes := func(to string) bool {
 		t.Helper()
 		passed, refused := stats.ToPeers.Load(), stats.ForbiddenPeer.Load()
-		for began := time.Now(); time.Since(began) < patience; time.Sleep(10 * time.Millisecond) {
+		for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 			if err := client.Send(nat.ServerRequest(nat.NewTransactionID()), netip.MustParseAddrPort(to)); err != nil {
 				return false // the client does not ask again for what was refused
 			}

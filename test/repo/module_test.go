@@ -80,7 +80,7 @@ func files(t *testing.T, suffixes ...string) []string {
 			return err
 		}
 		switch {
-		case name == ".git" || name == "bin" || name == ".cache":
+		case entry.IsDir() && (name == ".git" || name == "bin" || name == ".cache"): // .git is a file in a worktree
 			return fs.SkipDir
 		case !entry.Type().IsRegular():
 			return nil

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
@@ -604,6 +605,7 @@ func (n *simNode) reaches(to *simNode) bool {
 	seq := int(time.Now().UnixNano())
 	n.device.send(to.key, "data", seq)
 	time.Sleep(500 * time.Millisecond)
+	synctest.Wait()
 	to.device.mu.Lock()
 	defer to.device.mu.Unlock()
 	return to.device.got[seq] > 0
