@@ -169,6 +169,9 @@ func (d *Dataplane) AddPeer(ctx context.Context, peer AddedPeer) error {
 	if len(peer.AllowedIPs) == 0 {
 		return fmt.Errorf("add peer %s: it has no allowed IP: %w", peer.PublicKey, ErrInvalid)
 	}
+	if err := peer.setWays(d.clusterPrefixes()); err != nil {
+		return fmt.Errorf("add peer %s: %w", peer.PublicKey, err)
+	}
 	d.added.changing.Lock()
 	defer d.added.changing.Unlock()
 	return d.addPeer(ctx, peer)
@@ -176,9 +179,6 @@ func (d *Dataplane) AddPeer(ctx context.Context, peer AddedPeer) error {
 
 // addPeer is AddPeer for whoever holds d.added.changing.
 func (d *Dataplane) addPeer(ctx context.Context, peer AddedPeer) error {
-	if err := peer.setWays(d.clusterPrefixes()); err != nil {
-		return fmt.Errorf("add peer %s: %w", peer.PublicKey, err)
-	}
 	before, known := d.added.get(peer.Service, peer.PublicKey)
 	if known && before.equal(peer) {
 		return nil

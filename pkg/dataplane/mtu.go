@@ -38,15 +38,16 @@ func (d *Dataplane) relayPaths(config NATConfig) (addrs []netip.Addr, relayed bo
 		return nil, false
 	}
 	relayed = config.Relay != nil || len(config.TURNServers) > 0
+	overlay := d.clusterPrefixes()
 	for _, node := range d.nodesByName() {
-		if offer, err := nat.ParseRelayOffer(node.Relay); err == nil {
+		if offer, err := nat.ParseRelayOffer(node.Relay); err == nil && !insideAny(overlay, offer) {
 			relayed = true
 			if offer.UDP.IsValid() && node.Name != d.cfg.Node {
 				addrs = append(addrs, offer.UDP.Addr())
 			}
 		}
 		for _, candidate := range candidatesOf(node) {
-			if candidate.Kind == nat.Relayed {
+			if candidate.Kind == nat.Relayed && !nat.Inside(overlay, candidate.Addr) {
 				relayed = true
 				addrs = append(addrs, candidate.Addr.Addr())
 			}

@@ -114,7 +114,7 @@ func (t *traversal) followRelays(ctx context.Context) {
 		if !needed.IsZero() && time.Since(needed) < relayKept {
 			all = t.relays()
 		}
-		choice.step(ctx, all, reach.Missed > 0)
+		choice.step(ctx, all, reach.Missed > 1) // one may be switched off
 	}
 }
 

@@ -79,6 +79,10 @@ func (d *Dataplane) newTraversal(made *parts) (*traversal, error) {
 		Hosts:      func() ([]netip.Addr, error) { return nat.HostAddrs(d.clusterPrefixes()) },
 		Overlay:    d.clusterPrefixes,
 		ListenPort: func() int { return made.port },
+		Published: func() netip.AddrPort {
+			own, _ := netip.ParseAddrPort(d.ownEndpoint()) // a host name is of both families
+			return own
+		},
 		Resolve: func(ctx context.Context, host string) ([]netip.Addr, error) {
 			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 		},
@@ -261,7 +265,9 @@ func (t *traversal) steer(peers []wireguard.Peer) []wireguard.Peer {
 		if offer, err := nat.ParseRelayOffer(nodes[peer.Node].Relay); err == nil && !insideAny(overlay, offer) {
 			t.offers = append(t.offers, relay{name: peer.Node, offer: offer, key: peer.PublicKey})
 		}
-		if node, is := nodes[peer.Node]; is && mayNeedWay(node) {
+		if node, is := nodes[peer.Node]; !is || !mayNeedWay(node) {
+			delete(t.paths, peer.PublicKey) // nobody looks after it any more
+		} else {
 			told = append(told, nat.Peer{Key: peer.PublicKey, Node: peer.Node, Endpoint: peer.Endpoint, Candidates: candidatesOf(node)})
 		}
 		*peer = t.steered(*peer)

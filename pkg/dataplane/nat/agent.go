@@ -32,6 +32,9 @@ type Options struct {
 	// Overlay returns the prefixes of the cluster's tunnels, at whose addresses no
 	// node is: packets to them would wind up in the tunnel again. It may be nil.
 	Overlay func() []netip.Prefix
+	// Published returns where the node set says that this node is, or the zero
+	// value. It may be nil.
+	Published func() netip.AddrPort
 	// ListenPort returns the WireGuard port, or 0 if there is none yet.
 	ListenPort func() int
 	// Resolve looks up the names of STUN servers. It is not needed without any.

@@ -212,6 +212,9 @@ func (e *engine) setPeer(w Peer) {
 		return
 	}
 	same := p.Endpoint == w.Endpoint && slices.Equal(p.Candidates, w.Candidates)
+	if p.Endpoint != w.Endpoint {
+		p.held = netip.AddrPort{} // the device was told of that, and not to go back
+	}
 	p.Peer = w
 	if !same {
 		e.renew(p)

@@ -49,7 +49,7 @@ func (e *engine) judgeUse(p *peer) {
 	}
 	switch {
 	case !e.has(u.way):
-	case u.misses >= maxMisses && !e.now.Before(u.check) && e.now.Sub(u.heard) > keepInterval:
+	case u.misses >= maxMisses && !e.now.Before(u.check) && e.device.last.Sub(u.heard) > keepInterval:
 	case e.silent(p):
 	default:
 		return

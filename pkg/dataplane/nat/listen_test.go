@@ -27,6 +27,18 @@ func TestListens(t *testing.T) {
 		{"a peer that servers see as it is", nil, with(host, Candidate{Reflexive, host.Addr}), false},
 		{"a translated peer", nil, with(host, Candidate{Reflexive, other}), true},
 		{"a relayed peer", nil, with(host, Candidate{Relayed, other}), true},
+		{"a peer with a family less", nil, func(e *engine) {
+			e.hosts = []netip.AddrPort{one.endpoint(), netip.MustParseAddrPort("[2001:db8::1]:51820")}
+			e.setPeers([]Peer{{Key: two.key, Node: "b", Endpoint: two.endpoint()}})
+		}, false},
+		{"a peer that is published in a family less", nil, func(e *engine) {
+			e.hosts = []netip.AddrPort{one.endpoint()}
+			e.setPeers([]Peer{{Key: two.key, Node: "b", Endpoint: netip.MustParseAddrPort("[2001:db8::2]:51820")}})
+		}, true},
+		{"a peer without the family that this node is published in", nil, func(e *engine) {
+			e.hosts = []netip.AddrPort{one.endpoint(), netip.MustParseAddrPort("[2001:db8::1]:51820")}
+			e.setPeers([]Peer{{Key: two.key, Node: "b", Endpoint: netip.MustParseAddrPort("[2001:db8::2]:51820")}})
+		}, true},
 		{"servers", []string{"192.0.2.9:3478"}, with(), true},
 		{"a relay of its own", nil, func(e *engine) { e.relays = []wayIn{{way: &simSink{}, relayed: other}} }, true},
 		{"a translator of its own", nil, func(e *engine) { e.translated[0] = true }, true},
@@ -39,6 +51,7 @@ func TestListens(t *testing.T) {
 			o := one.options()
 			o.Config.STUNServers = c.servers
 			var told []bool
+			o.Published = one.endpoint
 			o.OnListen = func(listen bool) { told = append(told, listen) }
 			agent, err := New(o)
 			if err != nil {

@@ -65,15 +65,18 @@ func (e *engine) speaks(addr netip.Addr) bool {
 	return len(e.hosts) == 0 || slices.ContainsFunc(e.hosts, func(h netip.AddrPort) bool { return family(h.Addr()) == family(addr) })
 }
 
-// mixed reports whether a peer has other families than this node, so that one of the
-// two may have to look for an address of the other's that it can send to.
+// mixed reports whether one of this node and a peer is published in a family that
+// the other lacks, so that it has to look for another address.
 func (e *engine) mixed(p *peer) bool {
-	var has [families]bool
-	for _, remote := range p.remotes() {
-		has[family(remote.Addr())] = true
+	if p.Endpoint.IsValid() && !e.speaks(p.Endpoint.Addr()) {
+		return true
 	}
-	return has != [families]bool{} && len(e.hosts) > 0 &&
-		has != [families]bool{e.speaks(netip.IPv4Unspecified()), e.speaks(netip.IPv6Unspecified())}
+	remotes := p.remotes()
+	if e.options.Published == nil || len(remotes) == 0 {
+		return false
+	}
+	own := e.options.Published()
+	return own.IsValid() && !slices.ContainsFunc(remotes, func(r netip.AddrPort) bool { return family(r.Addr()) == family(own.Addr()) })
 }
 
 // kindOf says what a peer's address is. One that the peer does not tell of was

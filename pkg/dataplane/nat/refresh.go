@@ -144,6 +144,7 @@ func (e *engine) networkChanged() {
 			check = check.Add(checkSpread)
 			p.inUse.check = check
 		}
+		p.hastened = time.Time{} // nobody else has a hand in that
 		e.renew(p)
 	}
 	e.stepAll()
@@ -204,6 +205,7 @@ func (e *engine) reflect(family int, said Reflection, done bool) {
 		}
 		return
 	case was.Mapping == Symmetric && !r.doubted && (said.Mapping == Symmetric || !done) && containsAll(hostsOf(was.Addrs), hostsOf(said.Addrs)):
+	case !done && len(was.Addrs) > 0 && !r.doubted: // who answers first may be the one that is wrong
 	case done || !containsAll(was.Addrs, said.Addrs):
 		e.reflexive[family] = said
 	}

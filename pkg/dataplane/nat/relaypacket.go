@@ -10,11 +10,6 @@ const (
 	wgCookie, wgCookieLen         = 3, 64
 	wgData, wgDataMin             = 4, 32
 
-	// wgPadding is what a packet is filled up to a multiple of before it is
-	// encrypted, but not beyond the device's MTU: so the longest ones may have any
-	// length. No device has an MTU below that of IPv6.
-	wgPadding     = 16
-	wgPaddedUpTo  = wgDataMin + 1280
 	stunBinding   = 0x0001
 	stunMethodSet = 0x3EEF // the bits of a STUN type that are the method
 )
@@ -36,7 +31,7 @@ func isWireGuard(p []byte) bool {
 	case wgCookie:
 		return len(p) == wgCookieLen
 	case wgData:
-		return len(p)%wgPadding == 0 || len(p) > wgPaddedUpTo
+		return true // WireGuard pads, but not beyond what a route's MTU leaves
 	}
 	return false
 }

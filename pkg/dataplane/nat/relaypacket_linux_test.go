@@ -20,11 +20,7 @@ import (
 // relay passes on no others. textOf is the inverse.
 func wireGuard(text string) []byte {
 	const head, length = 16, 2
-	size := max(wgDataMin, head+length+len(text))
-	if size <= wgPaddedUpTo {
-		size = (size + wgPadding - 1) &^ (wgPadding - 1)
-	}
-	p := make([]byte, size)
+	p := make([]byte, max(wgDataMin, head+length+len(text)))
 	p[0] = wgData
 	binary.BigEndian.PutUint16(p[head:], uint16(len(text)))
 	copy(p[head+length:], text)

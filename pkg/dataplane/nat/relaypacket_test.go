@@ -31,7 +31,7 @@ func TestRelayPasses(t *testing.T) {
 		{"response of another length", ofType(0x02000000, 148), false},
 		{"cookie of another length", ofType(0x03000000, 80), false},
 		{"short data", ofType(0x04000000, 16), false},
-		{"data that is not filled up", ofType(0x04000000, 40), false},
+		{"data that is not filled up, as on a route of a small MTU", ofType(0x04000000, 1032-4), true},
 		{"type 0", ofType(0, 32), false},
 		{"type 5", ofType(0x05000000, 32), false},
 		{"reserved bytes in use", ofType(0x04000001, 32), false},
@@ -46,7 +46,8 @@ func TestRelayPasses(t *testing.T) {
 		{"binding request cut off", request[:len(request)-4], false},
 		{"allocate", stun.MustBuild(stun.TransactionID, stun.NewType(stun.MethodAllocate, stun.ClassRequest)).Raw, false},
 		{"TURN data", stun.MustBuild(stun.TransactionID, stun.NewType(stun.MethodData, stun.ClassIndication)).Raw, false},
-		{"DNS query", dnsQuery(0x0400, 40)[:39], false},
+		{"DNS query", dnsQuery(0x1234, 40), false},
+		{"DNS query with recursion", append([]byte{4, 0, 1}, dnsQuery(0x0400, 40)[3:]...), false},
 		{"DNS answer in disguise", dnsAnswer(dnsQuery(0x0400, 48)), false},
 		{"SNMP", []byte("\x30\x26\x02\x01\x01\x04\x06public\xa0\x19\x02\x04\x00\x00\x00\x01\x02\x01\x00\x02\x01\x00\x30\x0b\x30\x09\x06\x05\x2b\x06\x01\x02\x01\x05\x00"), false},
 	} {

@@ -107,10 +107,7 @@ func (r *packetReader) read(bufs [][]byte, sizes []int, from []conn.Endpoint, at
 		here, segment := parseControl(message.OOB[:message.NN])
 		source := sourceControl(here)
 		sender := message.Addr.(*net.UDPAddr).AddrPort()
-		for rest := bufs[i][:message.N]; len(rest) > 0; packets++ {
-			if packets > i {
-				return 0, errors.New("more segments than the kernel joins")
-			}
+		for rest, n := bufs[i][:message.N], 0; len(rest) > 0 && n < maxSegments; packets, n = packets+1, n+1 { // more have no room and are lost
 			size := len(rest)
 			if segment > 0 {
 				size = min(size, segment)
