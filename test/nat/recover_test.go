@@ -149,7 +149,7 @@ func TestSTUNServers(t *testing.T) {
 		{name: "sil", what: "silent", manner: manner{silent: true}},
 	} {
 		if testing.Short() && test.all {
-			continue // nat.TestRecover has the same without daemons
+			continue // TestLyingServers of the package nat has the same without daemons
 		}
 		t.Run(test.what, func(t *testing.T) {
 			p := newPair(t, test.name, natlab.PortRestricted)
