@@ -55,6 +55,8 @@ type daemon struct {
 	// underWay is read-locked by the requests that change the data plane, and
 	// locked by the one that takes it down.
 	underWay sync.RWMutex
+	// telling has what is told of candidates last be the newest.
+	telling sync.Mutex
 
 	triedOnce sync.Once
 	// tried is closed when the data plane has been brought up, or could not be.

@@ -70,7 +70,9 @@ func (d *daemon) serviceOfPod(ctx context.Context, pod *shim.Pod) (dataplane.Ser
 // candidatesChanged has the cluster, and subscribers, told of where this node may
 // be reached.
 func (d *daemon) candidatesChanged() {
+	d.telling.Lock()
 	d.events.Publish(candidatesEvent(d.plane.Candidates(), d.plane.RelayOffer()))
+	d.telling.Unlock()
 	if d.cluster != nil {
 		d.cluster.CandidatesChanged()
 	}
