@@ -59,11 +59,12 @@ func TestDeviceHearsSTUNOnlyIfOfUse(t *testing.T) {
 	}
 }
 
-// rawSockets counts those for UDP.
+// rawSockets counts those for UDP. The thread that the process began with may be in
+// the namespace of a test that has ended, and /proc/net shows what that sees.
 func rawSockets(t *testing.T) int {
 	t.Helper()
 	count := 0
-	for _, file := range []string{"/proc/net/raw", "/proc/net/raw6"} {
+	for _, file := range []string{"/proc/thread-self/net/raw", "/proc/thread-self/net/raw6"} {
 		list, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
