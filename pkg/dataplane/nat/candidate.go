@@ -98,8 +98,10 @@ func unreachable(addr netip.AddrPort) string {
 		return "a loopback address"
 	case a.IsMulticast():
 		return "a multicast address"
-	case a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		return "the broadcast address"
+	case a.Is4() && a.As4()[0] == 0:
+		return "an address of \"this network\""
+	case a.Is4() && a.As4()[0] >= 240:
+		return "a reserved address"
 	case a.IsLinkLocalUnicast():
 		return "a link-local address"
 	case addr.Port() == 0:

@@ -102,20 +102,11 @@ func (s *prefixSet) contains(addr netip.Addr) bool {
 
 func (f *relayFilter) add(peer netip.AddrPort, forbidden *prefixSet) {
 	addr := peer.Addr()
-	if peer.Port() == 0 || !relayablePeer(addr) || f.own[addr] || forbidden.contains(addr) {
+	if unreachable(peer) != "" || f.own[addr] || forbidden.contains(addr) {
 		return
 	}
 	f.peers[peer] = true
 	f.addrs[addr] = true
-}
-
-// relayablePeer says whether an address can be a node's: one that is routed,
-// and not only on a link.
-func relayablePeer(addr netip.Addr) bool {
-	if addr.Is4() && (addr.As4()[0] == 0 || addr.As4()[0] >= 240) { // "this network", reserved, broadcast
-		return false
-	}
-	return addr.IsGlobalUnicast() && addr.Zone() == ""
 }
 
 // relayBroadcasts are the addresses that mean all of a network, or its router.

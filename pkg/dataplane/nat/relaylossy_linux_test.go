@@ -99,15 +99,23 @@ func loseRefreshes(most int) (lose func([]byte) bool, through <-chan struct{}) {
 	}, passed
 }
 
-// TestRelayClientOutlastsLosses: requests without an answer cost the allocation
-// only if there are several in a row.
-func TestRelayClientOutlastsLosses(t *testing.T) {
+// startBehindLosses starts a relay with a client behind a front, which has its
+// place and asks for it again all the time.
+func startBehindLosses(t *testing.T) (*relayTest, *lossyFront, *testPeer) {
+	t.Helper()
 	node := newTestNode(t)
 	front := startLossyFront(t)
 	relay := startRelayFor(t, newTestNode(t), time.Hour, nil, RelayPeer{Key: node.public})
 	a := relay.startPeer(t, node, func(c *RelayClientConfig) { c.UDP = front.addr.String() },
 		func(c *RelayClient) { c.answer, c.refresh = 300*time.Millisecond, 50*time.Millisecond })
 	a.awaitUp(t)
+	return relay, front, a
+}
+
+// TestRelayClientOutlastsLosses: requests without an answer cost the allocation
+// only if there are several in a row.
+func TestRelayClientOutlastsLosses(t *testing.T) {
+	_, front, a := startBehindLosses(t)
 	for range 3 {
 		lose, through := loseRefreshes(relayUnanswered - 1)
 		front.set(lose)
@@ -182,12 +190,7 @@ func TestRelayClientSaysThatTheConnectionEnded(t *testing.T) {
 // TestRelayClientComesBackFromItsPort: what a client could not give back takes
 // none of its places.
 func TestRelayClientComesBackFromItsPort(t *testing.T) {
-	node := newTestNode(t)
-	front := startLossyFront(t)
-	relay := startRelayFor(t, newTestNode(t), time.Hour, nil, RelayPeer{Key: node.public})
-	a := relay.startPeer(t, node, func(c *RelayClientConfig) { c.UDP = front.addr.String() },
-		func(c *RelayClient) { c.answer, c.refresh = 300*time.Millisecond, 50*time.Millisecond })
-	a.awaitUp(t)
+	relay, front, a := startBehindLosses(t)
 	for range relayDefaultPerNode + 1 {
 		front.set(func([]byte) bool { return true })
 		a.awaitDown(t)

@@ -66,7 +66,7 @@ func (c *RelayClient) Send(packet []byte, to netip.AddrPort) error {
 		return fmt.Errorf("send to %s by relay: %w", to, errRelayLong)
 	}
 	to = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
-	if !relayablePeer(to.Addr()) || to.Port() == 0 {
+	if unreachable(to) != "" {
 		return fmt.Errorf("send to %s by relay: %w", to, errRelayNoTarget)
 	}
 	c.mu.RLock()
@@ -122,7 +122,7 @@ func (c *RelayClient) remote(addr netip.AddrPort, strange bool) (*relayRemote, e
 	if remote != nil {
 		return remote, nil
 	}
-	if !relayablePeer(addr.Addr()) || addr.Port() == 0 {
+	if unreachable(addr) != "" {
 		return nil, errRelayNoTarget
 	}
 	c.mu.Lock()

@@ -123,7 +123,7 @@ func (c *RelayConfig) complete() error {
 	}
 	families := make(map[bool]bool)
 	for _, addr := range c.External {
-		if !relayablePeer(addr) || addr.Is4In6() {
+		if unreachable(netip.AddrPortFrom(addr, 1)) != "" {
 			return fmt.Errorf("external address %s is not one by which others reach this node", addr)
 		}
 		if families[addr.Is4()] {
