@@ -1,0 +1,149 @@
+package dns
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+const (
+	// tcpIdle is how long a connection may be silent.
+	tcpIdle = 10 * time.Second
+	// tcpMessage is how long a message may take, either way.
+	tcpMessage = 5 * time.Second
+	// tcpBuffer is what a connection reads at once.
+	tcpBuffer = 1024
+	// lengthSize is of the length before each message.
+	lengthSize = 2
+)
+
+// serveTCP binds and starts the goroutines that serve, which end when opened.conn is closed.
+func (s *Server) serveTCP(ctx context.Context, addr netip.AddrPort, opened *socket) error {
+	listener, err := net.ListenTCP(place{addr, tcp}.network(), net.TCPAddrFromAddrPort(addr))
+	if err != nil {
+		return err
+	}
+	opened.conn = listener
+	opened.served.Go(func() {
+		if err := s.accept(ctx, listener, opened); !errors.Is(err, net.ErrClosed) {
+			s.config.Log.Warn("accepting connections failed, will listen anew", "addr", addr, "err", err)
+			opened.broken.Store(true)
+		}
+		s.streams.closeOf(opened)
+	})
+	return nil
+}
+
+// accept takes connections. An error ends it, such as no more files: what was
+// not accepted waits in the kernel until Run listens anew, a second later.
+func (s *Server) accept(ctx context.Context, listener *net.TCPListener, opened *socket) error {
+	count := &s.counters[0]
+	for {
+		conn, err := listener.AcceptTCP()
+		if err != nil {
+			return err
+		}
+		st := &stream{conn: conn, of: opened, client: clientOf(conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr())}
+		switch {
+		case !s.serves(st.client, time.Now(), count): // a connection costs as much as a question
+		case !s.streams.admit(st, time.Now()):
+			count.drop(dropBusy)
+		default:
+			opened.served.Go(func() {
+				defer s.streams.remove(st)
+				s.serveStream(ctx, st, count)
+			})
+			continue
+		}
+		_ = conn.SetLinger(0) // no state is left of whom we do not serve
+		_ = conn.Close()
+	}
+}
+
+// serveStream answers one question after the other; those for others may be
+// answered out of order (RFC 7766).
+func (s *Server) serveStream(ctx context.Context, st *stream, count *counters) {
+	var waiting sync.WaitGroup
+	defer waiting.Wait() // a client may close its side before it has all answers
+	in := bufio.NewReaderSize(st.conn, tcpBuffer)
+	for {
+		packet, err := s.nextMessage(st, in)
+		if err != nil {
+			return
+		}
+		a := arrival{packet: packet, proto: tcp, client: st.client, at: time.Now(), count: count}
+		if s.limits.take(a.client, a.at) {
+			s.answerStream(ctx, st, a, &waiting)
+		} else {
+			count.drop(dropRate)
+		}
+		s.streams.done(st, time.Now())
+	}
+}
+
+func (s *Server) answerStream(ctx context.Context, st *stream, a arrival, waiting *sync.WaitGroup) {
+	switch reply, others := s.answer(a, nil); {
+	case others != nil:
+		s.streams.busy(st)
+		s.forward(ctx, others, waiting, func(reply []byte) {
+			st.send(reply)
+			s.streams.done(st, time.Now())
+		})
+	case reply != nil:
+		st.send(reply)
+	}
+}
+
+// nextMessage waits for a message and reads it. The stream is busy from its first byte on.
+func (s *Server) nextMessage(st *stream, in *bufio.Reader) ([]byte, error) {
+	if err := st.conn.SetReadDeadline(time.Now().Add(tcpIdle)); err != nil {
+		return nil, err
+	}
+	if _, err := in.Peek(1); err != nil {
+		return nil, err
+	}
+	s.streams.busy(st)
+	if err := st.conn.SetReadDeadline(time.Now().Add(tcpMessage)); err != nil {
+		return nil, err
+	}
+	var length [lengthSize]byte
+	if _, err := io.ReadFull(in, length[:]); err != nil {
+		return nil, err
+	}
+	packet := make([]byte, binary.BigEndian.Uint16(length[:]))
+	_, err := io.ReadFull(in, packet)
+	return packet, err
+}
+
+// stream is a connection.
+type stream struct {
+	conn   *net.TCPConn
+	of     *socket
+	client netip.Addr
+
+	writing sync.Mutex // is held while an answer is written
+
+	// What follows is guarded by the mutex of streams.
+	working int       // questions without answer
+	idle    time.Time // since when there is none
+}
+
+// send writes an answer. A client that does not take it loses its connection.
+func (st *stream) send(reply []byte) {
+	st.writing.Lock()
+	defer st.writing.Unlock()
+	framed := append(binary.BigEndian.AppendUint16(make([]byte, 0, lengthSize+len(reply)), uint16(len(reply))), reply...)
+	err := st.conn.SetWriteDeadline(time.Now().Add(tcpMessage))
+	if err == nil {
+		_, err = st.conn.Write(framed)
+	}
+	if err != nil {
+		_ = st.conn.Close()
+	}
+}
