@@ -11,21 +11,26 @@ import (
 // one with more is too long for UDP.
 const mostAddresses = 64
 
+// scratch is memory that a goroutine answers with, again and again.
+type scratch struct {
+	name  [longestName]byte
+	addrs [mostAddresses]netip.Addr
+	out   [udpBuffer]byte
+}
+
 // answerAddresses answers what most questions are, those for addresses of a
 // name that has some, in a fifteenth of the time that the general way takes:
 // without text and without allocation. It returns nil if it cannot.
-func (s *Server) answerAddresses(q *query, out []byte, proto protocol) []byte {
+func (s *Server) answerAddresses(q *query, use *scratch, proto protocol) []byte {
 	if q.qtype != dns.TypeA && q.qtype != dns.TypeAAAA {
 		return nil
 	}
-	var nameBuffer [longestName]byte
-	var addrBuffer [mostAddresses]netip.Addr
-	name := appendLower(nameBuffer[:0], q.name())
-	addrs, ttl, found := s.zone.Lookup(name, q.qtype == dns.TypeAAAA, addrBuffer[:0])
+	name := appendLower(use.name[:0], q.name())
+	addrs, ttl, found := s.zone.Lookup(name, q.qtype == dns.TypeAAAA, use.addrs[:0])
 	if !found || !q.fits(len(addrs), proto) {
 		return nil
 	}
-	out = q.appendHeader(out, bitAA|s.recursion(), dns.RcodeSuccess)
+	out := q.appendHeader(use.out[:0], bitAA|s.recursion(), dns.RcodeSuccess)
 	binary.BigEndian.PutUint16(out[6:], uint16(len(addrs))) // ANCOUNT
 	for _, addr := range addrs {
 		const nameOfQuestion = 0xc000 | headerSize

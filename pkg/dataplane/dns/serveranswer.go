@@ -42,15 +42,16 @@ func clientOf(addr netip.Addr) netip.Addr {
 	return addr.Unmap().WithZone("")
 }
 
-// answer answers a packet in out, unless nothing may be answered or others have
+// answer answers a packet in use.out, unless nothing may be answered or others have
 // to be asked first. It costs this packet alone if the zone or a library panics.
-func (s *Server) answer(a arrival, out []byte) (reply []byte, others *forwarding) {
+func (s *Server) answer(a arrival, use *scratch) (reply []byte, others *forwarding) {
 	defer func() {
 		if fault := recover(); fault != nil {
 			s.panicked(a, fault)
 			reply, others = nil, nil
 		}
 	}()
+	out := use.out[:0]
 	q, rcode := readQuery(a.packet)
 	switch rcode {
 	case noAnswer:
@@ -60,7 +61,7 @@ func (s *Server) answer(a arrival, out []byte) (reply []byte, others *forwarding
 	default:
 		return s.fail(a, &q, out, rcode), nil
 	}
-	if reply := s.answerAddresses(&q, out, a.proto); reply != nil {
+	if reply := s.answerAddresses(&q, use, a.proto); reply != nil {
 		a.count.answered(a.proto, q.qtype, dns.RcodeSuccess, false, time.Since(a.at))
 		return reply, nil
 	}

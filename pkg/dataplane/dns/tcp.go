@@ -71,7 +71,7 @@ func (s *Server) accept(ctx context.Context, listener *net.TCPListener, opened *
 func (s *Server) serveStream(ctx context.Context, st *stream, count *counters) {
 	var waiting sync.WaitGroup
 	defer waiting.Wait() // a client may close its side before it has all answers
-	in := bufio.NewReaderSize(st.conn, tcpBuffer)
+	in, use := bufio.NewReaderSize(st.conn, tcpBuffer), new(scratch)
 	for {
 		packet, err := s.nextMessage(st, in)
 		if err != nil {
@@ -79,7 +79,7 @@ func (s *Server) serveStream(ctx context.Context, st *stream, count *counters) {
 		}
 		a := arrival{packet: packet, proto: tcp, client: st.client, at: time.Now(), count: count}
 		if s.limits.take(a.client, a.at) {
-			s.answerStream(ctx, st, a, &waiting)
+			s.answerStream(ctx, st, a, use, &waiting)
 		} else {
 			count.drop(dropRate)
 		}
@@ -87,8 +87,8 @@ func (s *Server) serveStream(ctx context.Context, st *stream, count *counters) {
 	}
 }
 
-func (s *Server) answerStream(ctx context.Context, st *stream, a arrival, waiting *sync.WaitGroup) {
-	switch reply, others := s.answer(a, nil); {
+func (s *Server) answerStream(ctx context.Context, st *stream, a arrival, use *scratch, waiting *sync.WaitGroup) {
+	switch reply, others := s.answer(a, use); {
 	case others != nil:
 		s.streams.busy(st)
 		s.forward(ctx, others, waiting, func(reply []byte) {

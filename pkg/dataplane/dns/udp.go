@@ -38,7 +38,7 @@ func (s *Server) serveUDP(ctx context.Context, addr netip.AddrPort, opened *sock
 
 // readUDP answers what comes in. One of several goroutines of a socket.
 func (s *Server) readUDP(ctx context.Context, conn *net.UDPConn, opened *socket, count *counters) error {
-	in, out := make([]byte, udpBuffer), make([]byte, 0, udpBuffer)
+	in, use := make([]byte, udpBuffer), new(scratch)
 	for faults := 0; ; {
 		n, from, err := conn.ReadFromUDPAddrPort(in)
 		if err != nil {
@@ -54,7 +54,7 @@ func (s *Server) readUDP(ctx context.Context, conn *net.UDPConn, opened *socket,
 		}
 		// A client that cannot be sent to is not there any more.
 		send := func(reply []byte) { _, _ = conn.WriteToUDPAddrPort(reply, from) }
-		switch reply, others := s.answer(a, out[:0]); {
+		switch reply, others := s.answer(a, use); {
 		case others != nil:
 			s.forward(ctx, others, &opened.served, send)
 		case reply != nil:

@@ -1,0 +1,208 @@
+package dns
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/miekg/dns"
+)
+
+func TestWhatIsAnswered(t *testing.T) {
+	change := func(m *dns.Msg, f func(*dns.Msg)) *dns.Msg { f(m); return m }
+	long := func(name string) *dns.Msg { return withEDNS(question(name, dns.TypeA), 4096, false) }
+	tests := []struct {
+		name      string
+		ask       *dns.Msg
+		tcp       bool
+		rcode     int
+		answer    []string // sorted; nil is none
+		authority bool     // AA
+		ns        int
+	}{
+		{name: "addresses", ask: question("web.overlay.local.", dns.TypeA), authority: true,
+			answer: []string{"web.overlay.local. 5 IN A 10.1.0.1", "web.overlay.local. 5 IN A 10.1.0.2"}},
+		{name: "addresses by TCP", ask: question("web.overlay.local.", dns.TypeA), tcp: true, authority: true,
+			answer: []string{"web.overlay.local. 5 IN A 10.1.0.1", "web.overlay.local. 5 IN A 10.1.0.2"}},
+		{name: "IPv6", ask: question("web.overlay.local.", dns.TypeAAAA), authority: true, answer: []string{"web.overlay.local. 5 IN AAAA fd00::1"}},
+		{name: "the question's letters", ask: question("wEb.OVERLAY.local.", dns.TypeAAAA), authority: true, answer: []string{"wEb.OVERLAY.local. 5 IN AAAA fd00::1"}},
+		{name: "PTR", ask: question("1.0.1.10.in-addr.arpa.", dns.TypePTR), authority: true, answer: []string{"1.0.1.10.in-addr.arpa. 5 IN PTR web.overlay.local."}},
+		{name: "no such name", ask: question("nobody.overlay.local.", dns.TypeA), rcode: dns.RcodeNameError, authority: true, ns: 1},
+		{name: "no such records", ask: question("four.overlay.local.", dns.TypeAAAA), authority: true, ns: 1},
+		{name: "everything", ask: question("web.overlay.local.", dns.TypeANY), authority: true, answer: []string{`web.overlay.local. 5 IN HINFO "RFC8482" ""`}},
+		{name: "everything of nobody", ask: question("nobody.overlay.local.", dns.TypeANY), rcode: dns.RcodeNameError, authority: true, ns: 1},
+		{name: "everything of others", ask: question("example.com.", dns.TypeANY), answer: []string{`example.com. 5 IN HINFO "RFC8482" ""`}},
+		{name: "others", ask: question("example.com.", dns.TypeA), answer: []string{"example.com. 60 IN A 192.0.2.1"}},
+		{name: "transfer", ask: question("overlay.local.", dns.TypeAXFR), tcp: true, rcode: dns.RcodeRefused},
+		{name: "incremental transfer", ask: new(dns.Msg).SetIxfr("overlay.local.", 1, "ns.", "mb."), rcode: dns.RcodeRefused},
+		{name: "another class", ask: change(question("web.overlay.local.", dns.TypeA), func(m *dns.Msg) { m.Question[0].Qclass = dns.ClassCHAOS }), rcode: dns.RcodeRefused},
+		{name: "notify", ask: new(dns.Msg).SetNotify("overlay.local."), rcode: dns.RcodeNotImplemented},
+		{name: "update", ask: new(dns.Msg).SetUpdate("overlay.local."), rcode: dns.RcodeNotImplemented},
+		{name: "a later EDNS", ask: change(long("web.overlay.local."), func(m *dns.Msg) { m.IsEdns0().SetVersion(1) }), rcode: dns.RcodeBadVers},
+		{name: "two questions", ask: change(question("web.overlay.local.", dns.TypeA), func(m *dns.Msg) { m.Question = append(m.Question, m.Question[0]) }), rcode: dns.RcodeFormatError},
+		{name: "no question", ask: new(dns.Msg), rcode: dns.RcodeFormatError},
+		{name: "two OPT", ask: change(long("web.overlay.local."), func(m *dns.Msg) { m.Extra = append(m.Extra, m.Extra[0]) }), rcode: dns.RcodeFormatError},
+		{name: "a zone that panics", ask: question("panic.overlay.local.", dns.TypeA), rcode: noAnswer},
+	}
+	s := newTestServer(ServerConfig{Forward: exchangerFunc(elsewhere)}, testZone())
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			proto := udp
+			if test.tcp {
+				proto = tcp
+			}
+			packet := wire(t, test.ask)
+			got := answerTo(s, proto, packet)
+			if test.rcode == noAnswer {
+				if got != nil {
+					t.Errorf("got an answer: %x", got)
+				}
+				return
+			}
+			m := new(dns.Msg)
+			if err := m.Unpack(got); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(test.answer, sorted(m.Answer)); diff != "" || m.Rcode != test.rcode || m.Authoritative != test.authority || len(m.Ns) != test.ns {
+				t.Errorf("got\n%s\n(-want +got)\n%s", m, diff)
+			}
+			if !m.Response || !m.RecursionAvailable || m.Id != test.ask.Id || m.Truncated || m.RecursionDesired != test.ask.RecursionDesired {
+				t.Errorf("got header %s", &m.MsgHdr)
+			}
+			if len(m.Answer)+len(m.Ns) == 0 && len(got) > len(packet) {
+				t.Errorf("an error of %d bytes for %d", len(got), len(packet))
+			}
+		})
+	}
+}
+
+func TestNobodyElseIsAskedWithoutForwarder(t *testing.T) {
+	s := newTestServer(ServerConfig{}, testZone())
+	for name, want := range map[string]int{"example.com.": dns.RcodeRefused, "web.overlay.local.": dns.RcodeSuccess} {
+		m := new(dns.Msg)
+		if err := m.Unpack(answerTo(s, udp, wire(t, question(name, dns.TypeA)))); err != nil || m.Rcode != want || m.RecursionAvailable {
+			t.Errorf("%s: got %v, want rcode %d without RA (%v)", name, m, want, err)
+		}
+	}
+}
+
+func TestSizeOfAnswers(t *testing.T) {
+	mx := func(_ context.Context, question *dns.Msg) *dns.Msg { // a fine answer, and much that a client can do without
+		m := elsewhere(nil, question) //nolint:staticcheck // it takes none
+		for range 40 {
+			m.Ns = append(m.Ns, mustRR("example.com. 60 IN NS a-name-server-of-somebody.example.net."))
+			m.Extra = append(m.Extra, mustRR("a-name-server-of-somebody.example.net. 60 IN A 192.0.2.7"))
+		}
+		return m
+	}
+	tests := []struct {
+		name      string
+		ask       *dns.Msg
+		proto     protocol
+		most      int
+		truncated bool
+		answers   int // at least
+	}{
+		{"small", question("web.overlay.local.", dns.TypeA), udp, 512, false, 2},
+		{"512 without EDNS", question("many.overlay.local.", dns.TypeA), udp, 512, true, 20},
+		{"512 for a smaller EDNS", withEDNS(question("many.overlay.local.", dns.TypeA), 100, false), udp, 512, true, 20},
+		{"what the client takes", withEDNS(question("many.overlay.local.", dns.TypeA), 700, false), udp, 700, true, 30},
+		{"whole with EDNS", withEDNS(question("many.overlay.local.", dns.TypeA), 1232, false), udp, 1232, false, 60},
+		{"1232 at most", withEDNS(question("crowd.overlay.local.", dns.TypeA), 65535, true), udp, 1232, true, 60},
+		{"whole by TCP", question("crowd.overlay.local.", dns.TypeA), tcp, 65535, false, 200},
+		{"whole by TCP with a small EDNS", withEDNS(question("crowd.overlay.local.", dns.TypeA), 512, false), tcp, 65535, false, 200},
+		{"what a client can do without", question("example.com.", dns.TypeA), udp, 512, false, 1},
+	}
+	s := newTestServer(ServerConfig{Forward: exchangerFunc(mx)}, testZone())
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			got := answerTo(s, test.proto, wire(t, test.ask))
+			m := new(dns.Msg)
+			if err := m.Unpack(got); err != nil {
+				t.Fatal(err)
+			}
+			if len(got) > test.most || m.Truncated != test.truncated || len(m.Answer) < test.answers {
+				t.Errorf("got %d bytes, truncated %v, %d answers", len(got), m.Truncated, len(m.Answer))
+			}
+			asked, opt := test.ask.IsEdns0(), m.IsEdns0()
+			if (asked == nil) != (opt == nil) {
+				t.Fatalf("asked with OPT %v, answered with %v", asked, opt)
+			}
+			if opt != nil && (opt.UDPSize() != ednsSize || opt.Do() != asked.Do() || opt.Version() != 0) {
+				t.Errorf("got %v", opt)
+			}
+		})
+	}
+}
+
+func TestMoreThanTCPTakes(t *testing.T) {
+	s := newTestServer(ServerConfig{}, newFakeZone(addresses("crowd.overlay.local.", 9000)...))
+	got := answerTo(s, tcp, wire(t, question("crowd.overlay.local.", dns.TypeA)))
+	m := new(dns.Msg)
+	if err := m.Unpack(got); err != nil || m.Truncated || len(m.Answer) < 4000 || len(got) > maxTCP {
+		t.Errorf("got %d bytes with %d answers, truncated %v: %v", len(got), len(m.Answer), m.Truncated, err)
+	}
+}
+
+func TestWhatOthersSay(t *testing.T) {
+	answer := func(change func(*dns.Msg)) exchangerFunc {
+		return func(ctx context.Context, question *dns.Msg) *dns.Msg {
+			m := elsewhere(ctx, question)
+			change(m)
+			return m
+		}
+	}
+	tests := []struct {
+		name  string
+		by    exchangerFunc
+		rcode int
+		want  string // in the answer's text
+	}{
+		{"their OPT is not ours", answer(func(m *dns.Msg) { m.SetEdns0(4000, true) }), dns.RcodeSuccess, "192.0.2.1"},
+		{"no answer", func(context.Context, *dns.Msg) *dns.Msg { return nil }, dns.RcodeServerFailure, ""},
+		{"a panic", func(context.Context, *dns.Msg) *dns.Msg { panic("broken") }, noAnswer, ""},
+		{"an extended code", answer(func(m *dns.Msg) { m.Answer, m.Rcode = nil, dns.RcodeBadCookie }), dns.RcodeServerFailure, ""},
+		{"what cannot be written", answer(func(m *dns.Msg) { m.Answer = []dns.RR{&dns.NS{Hdr: dns.RR_Header{Name: ".", Rrtype: dns.TypeNS, Class: 1}, Ns: strings.Repeat("x", 70) + "."}} }), dns.RcodeServerFailure, ""},
+		{"no such name", answer(func(m *dns.Msg) { m.Answer, m.Rcode = nil, dns.RcodeNameError }), dns.RcodeNameError, ""},
+		{"another question", answer(func(m *dns.Msg) { m.Question[0].Name = "evil.example." }), dns.RcodeSuccess, "192.0.2.1"},
+		{"their bits", answer(func(m *dns.Msg) { m.Authoritative, m.AuthenticatedData = true, true }), dns.RcodeSuccess, "192.0.2.1"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			s := newTestServer(ServerConfig{Forward: test.by}, testZone())
+			asked := question("eXample.com.", dns.TypeA)
+			got := answerTo(s, udp, wire(t, asked))
+			if test.rcode == noAnswer {
+				if got != nil {
+					t.Errorf("got %x", got)
+				}
+				return
+			}
+			m := new(dns.Msg)
+			if err := m.Unpack(got); err != nil {
+				t.Fatal(err)
+			}
+			if m.Rcode != test.rcode || !strings.Contains(m.String(), test.want) || m.IsEdns0() != nil || m.Authoritative || m.AuthenticatedData ||
+				!slices.Equal(m.Question, asked.Question) {
+				t.Errorf("got %s", m)
+			}
+		})
+	}
+}
+
+func TestAddressesAreAnsweredWithoutAllocation(t *testing.T) {
+	zone := oneAddress{}
+	s := newTestServer(ServerConfig{}, zone)
+	packet, use := wire(t, withEDNS(question("WEB.overlay.local.", dns.TypeA), 1232, true)), new(scratch)
+	a := arrival{packet: packet, count: &s.counters[0]}
+	allocations := testing.AllocsPerRun(100, func() {
+		if reply, _ := s.answer(a, use); len(reply) == 0 {
+			t.Error("no answer")
+		}
+	})
+	if allocations != 0 {
+		t.Errorf("%v allocations", allocations)
+	}
+}
