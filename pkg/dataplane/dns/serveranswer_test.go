@@ -164,7 +164,9 @@ func TestWhatOthersSay(t *testing.T) {
 		{"no answer", func(context.Context, *dns.Msg) *dns.Msg { return nil }, dns.RcodeServerFailure, ""},
 		{"a panic", func(context.Context, *dns.Msg) *dns.Msg { panic("broken") }, noAnswer, ""},
 		{"an extended code", answer(func(m *dns.Msg) { m.Answer, m.Rcode = nil, dns.RcodeBadCookie }), dns.RcodeServerFailure, ""},
-		{"what cannot be written", answer(func(m *dns.Msg) { m.Answer = []dns.RR{&dns.NS{Hdr: dns.RR_Header{Name: ".", Rrtype: dns.TypeNS, Class: 1}, Ns: strings.Repeat("x", 70) + "."}} }), dns.RcodeServerFailure, ""},
+		{"what cannot be written", answer(func(m *dns.Msg) {
+			m.Answer = []dns.RR{&dns.NS{Hdr: dns.RR_Header{Name: ".", Rrtype: dns.TypeNS, Class: 1}, Ns: strings.Repeat("x", 70) + "."}}
+		}), dns.RcodeServerFailure, ""},
 		{"no such name", answer(func(m *dns.Msg) { m.Answer, m.Rcode = nil, dns.RcodeNameError }), dns.RcodeNameError, ""},
 		{"another question", answer(func(m *dns.Msg) { m.Question[0].Name = "evil.example." }), dns.RcodeSuccess, "192.0.2.1"},
 		{"their bits", answer(func(m *dns.Msg) { m.Authoritative, m.AuthenticatedData = true, true }), dns.RcodeSuccess, "192.0.2.1"},

@@ -123,7 +123,7 @@ func (s *Server) nextMessage(st *stream, in *bufio.Reader) ([]byte, error) {
 
 // stream is a connection.
 type stream struct {
-	conn   *net.TCPConn
+	conn   net.Conn
 	of     *socket
 	client netip.Addr
 

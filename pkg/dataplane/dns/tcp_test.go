@@ -1,0 +1,198 @@
+package dns
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// serveTestStream serves the other end of a connection in memory until the test ends.
+func serveTestStream(t *testing.T, s *Server, client string) (conn net.Conn, ended chan struct{}) {
+	t.Helper()
+	conn, ours := net.Pipe()
+	st := &stream{conn: ours, client: netip.MustParseAddr(client)}
+	if !s.streams.admit(st, time.Now()) {
+		t.Fatal("not admitted")
+	}
+	ended = make(chan struct{})
+	go func() {
+		defer close(ended)
+		defer s.streams.remove(st)
+		s.serveStream(t.Context(), st, &s.counters[0])
+	}()
+	t.Cleanup(func() { _ = conn.Close(); <-ended })
+	return conn, ended
+}
+
+// nextAnswer reads an answer by TCP.
+func nextAnswer(t *testing.T, conn io.Reader) *dns.Msg {
+	t.Helper()
+	var length uint16
+	if err := binary.Read(conn, binary.BigEndian, &length); err != nil {
+		t.Fatal(err)
+	}
+	packet := make([]byte, length)
+	if _, err := io.ReadFull(conn, packet); err != nil {
+		t.Fatal(err)
+	}
+	m := new(dns.Msg)
+	if err := m.Unpack(packet); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func TestSlowStreamsEnd(t *testing.T) {
+	packet := framed(wire(t, question("web.overlay.local.", dns.TypeA)))
+	tests := []struct {
+		name string
+		do   func(t *testing.T, conn net.Conn)
+		want time.Duration
+	}{
+		{"silent", func(*testing.T, net.Conn) {}, tcpIdle},
+		{"silent after an answer", func(t *testing.T, conn net.Conn) {
+			time.Sleep(7 * time.Second)
+			_, _ = conn.Write(packet)
+			nextAnswer(t, conn)
+		}, 7*time.Second + tcpIdle},
+		{"half a length", func(_ *testing.T, conn net.Conn) { _, _ = conn.Write(packet[:1]) }, tcpMessage},
+		{"half a message", func(_ *testing.T, conn net.Conn) { _, _ = conn.Write(packet[:20]) }, tcpMessage},
+		{"a byte a second", func(_ *testing.T, conn net.Conn) {
+			for _, b := range packet {
+				if _, err := conn.Write([]byte{b}); err != nil {
+					return
+				}
+				time.Sleep(time.Second)
+			}
+		}, tcpMessage},
+		{"takes no answer", func(_ *testing.T, conn net.Conn) { _, _ = conn.Write(packet) }, tcpMessage},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newTestServer(ServerConfig{}, testZone())
+				start := time.Now()
+				conn, ended := serveTestStream(t, s, "10.0.0.1")
+				test.do(t, conn)
+				<-ended
+				if took := time.Since(start); took != test.want {
+					t.Errorf("ended after %v, want %v", took, test.want)
+				}
+				if len(s.streams.all) != 0 {
+					t.Error("the stream is still known")
+				}
+			})
+		})
+	}
+}
+
+// TestPipelining sends several questions at once, the first of which takes longest.
+func TestPipelining(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slow := func(ctx context.Context, question *dns.Msg) *dns.Msg {
+			time.Sleep(time.Second)
+			return elsewhere(ctx, question)
+		}
+		s := newTestServer(ServerConfig{Forward: exchangerFunc(slow)}, testZone())
+		conn, ended := serveTestStream(t, s, "10.0.0.1")
+		var all []byte
+		for i, name := range []string{"example.com.", "web.overlay.local.", "crowd.overlay.local.", "example.net."} {
+			m := question(name, dns.TypeA)
+			m.Id = uint16(i)
+			all = append(all, framed(wire(t, m))...)
+		}
+		go func() { _, _ = conn.Write(all) }()
+		start := time.Now()
+		for i, want := range []uint16{1, 2} {
+			if got := nextAnswer(t, conn); got.Id != want || time.Since(start) != 0 {
+				t.Errorf("answer %d is to question %d after %v", i, got.Id, time.Since(start))
+			}
+		}
+		got := map[uint16]bool{nextAnswer(t, conn).Id: true, nextAnswer(t, conn).Id: true}
+		if !got[0] || !got[3] || time.Since(start) != time.Second {
+			t.Errorf("answers %v after %v", got, time.Since(start))
+		}
+		_ = conn.Close()
+		<-ended
+	})
+}
+
+func TestLargestMessageByTCP(t *testing.T) {
+	s := newTestServer(ServerConfig{}, testZone())
+	conn, _ := serveTestStream(t, s, "10.0.0.1")
+	large := withEDNS(question("web.overlay.local.", dns.TypeA), 1232, false)
+	padding := &dns.EDNS0_PADDING{}
+	padding.Padding = make([]byte, maxTCP-large.Len()-4)
+	large.IsEdns0().Option = append(large.IsEdns0().Option, padding)
+	packet := wire(t, large)
+	if len(packet) != maxTCP {
+		t.Fatalf("a message of %d bytes", len(packet))
+	}
+	garbage := bytes.Repeat([]byte{0x40}, maxTCP)
+	copy(garbage, []byte{1, 2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0})
+	go func() { _, _ = conn.Write(append(framed(packet), framed(garbage)...)) }()
+	if got := nextAnswer(t, conn); len(got.Answer) != 2 {
+		t.Errorf("got %v", got)
+	}
+	if got := nextAnswer(t, conn); got.Rcode != dns.RcodeFormatError || got.Id != 0x102 {
+		t.Errorf("got %v", got)
+	}
+}
+
+func TestStreamsAreBounded(t *testing.T) {
+	now := time.Now()
+	s := newStreams()
+	open := func(client string, age time.Duration) (*stream, bool) {
+		conn, other := net.Pipe()
+		t.Cleanup(func() { _, _ = conn.Close(), other.Close() })
+		st := &stream{conn: conn, client: netip.MustParseAddr(client)}
+		return st, s.admit(st, now.Add(-age))
+	}
+	closed := func(st *stream) bool {
+		return errors.Is(st.conn.SetDeadline(time.Time{}), io.ErrClosedPipe)
+	}
+	var mine []*stream
+	for i := range streamsEach {
+		st, ok := open("10.0.0.1", time.Duration(i)*time.Second)
+		if !ok {
+			t.Fatalf("stream %d is not admitted", i)
+		}
+		mine = append(mine, st)
+	}
+	older, _ := open("10.0.0.2", time.Hour)
+
+	s.busy(mine[streamsEach-1])
+	if _, ok := open("10.0.0.1", 0); !ok || !closed(mine[streamsEach-2]) || closed(mine[streamsEach-1]) || closed(older) {
+		t.Error("a client's 17th is to take the place of its own that is idle for longest")
+	}
+	for _, st := range mine {
+		s.busy(st)
+	}
+	newest := 0
+	for st := range s.all {
+		if st.client == mine[0].client && st.working == 0 {
+			s.busy(st)
+			newest++
+		}
+	}
+	if _, ok := open("10.0.0.1", 0); ok || newest != 1 {
+		t.Error("a client's 17th is admitted though all are busy")
+	}
+	for i := 0; len(s.all) < maxStreams; i++ {
+		if _, ok := open(netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}).String(), time.Second); !ok {
+			t.Fatalf("stream %d is not admitted", len(s.all))
+		}
+	}
+	if _, ok := open("10.0.0.3", 0); !ok || !closed(older) || len(s.all) != maxStreams {
+		t.Error("the one above all places is to take that of the one that is idle for longest")
+	}
+}
