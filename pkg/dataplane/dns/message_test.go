@@ -157,18 +157,16 @@ func FuzzAddresses(f *testing.F) {
 			f.Add(wire(f, withEDNS(question(name, qtype), 600, true)), true, false)
 		}
 	}
+	zone := testZone()
+	alone, with := ServerConfig{}, ServerConfig{Forward: exchangerFunc(elsewhere)}
+	fast := map[bool]*Server{false: newTestServer(alone, zone), true: newTestServer(with, zone)}
+	slow := map[bool]*Server{false: newTestServer(alone, withoutLookup{zone}), true: newTestServer(with, withoutLookup{zone})}
 	f.Fuzz(func(t *testing.T, packet []byte, stream, forward bool) {
-		config := ServerConfig{}
-		if forward {
-			config.Forward = exchangerFunc(elsewhere)
-		}
 		proto := udp
 		if stream {
 			proto = tcp
 		}
-		fast := newTestServer(config, testZone())
-		slow := newTestServer(config, withoutLookup{testZone()})
-		compareAnswers(t, packet, answerTo(slow, proto, packet), answerTo(fast, proto, packet))
+		compareAnswers(t, packet, answerTo(slow[forward], proto, packet), answerTo(fast[forward], proto, packet))
 	})
 }
 
