@@ -9,23 +9,35 @@ package dns
 
 import (
 	"errors"
+	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
 )
 
-// ErrName means that a text is no name of DNS (RFC 1035, section 2.3.4).
+// ErrName means that a text is no name that is served: of labels of 1 to 63 letters,
+// digits, hyphens and underscores, 253 bytes in all at most (RFC 1035, section 2.3.4).
 var ErrName = errors.New("not a DNS name")
+
+// ErrReserved means that a name is the zone's own name server's.
+var ErrReserved = errors.New("the name of the zone's own server")
 
 // Entry is a name with addresses.
 type Entry struct {
 	// Name is relative to the zone, as "web.prod.svc", or absolute with a dot at its
 	// end, as "web.example."; in any case of letters.
 	Name string
-	// Addrs are its addresses, of both families.
+	// Addrs are its addresses, of both families. Those with a zone are left out, and
+	// a name without addresses does not exist.
 	Addrs []netip.Addr
-	// TTL is how long others may keep them, in whole seconds.
+	// TTL is how long others may keep them, in whole seconds. Of all that give a name
+	// addresses the lowest counts.
 	TTL time.Duration
 	// Reverse has the addresses be told as this name's, as PTR records. Of several
 	// names of an address the longest is told.
@@ -61,52 +73,196 @@ type Listed struct {
 	Sources []string
 }
 
-// Zone holds names and answers for them. Safe for concurrent use.
-type Zone struct{ config ZoneConfig }
+// Zone holds names and answers for them. Safe for concurrent use, and those who ask
+// never wait for those who change it.
+type Zone struct {
+	config ZoneConfig
+	// zone and server are always there: the zone's own name, and its name server's.
+	zone, server *name
+	// nowhere is the answer of names without addresses that exist.
+	nowhere *answer
+
+	// names are by wire format, pointers by address; changed with mu held only.
+	names    *table[name, *name]
+	pointers *table[pointer, *pointer]
+	reverse  atomic.Pointer[[]netip.Prefix]
+	serial   serial
+	// unfinished is set until waiting is empty.
+	unfinished atomic.Bool
+
+	mu      sync.Mutex
+	waiting []string
+	owners  map[string]map[string]*owner
+	// node is what owns the server's addresses.
+	node owner
+	// several are the names with several addresses of a family, down what is not to be reached.
+	several map[*name]bool
+	down    prefixSet
+	// named is how many names have addresses.
+	named int
+	// changedNames and changedPointers are to be published.
+	changedNames    []*name
+	changedPointers []*pointer
+}
 
 // NewZone returns a zone without names. ErrName is for a name that is none.
-func NewZone(config ZoneConfig) (*Zone, error) { return &Zone{config}, nil }
+func NewZone(config ZoneConfig) (*Zone, error) {
+	wire, err := appendName(nil, dns.Fqdn(config.Name), "")
+	if err != nil {
+		return nil, fmt.Errorf("zone: %w", err)
+	}
+	if longest := maxName - len(hostmaster) - 2; len(wire) > longest {
+		return nil, fmt.Errorf("zone %q has no room for names: %w", config.Name, ErrName)
+	}
+	z := &Zone{
+		config:  config,
+		zone:    &name{wire: string(wire), kept: true},
+		nowhere: &answer{},
+		names:   newTable[name](), pointers: newTable[pointer](),
+		waiting: slices.Clone(config.Sources),
+		owners:  map[string]map[string]*owner{},
+		node:    owner{source: "server"},
+		several: map[*name]bool{},
+	}
+	z.server = &name{wire: "\x02ns" + z.zone.wire, parent: z.zone, kept: true}
+	for _, n := range []*name{z.zone, z.server} {
+		n.answer.Store(z.nowhere)
+		z.names.put(n)
+	}
+	z.reverse.Store(new([]netip.Prefix))
+	z.unfinished.Store(len(z.waiting) > 0)
+	z.serial.start()
+	return z, nil
+}
 
 // Name is the zone's, absolute and in lower case.
-func (z *Zone) Name() string { return dns.CanonicalName(z.config.Name) }
+func (z *Zone) Name() string { return nameText(z.zone.wire) }
 
 // Set replaces all that one owner of a source has in the zone; no entries remove
 // it. An address that several owners give to a name is answered once, and until
-// the last of them has left. Entries that are no names cost only themselves and
-// are in the error, which is ErrName.
-func (z *Zone) Set(source, owner string, entries ...Entry) error { return nil }
+// the last of them has left. Several entries of an owner for one name are one with
+// all their addresses. Entries that are no names cost only themselves and are in
+// the error, which is ErrName, or ErrReserved.
+func (z *Zone) Set(source, owner string, entries ...Entry) error {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	var faults faults
+	z.setLocked(source, owner, entries, &faults)
+	z.publishLocked()
+	return faults.join(source)
+}
 
 // SetSource replaces all that a source has in the zone, by owner, and changes only
 // what differs.
-func (z *Zone) SetSource(source string, owners map[string][]Entry) error { return nil }
+func (z *Zone) SetSource(source string, owners map[string][]Entry) error {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	var faults faults
+	for owner := range z.owners[source] {
+		if _, stays := owners[owner]; !stays {
+			z.setLocked(source, owner, nil, &faults)
+		}
+	}
+	for owner, entries := range owners {
+		z.setLocked(source, owner, entries, &faults)
+	}
+	z.publishLocked()
+	z.waiting = slices.DeleteFunc(z.waiting, func(s string) bool { return s == source })
+	z.unfinished.Store(len(z.waiting) > 0)
+	return faults.join(source)
+}
+
+// Waiting are the sources that SetSource has not been called with yet.
+func (z *Zone) Waiting() []string {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	return slices.Clone(z.waiting)
+}
 
 // SetServers says by which addresses this node's server is reached: those of the
 // zone's name server.
-func (z *Zone) SetServers(addrs []netip.Addr) {}
+func (z *Zone) SetServers(addrs []netip.Addr) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	var none faults
+	z.changeLocked(&z.node, []Entry{{Name: "ns", Addrs: addrs, TTL: apexTTL}}, &none)
+	z.publishLocked()
+}
 
 // SetReverse says for which addresses the zone is the authority, as PTR records.
-func (z *Zone) SetReverse(prefixes []netip.Prefix) {}
+func (z *Zone) SetReverse(prefixes []netip.Prefix) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	if wanted := widest(prefixes); !slices.Equal(wanted, *z.reverse.Load()) {
+		z.reverse.Store(&wanted)
+		z.serial.grow()
+	}
+}
 
 // SetDown says which addresses are not to be reached at the moment. They are left
 // out of answers that have others.
-func (z *Zone) SetDown(prefixes []netip.Prefix) {}
-
-// Asked returns the addresses of the names with several that were asked for since then.
-func (z *Zone) Asked(since time.Time) []netip.Addr { return nil }
-
-// Answer answers a question of class IN. ours is false if the zone is not the
-// authority for its name.
-func (z *Zone) Answer(question dns.Question) (reply Reply, ours bool) { return Reply{}, false }
-
-// Lookup is Answer for what most questions are, addresses of a name that has them,
-// without allocation. name is in wire format, in lower case, uncompressed, with the
-// root's zero at its end: "\x03web\x07overlay\x05local\x00". The addresses of the
-// family are appended to into, rotated, and addrs is into with them. found is false,
-// and into as it was, if only Answer knows: the name is none of ours, has no such
-// addresses, or more than into has room for, which is cap(into)-len(into).
-func (z *Zone) Lookup(name []byte, ipv6 bool, into []netip.Addr) (addrs []netip.Addr, ttl uint32, found bool) {
-	return into, 0, false
+func (z *Zone) SetDown(prefixes []netip.Prefix) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	down := newPrefixSet(prefixes)
+	if maps.Equal(down.has, z.down.has) {
+		return
+	}
+	z.down = down
+	for n := range z.several {
+		z.changedLocked(n)
+	}
+	z.publishLocked()
 }
 
-// List is all names, in order.
-func (z *Zone) List() []Listed { return nil }
+// Asked returns the addresses of the names with several of one family that were
+// asked for since then, in order.
+func (z *Zone) Asked(since time.Time) []netip.Addr {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	var asked []address
+	for n := range z.several {
+		if several := n.several.Load(); several.asked.Load() >= since.UnixNano() {
+			asked = append(asked, several.addrs...)
+		}
+	}
+	return netipAddrs(ordered(asked))
+}
+
+// Len is how many names have addresses.
+func (z *Zone) Len() int {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	return z.named
+}
+
+// List is all names with addresses, in order.
+func (z *Zone) List() []Listed {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	list := make([]Listed, 0, z.named)
+	z.names.all(func(n *name) {
+		if len(n.claims) > 0 {
+			list = append(list, z.listedLocked(n))
+		}
+	})
+	slices.SortFunc(list, func(a, b Listed) int { return strings.Compare(a.Name, b.Name) })
+	return list
+}
+
+func (z *Zone) listedLocked(n *name) Listed {
+	addrs, ttl := n.sum()
+	live := z.liveLocked(addrs)
+	l := Listed{Name: nameText(n.wire), Addrs: netipAddrs(addrs), TTL: time.Duration(ttl) * time.Second}
+	for _, a := range addrs {
+		if !slices.Contains(live, a) {
+			l.Down = append(l.Down, a.netip())
+		}
+	}
+	for _, c := range n.claims {
+		l.Sources = append(l.Sources, c.owner.source)
+	}
+	slices.Sort(l.Sources)
+	l.Sources = slices.Compact(l.Sources)
+	return l
+}
