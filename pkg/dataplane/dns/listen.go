@@ -19,8 +19,8 @@ var (
 	errNoAddress   = errors.New("no interface has this address")
 )
 
-// place is what a socket is bound to.
-type place struct {
+// endpoint is what a socket is bound to.
+type endpoint struct {
 	addr  netip.AddrPort
 	proto protocol
 }
@@ -39,7 +39,7 @@ type socket struct {
 // sockets are those of a Server. Only Run's goroutine uses them.
 type sockets struct {
 	server *Server
-	open   map[place]*socket
+	open   map[endpoint]*socket
 }
 
 // reconcile opens and closes what differs from what is wanted, and remembers
@@ -50,16 +50,16 @@ func (s *sockets) reconcile(ctx context.Context) {
 	s.server.mu.Unlock()
 
 	present := map[netip.Addr]presence{}
-	places := map[place]bool{}
+	keep := map[endpoint]bool{}
 	for _, addr := range wanted {
-		places[place{addr, udp}], places[place{addr, tcp}] = true, true
+		keep[endpoint{addr, udp}], keep[endpoint{addr, tcp}] = true, true
 		if _, known := present[addr.Addr()]; !known {
 			present[addr.Addr()] = lookFor(addr.Addr())
 		}
 	}
-	s.closeExcept(func(p place, opened *socket) bool {
+	s.closeExcept(func(p endpoint, opened *socket) bool {
 		at := present[p.addr.Addr()]
-		return places[p] && !opened.broken.Load() && (at.fault != nil || at.index == opened.index)
+		return keep[p] && !opened.broken.Load() && (at.fault != nil || at.index == opened.index)
 	})
 	faults := make(map[netip.AddrPort]error, len(wanted))
 	for _, addr := range wanted {
@@ -82,7 +82,7 @@ func (s *sockets) listen(ctx context.Context, addr netip.AddrPort, at presence) 
 	}
 	var faults [protocols]error
 	for proto := range protocols {
-		if p := (place{addr, proto}); s.open[p] == nil {
+		if p := (endpoint{addr, proto}); s.open[p] == nil {
 			faults[proto] = s.bind(ctx, p, at.index)
 		}
 	}
@@ -93,7 +93,7 @@ func (s *sockets) listen(ctx context.Context, addr netip.AddrPort, at presence) 
 }
 
 // bind opens a socket and starts to serve it.
-func (s *sockets) bind(ctx context.Context, p place, index int) error {
+func (s *sockets) bind(ctx context.Context, p endpoint, index int) error {
 	ctx, cancel := context.WithCancel(ctx)
 	opened := &socket{cancel: cancel, index: index}
 	addr := p.addr
@@ -113,7 +113,7 @@ func (s *sockets) bind(ctx context.Context, p place, index int) error {
 }
 
 // closeExcept closes all sockets but those to be kept, and waits for their goroutines.
-func (s *sockets) closeExcept(keep func(place, *socket) bool) {
+func (s *sockets) closeExcept(keep func(endpoint, *socket) bool) {
 	for p, opened := range s.open {
 		if !keep(p, opened) {
 			opened.cancel()
@@ -125,7 +125,7 @@ func (s *sockets) closeExcept(keep func(place, *socket) bool) {
 }
 
 func (s *sockets) closeAll() {
-	s.closeExcept(func(place, *socket) bool { return false })
+	s.closeExcept(func(endpoint, *socket) bool { return false })
 }
 
 // remember publishes the faults and logs those that came and went.
@@ -147,7 +147,7 @@ func (s *sockets) remember(faults map[netip.AddrPort]error) {
 
 // network is the name that package net has for it, of one family: a socket for
 // both would also take what is for others.
-func (p place) network() string {
+func (p endpoint) network() string {
 	if p.addr.Addr().Is4() {
 		return p.proto.String() + "4"
 	}
@@ -155,7 +155,7 @@ func (p place) network() string {
 }
 
 // fault says in words for an operator why there is no listener.
-func (p place) fault(err error) error {
+func (p endpoint) fault(err error) error {
 	var what string
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):

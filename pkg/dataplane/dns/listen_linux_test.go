@@ -31,7 +31,7 @@ func faultOf(t testing.TB, s *Server, addr netip.AddrPort) error {
 // waitForFault waits until the fault has all the words, or until there is none.
 func waitForFault(t testing.TB, s *Server, addr netip.AddrPort, words ...string) {
 	t.Helper()
-	waitFor(t, func() error {
+	eventually(t, func() error {
 		fault := faultOf(t, s, addr)
 		if len(words) == 0 {
 			return fault
@@ -75,15 +75,15 @@ func TestOnlyDifferencesAreOpenedAndClosed(t *testing.T) {
 	if err := asked(keptConn); err != nil {
 		t.Errorf("a connection to the address that stays: %v", err)
 	}
-	waitFor(t, func() error { // it is closed before others are opened
+	eventually(t, func() error { // it is closed before others are opened
 		if asked(removedConn) == nil {
 			return errors.New("a connection to the address that goes is still served")
 		}
 		return nil
 	})
 	for _, network := range []string{"udp", "tcp"} {
-		ask(t, network, added, question("web.overlay.local.", dns.TypeA))
-		ask(t, network, kept, question("web.overlay.local.", dns.TypeA))
+		askServer(t, network, added, question("web.overlay.local.", dns.TypeA))
+		askServer(t, network, kept, question("web.overlay.local.", dns.TypeA))
 	}
 	free, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(removed))
 	must(t, err)
@@ -114,11 +114,11 @@ func TestAnAddressInUseIsAFault(t *testing.T) {
 			if text := faultOf(t, s, taken).Error(); strings.Contains(text, " by "+other) {
 				t.Errorf("the other protocol has a fault: %s", text)
 			}
-			ask(t, other, taken, question("web.overlay.local.", dns.TypeA))
-			ask(t, "udp", free, question("web.overlay.local.", dns.TypeA))
+			askServer(t, other, taken, question("web.overlay.local.", dns.TypeA))
+			askServer(t, "udp", free, question("web.overlay.local.", dns.TypeA))
 			_ = holder.Close()
 			waitForFault(t, s, taken)
-			ask(t, proto.String(), taken, question("web.overlay.local.", dns.TypeA))
+			askServer(t, proto.String(), taken, question("web.overlay.local.", dns.TypeA))
 		})
 	}
 }
@@ -150,8 +150,8 @@ func TestAnAddressComesAndGoes(t *testing.T) {
 			for range 2 { // a device is made, and again
 				device := makeDevice(t, "wg-test", text)
 				waitForFault(t, s, addr)
-				ask(t, "udp", addr, question("web.overlay.local.", dns.TypeA))
-				ask(t, "tcp", addr, question("web.overlay.local.", dns.TypeA))
+				askServer(t, "udp", addr, question("web.overlay.local.", dns.TypeA))
+				askServer(t, "tcp", addr, question("web.overlay.local.", dns.TypeA))
 				must(t, netlink.LinkDel(device))
 				waitForFault(t, s, addr, "no interface has this address")
 			}
@@ -223,23 +223,23 @@ func TestGatewaysOfSeveralBridges(t *testing.T) {
 func TestASocketThatBreaksIsOpenedAnew(t *testing.T) {
 	s := newTestServer(ServerConfig{}, testZone())
 	addr := freePort(t, "127.0.0.1")
-	open := &sockets{server: s, open: map[place]*socket{}}
+	open := &sockets{server: s, open: map[endpoint]*socket{}}
 	s.SetAddresses([]netip.AddrPort{addr})
 	ctx, cancel := context.WithCancel(t.Context())
 	defer func() { cancel(); open.closeAll() }()
 	open.reconcile(ctx)
-	listener := open.open[place{addr, tcp}]
+	listener := open.open[endpoint{addr, tcp}]
 	raw, err := listener.conn.(*net.TCPListener).SyscallConn()
 	must(t, err)
 	must(t, raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_RD) }))
-	waitFor(t, func() error {
+	eventually(t, func() error {
 		if !listener.broken.Load() {
 			return errors.New("the listener is not broken")
 		}
 		return nil
 	})
 	open.reconcile(ctx)
-	ask(t, "tcp", addr, question("web.overlay.local.", dns.TypeA))
+	askServer(t, "tcp", addr, question("web.overlay.local.", dns.TypeA))
 }
 
 func TestNoClientButOurs(t *testing.T) {
@@ -256,7 +256,7 @@ func TestNoClientButOurs(t *testing.T) {
 	}
 	expect := func(reason string, want uint64) {
 		t.Helper()
-		waitFor(t, func() error {
+		eventually(t, func() error {
 			if got := dropped(reason); got < want {
 				return fmt.Errorf("dropped %d for %s, want %d", got, reason, want)
 			}
@@ -313,7 +313,7 @@ func TestForwardsAreBounded(t *testing.T) {
 			t.Fatalf("got code %d", code)
 		}
 	}
-	ask(t, "udp", addr, question("web.overlay.local.", dns.TypeA)) // the zone does not wait
+	askServer(t, "udp", addr, question("web.overlay.local.", dns.TypeA)) // the zone does not wait
 	close(release)
 	for range forwardsEach {
 		if code := <-codes; code != dns.RcodeSuccess {

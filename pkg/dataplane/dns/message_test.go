@@ -19,7 +19,7 @@ func TestMalformedPackets(t *testing.T) {
 	set := func(at int, values ...byte) []byte {
 		return change(func(packet []byte) []byte { copy(packet[at:], values); return packet })
 	}
-	opt := wire(t, withEDNS(question("web.overlay.local.", dns.TypeA), 1232, false))
+	opt := wire(t, ednsQuestion(question("web.overlay.local.", dns.TypeA), 1232, false))
 	// After the question: its name, type, class, TTL and length of data.
 	record := func(packet []byte, name string, tail ...byte) []byte {
 		packet[11]++
@@ -112,13 +112,13 @@ func checkAnswer(t *testing.T, packet []byte, proto protocol, got []byte) {
 	}
 }
 
-// FuzzAnswer sends whole packets through all that a packet goes through.
-func FuzzAnswer(f *testing.F) {
+// FuzzPacket sends whole packets through all that a packet goes through.
+func FuzzPacket(f *testing.F) {
 	for _, name := range []string{"web.overlay.local.", "WEB.overlay.LOCAL.", "many.overlay.local.", "crowd.overlay.local.", "nobody.overlay.local.", "overlay.local.", "example.com.", ".",
 		"1.0.1.10.in-addr.arpa.", `a\.b\000\255.overlay.local.`, strings.Repeat(strings.Repeat("x", 61)+".", 4)} {
 		for _, qtype := range []uint16{dns.TypeA, dns.TypeAAAA, dns.TypePTR, dns.TypeANY, dns.TypeAXFR, dns.TypeSOA, dns.TypeOPT} {
 			f.Add(wire(f, question(name, qtype)), false)
-			f.Add(wire(f, withEDNS(question(name, qtype), 1232, true)), true)
+			f.Add(wire(f, ednsQuestion(question(name, qtype), 1232, true)), true)
 		}
 	}
 	for _, packet := range []string{
@@ -153,8 +153,8 @@ func FuzzAddresses(f *testing.F) {
 	for _, name := range []string{"web.overlay.local.", "wEb.overlay.LOCAL.", "many.overlay.local.", "crowd.overlay.local.", "nobody.overlay.local.", "example.com."} {
 		for _, qtype := range []uint16{dns.TypeA, dns.TypeAAAA, dns.TypePTR} {
 			f.Add(wire(f, question(name, qtype)), false, true)
-			f.Add(wire(f, withEDNS(question(name, qtype), 1232, true)), false, false)
-			f.Add(wire(f, withEDNS(question(name, qtype), 600, true)), true, false)
+			f.Add(wire(f, ednsQuestion(question(name, qtype), 1232, true)), false, false)
+			f.Add(wire(f, ednsQuestion(question(name, qtype), 600, true)), true, false)
 		}
 	}
 	zone := testZone()

@@ -9,13 +9,13 @@ import (
 
 // mostAddresses is how many addresses an answer may have that is written here;
 // one with more is too long for UDP.
-const mostAddresses = 64
+const mostAddresses = 80
 
 // scratch is memory that a goroutine answers with, again and again.
 type scratch struct {
 	name  [longestName]byte
 	addrs [mostAddresses]netip.Addr
-	out   [udpBuffer]byte
+	out   [packetSize]byte
 }
 
 // answerAddresses answers what most questions are, those for addresses of a

@@ -107,7 +107,7 @@ func (s *Server) SetClients(prefixes []netip.Prefix) {
 
 // Run serves until ctx ends.
 func (s *Server) Run(ctx context.Context) error {
-	sockets := sockets{server: s, open: map[place]*socket{}}
+	sockets := sockets{server: s, open: map[endpoint]*socket{}}
 	defer sockets.closeAll()
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()

@@ -167,7 +167,7 @@ func run(t testing.TB, s *Server, addrs ...netip.AddrPort) (stop func()) {
 	stop = func() { cancel(); running.Wait() }
 	t.Cleanup(stop)
 	s.SetAddresses(addrs)
-	waitFor(t, func() error {
+	eventually(t, func() error {
 		for _, l := range s.Listeners() {
 			if l.Fault != nil {
 				return l.Fault
@@ -178,8 +178,8 @@ func run(t testing.TB, s *Server, addrs ...netip.AddrPort) (stop func()) {
 	return stop
 }
 
-// waitFor waits until there is no error.
-func waitFor(t testing.TB, check func() error) {
+// eventually waits until there is no error.
+func eventually(t testing.TB, check func() error) {
 	t.Helper()
 	deadline := time.After(patience)
 	tick := time.NewTicker(2 * time.Millisecond)
@@ -217,8 +217,8 @@ func freePort(t testing.TB, ip string) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
-// ask asks a server by miekg/dns.
-func ask(t testing.TB, network string, server netip.AddrPort, m *dns.Msg) *dns.Msg {
+// askServer asks a server by miekg/dns.
+func askServer(t testing.TB, network string, server netip.AddrPort, m *dns.Msg) *dns.Msg {
 	t.Helper()
 	client := dns.Client{Net: network, Timeout: patience, UDPSize: dns.MaxMsgSize}
 	reply, _, err := client.Exchange(m, server.String())
@@ -230,7 +230,7 @@ func ask(t testing.TB, network string, server netip.AddrPort, m *dns.Msg) *dns.M
 
 func question(name string, qtype uint16) *dns.Msg { return new(dns.Msg).SetQuestion(name, qtype) }
 
-func withEDNS(m *dns.Msg, size uint16, do bool) *dns.Msg { return m.SetEdns0(size, do) }
+func ednsQuestion(m *dns.Msg, size uint16, do bool) *dns.Msg { return m.SetEdns0(size, do) }
 
 func wire(t testing.TB, m *dns.Msg) []byte {
 	t.Helper()
@@ -273,4 +273,34 @@ func (oneAddress) Answer(dns.Question) (Reply, bool) { return Reply{}, false }
 
 func (oneAddress) Lookup(_ []byte, _ bool, into []netip.Addr) (addrs []netip.Addr, ttl uint32, found bool) {
 	return append(into, netip.AddrFrom4([4]byte{10, 0, 0, 1})), 5, true
+}
+
+// clientsZone is a real one, with what the tests with real clients ask for.
+func clientsZone(t testing.TB) *Zone {
+	t.Helper()
+	zone, err := NewZone(ZoneConfig{Name: "overlay.local", NegativeTTL: 5 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	addrs := func(texts ...string) (all []netip.Addr) {
+		for _, text := range texts {
+			all = append(all, netip.MustParseAddr(text))
+		}
+		return all
+	}
+	var crowd []netip.Addr
+	for i := range 200 {
+		crowd = append(crowd, netip.AddrFrom4([4]byte{10, 9, 0, byte(i)}))
+	}
+	err = zone.Set("test", "all",
+		Entry{Name: "web", Addrs: addrs("10.1.0.1", "10.1.0.2", "fd00::1"), TTL: 5 * time.Second, Reverse: true},
+		Entry{Name: "turn", Addrs: addrs("10.1.1.1", "10.1.1.2", "10.1.1.3"), TTL: 5 * time.Second},
+		Entry{Name: "crowd", Addrs: crowd, TTL: 5 * time.Second},
+		Entry{Name: "web.example.", Addrs: addrs("10.1.0.3"), TTL: 5 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	zone.SetServers(addrs("10.1.0.254", "fd00::254"))
+	zone.SetReverse([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")})
+	return zone
 }

@@ -12,7 +12,7 @@ import (
 
 func TestWhatIsAnswered(t *testing.T) {
 	change := func(m *dns.Msg, f func(*dns.Msg)) *dns.Msg { f(m); return m }
-	long := func(name string) *dns.Msg { return withEDNS(question(name, dns.TypeA), 4096, false) }
+	long := func(name string) *dns.Msg { return ednsQuestion(question(name, dns.TypeA), 4096, false) }
 	tests := []struct {
 		name      string
 		ask       *dns.Msg
@@ -107,12 +107,12 @@ func TestSizeOfAnswers(t *testing.T) {
 	}{
 		{"small", question("web.overlay.local.", dns.TypeA), udp, 512, false, 2},
 		{"512 without EDNS", question("many.overlay.local.", dns.TypeA), udp, 512, true, 20},
-		{"512 for a smaller EDNS", withEDNS(question("many.overlay.local.", dns.TypeA), 100, false), udp, 512, true, 20},
-		{"what the client takes", withEDNS(question("many.overlay.local.", dns.TypeA), 700, false), udp, 700, true, 30},
-		{"whole with EDNS", withEDNS(question("many.overlay.local.", dns.TypeA), 1232, false), udp, 1232, false, 60},
-		{"1232 at most", withEDNS(question("crowd.overlay.local.", dns.TypeA), 65535, true), udp, 1232, true, 60},
+		{"512 for a smaller EDNS", ednsQuestion(question("many.overlay.local.", dns.TypeA), 100, false), udp, 512, true, 20},
+		{"what the client takes", ednsQuestion(question("many.overlay.local.", dns.TypeA), 700, false), udp, 700, true, 30},
+		{"whole with EDNS", ednsQuestion(question("many.overlay.local.", dns.TypeA), 1232, false), udp, 1232, false, 60},
+		{"1232 at most", ednsQuestion(question("crowd.overlay.local.", dns.TypeA), 65535, true), udp, 1232, true, 60},
 		{"whole by TCP", question("crowd.overlay.local.", dns.TypeA), tcp, 65535, false, 200},
-		{"whole by TCP with a small EDNS", withEDNS(question("crowd.overlay.local.", dns.TypeA), 512, false), tcp, 65535, false, 200},
+		{"whole by TCP with a small EDNS", ednsQuestion(question("crowd.overlay.local.", dns.TypeA), 512, false), tcp, 65535, false, 200},
 		{"what a client can do without", question("example.com.", dns.TypeA), udp, 512, false, 1},
 	}
 	s := newTestServer(ServerConfig{Forward: exchangerFunc(mx)}, testZone())
@@ -197,7 +197,7 @@ func TestWhatOthersSay(t *testing.T) {
 func TestAddressesAreAnsweredWithoutAllocation(t *testing.T) {
 	zone := oneAddress{}
 	s := newTestServer(ServerConfig{}, zone)
-	packet, use := wire(t, withEDNS(question("WEB.overlay.local.", dns.TypeA), 1232, true)), new(scratch)
+	packet, use := wire(t, ednsQuestion(question("WEB.overlay.local.", dns.TypeA), 1232, true)), new(scratch)
 	a := arrival{packet: packet, count: &s.counters[0]}
 	allocations := testing.AllocsPerRun(100, func() {
 		if reply, _ := s.answer(a, use); len(reply) == 0 {

@@ -25,7 +25,7 @@ const (
 
 // serveTCP binds and starts the goroutines that serve, which end when opened.conn is closed.
 func (s *Server) serveTCP(ctx context.Context, addr netip.AddrPort, opened *socket) error {
-	listener, err := net.ListenTCP(place{addr, tcp}.network(), net.TCPAddrFromAddrPort(addr))
+	listener, err := net.ListenTCP(endpoint{addr, tcp}.network(), net.TCPAddrFromAddrPort(addr))
 	if err != nil {
 		return err
 	}

@@ -16,18 +16,19 @@ import (
 )
 
 // serveTestStream serves the other end of a connection in memory until the test ends.
-func serveTestStream(t *testing.T, s *Server, client string) (conn net.Conn, ended chan struct{}) {
+func serveTestStream(t *testing.T, s *Server, client string) (conn net.Conn, ended chan time.Time) {
 	t.Helper()
 	conn, ours := net.Pipe()
 	st := &stream{conn: ours, client: netip.MustParseAddr(client)}
 	if !s.streams.admit(st, time.Now()) {
 		t.Fatal("not admitted")
 	}
-	ended = make(chan struct{})
+	ended = make(chan time.Time, 1)
 	go func() {
 		defer close(ended)
 		defer s.streams.remove(st)
 		s.serveStream(t.Context(), st, &s.counters[0])
+		ended <- time.Now()
 	}()
 	t.Cleanup(func() { _ = conn.Close(); <-ended })
 	return conn, ended
@@ -83,8 +84,7 @@ func TestSlowStreamsEnd(t *testing.T) {
 				start := time.Now()
 				conn, ended := serveTestStream(t, s, "10.0.0.1")
 				test.do(t, conn)
-				<-ended
-				if took := time.Since(start); took != test.want {
+				if took := (<-ended).Sub(start); took != test.want {
 					t.Errorf("ended after %v, want %v", took, test.want)
 				}
 				if len(s.streams.all) != 0 {
@@ -129,7 +129,7 @@ func TestPipelining(t *testing.T) {
 func TestLargestMessageByTCP(t *testing.T) {
 	s := newTestServer(ServerConfig{}, testZone())
 	conn, _ := serveTestStream(t, s, "10.0.0.1")
-	large := withEDNS(question("web.overlay.local.", dns.TypeA), 1232, false)
+	large := ednsQuestion(question("web.overlay.local.", dns.TypeA), 1232, false)
 	padding := &dns.EDNS0_PADDING{}
 	padding.Padding = make([]byte, maxTCP-large.Len()-4)
 	large.IsEdns0().Option = append(large.IsEdns0().Option, padding)

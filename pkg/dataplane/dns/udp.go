@@ -10,8 +10,8 @@ import (
 )
 
 const (
-	// udpBuffer is more than questions have; what is larger is cut, and malformed.
-	udpBuffer = 4096
+	// packetSize is more than questions have; what is larger is cut, and malformed.
+	packetSize = 4096
 	// udpReaders is how many goroutines a socket has at most.
 	udpReaders = 4
 	// udpFaults is how many errors in a row end a socket.
@@ -20,7 +20,7 @@ const (
 
 // serveUDP binds and starts the goroutines that serve, which end when opened.conn is closed.
 func (s *Server) serveUDP(ctx context.Context, addr netip.AddrPort, opened *socket) error {
-	conn, err := net.ListenUDP(place{addr, udp}.network(), net.UDPAddrFromAddrPort(addr))
+	conn, err := net.ListenUDP(endpoint{addr, udp}.network(), net.UDPAddrFromAddrPort(addr))
 	if err != nil {
 		return err
 	}
@@ -38,7 +38,7 @@ func (s *Server) serveUDP(ctx context.Context, addr netip.AddrPort, opened *sock
 
 // readUDP answers what comes in. One of several goroutines of a socket.
 func (s *Server) readUDP(ctx context.Context, conn *net.UDPConn, opened *socket, count *counters) error {
-	in, use := make([]byte, udpBuffer), new(scratch)
+	in, use := make([]byte, packetSize), new(scratch)
 	for faults := 0; ; {
 		n, from, err := conn.ReadFromUDPAddrPort(in)
 		if err != nil {
