@@ -38,7 +38,7 @@ func waitForFault(t testing.TB, s *Server, addr netip.AddrPort, words ...string)
 		}
 		for _, word := range words {
 			if fault == nil || !strings.Contains(fault.Error(), word) {
-				return fmt.Errorf("the fault of %s is %v, want %q", addr, fault, words)
+				return fmt.Errorf("the fault of %s lacks some of %q: %w", addr, words, fault)
 			}
 		}
 		return nil

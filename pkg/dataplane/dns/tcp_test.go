@@ -16,14 +16,14 @@ import (
 )
 
 // serveTestStream serves the other end of a connection in memory until the test ends.
-func serveTestStream(t *testing.T, s *Server, client string) (conn net.Conn, ended chan time.Time) {
+func serveTestStream(t *testing.T, s *Server, client string) (net.Conn, chan time.Time) {
 	t.Helper()
 	conn, ours := net.Pipe()
 	st := &stream{conn: ours, client: netip.MustParseAddr(client)}
 	if !s.streams.admit(st, time.Now()) {
 		t.Fatal("not admitted")
 	}
-	ended = make(chan time.Time, 1)
+	ended := make(chan time.Time, 1)
 	go func() {
 		defer close(ended)
 		defer s.streams.remove(st)
