@@ -84,7 +84,9 @@ func TestSlowStreamsEnd(t *testing.T) {
 				start := time.Now()
 				conn, ended := serveTestStream(t, s, "10.0.0.1")
 				test.do(t, conn)
-				if took := (<-ended).Sub(start); took != test.want {
+				took := (<-ended).Sub(start)
+				<-ended // closed
+				if took != test.want {
 					t.Errorf("ended after %v, want %v", took, test.want)
 				}
 				if len(s.streams.all) != 0 {
