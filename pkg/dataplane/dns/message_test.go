@@ -42,6 +42,7 @@ func TestMalformedPackets(t *testing.T) {
 		{"a pointer to itself", set(12, 0xc0, 12), dns.RcodeFormatError},
 		{"a pointer into the header", set(12, 0xc0, 4), dns.RcodeFormatError},
 		{"a label of 64 bytes", set(12, 64), dns.RcodeFormatError},
+		{"a whole label of 64 bytes", slices.Concat(ok[:12], []byte{64}, bytes.Repeat([]byte("a"), 64), ok[12:]), dns.RcodeFormatError},
 		{"a label kind of RFC 2673", set(12, 0x41), dns.RcodeFormatError},
 		{"a name of 256 bytes", change(func(packet []byte) []byte {
 			return slices.Concat(packet[:12], bytes.Repeat([]byte("\x01a"), 128), packet[12:])
