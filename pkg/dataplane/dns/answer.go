@@ -30,7 +30,7 @@ func (z *Zone) Lookup(name []byte, ipv6 bool, into []netip.Addr) (addrs []netip.
 	if len(family) == 0 || len(family) > cap(into)-len(into) {
 		return into, 0, false
 	}
-	first := n.turn(ipv6, len(family))
+	first := z.turn(n, ipv6, len(family))
 	for _, addr := range family[first:] {
 		into = append(into, addr.netip())
 	}
@@ -50,13 +50,13 @@ func (z *Zone) Answer(question dns.Question) (reply Reply, ours bool) {
 	}
 	n, a := z.find(wire)
 	if a != nil && (question.Qtype == dns.TypeA || question.Qtype == dns.TypeAAAA) {
-		if rrs := n.records(a, question); len(rrs) > 0 {
+		if rrs := z.records(n, a, question); len(rrs) > 0 {
 			return Reply{Authoritative: true, Answer: rrs}, true
 		}
 	}
 	switch at, reversed := z.placeOf(wire); {
 	case reversed:
-		return z.answerReverse(at, question), true
+		return z.answerReverse(at, a != nil, question), true
 	case inside(wire, z.zone.wire):
 		return z.answerOther(n, a, question), true
 	case a != nil:
@@ -107,24 +107,28 @@ func (a *answer) family(ipv6 bool) []address {
 
 // turn is which of the addresses is the first this time, and notes that they were
 // asked for.
-func (n *name) turn(ipv6 bool, addresses int) int {
+func (z *Zone) turn(n *name, ipv6 bool, addresses int) int {
 	several := n.several.Load()
 	if several == nil {
 		return 0
 	}
-	several.asked.Store(time.Now().UnixNano())
+	now := time.Now().UnixNano()
+	several.asked.Store(now)
+	if now-z.asked.Load() > int64(askedWithin) {
+		z.asked.Store(now)
+	}
 	return int((several.turns[boolInt(ipv6)].Add(1) - 1) % uint32(addresses)) //nolint:gosec // addresses are far fewer
 }
 
 // records are the addresses that are asked for, rotated.
-func (n *name) records(a *answer, question dns.Question) []dns.RR {
+func (z *Zone) records(n *name, a *answer, question dns.Question) []dns.RR {
 	ipv6 := question.Qtype == dns.TypeAAAA
 	family := a.family(ipv6)
 	if len(family) == 0 {
 		return nil
 	}
 	header := dns.RR_Header{Name: question.Name, Rrtype: question.Qtype, Class: dns.ClassINET, Ttl: a.ttl}
-	first := n.turn(ipv6, len(family))
+	first := z.turn(n, ipv6, len(family))
 	rrs := make([]dns.RR, 0, len(family))
 	for i := range family {
 		addr := family[(first+i)%len(family)].netip().AsSlice()

@@ -36,7 +36,8 @@ func (z *Zone) placeOf(wire []byte) (place, bool) {
 	if labels < 2 {
 		return place{}, false
 	}
-	tree, step := netip.Prefix{}, 0
+	var tree netip.Prefix
+	var step int
 	switch string(wire[starts[labels-2]:]) {
 	case tree4:
 		tree, step = netip.PrefixFrom(netip.IPv4Unspecified(), 0), 8
@@ -105,15 +106,18 @@ func labelValue(label []byte, bits int) (value byte, ok bool) {
 
 // answerReverse answers a question for a name of a zone of addresses. Names above
 // addresses all exist, whether or not addresses below have names: servers that ask
-// label by label (RFC 9156) come to the address itself.
-func (z *Zone) answerReverse(at place, question dns.Question) Reply {
+// label by label (RFC 9156) come to the address itself. What is held as a name of
+// its own exists as well.
+func (z *Zone) answerReverse(at place, held bool, question dns.Question) Reply {
 	switch {
 	case at.top && question.Qtype == dns.TypeSOA:
 		return Reply{Authoritative: true, Answer: []dns.RR{z.soa(question.Name, apexSeconds)}}
 	case at.top && question.Qtype == dns.TypeNS:
 		return Reply{Authoritative: true, Answer: []dns.RR{z.ns(question.Name)}}
-	case at.strange:
+	case at.strange && !held:
 		return z.negative(dns.RcodeNameError, at.zone)
+	case at.strange:
+		return z.negative(dns.RcodeSuccess, at.zone)
 	case !at.prefix.IsSingleIP():
 		return z.negative(dns.RcodeSuccess, at.zone)
 	}
@@ -122,7 +126,7 @@ func (z *Zone) answerReverse(at place, question dns.Question) Reply {
 	case told != "" && question.Qtype == dns.TypePTR:
 		header := dns.RR_Header{Name: question.Name, Rrtype: dns.TypePTR, Class: dns.ClassINET, Ttl: ttl}
 		return Reply{Authoritative: true, Answer: []dns.RR{&dns.PTR{Hdr: header, Ptr: told}}}
-	case told != "" || at.top:
+	case told != "" || at.top || held:
 		return z.negative(dns.RcodeSuccess, at.zone)
 	case z.unfinished.Load():
 		return Reply{Rcode: dns.RcodeServerFailure}
@@ -137,13 +141,16 @@ func (z *Zone) pointedAt(addr netip.Addr) (told string, ttl uint32) {
 	if p == nil {
 		return "", 0
 	}
-	n := p.name.Load()
-	if n == nil {
-		return "", 0
+	for n := p.name.Load(); n != nil; {
+		if a := n.answer.Load(); a != nil {
+			return nameText(n.wire), a.ttl
+		}
+		// The name has gone since, and the address may be another's.
+		now := p.name.Load()
+		if now == n {
+			break
+		}
+		n = now
 	}
-	a := n.answer.Load()
-	if a == nil {
-		return "", 0
-	}
-	return nameText(n.wire), a.ttl
+	return "", 0
 }

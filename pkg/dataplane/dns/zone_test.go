@@ -469,13 +469,13 @@ func TestAsked(t *testing.T) {
 			}
 		}
 		check(start)
-		time.Sleep(time.Second) //nolint:forbidigo // the clock is synctest's
+		time.Sleep(time.Second)
 		ask(t, z, "a.overlay.local. A")
 		ask(t, z, "dual.overlay.local. A")
 		ask(t, z, "a.overlay.local. TXT")
 		check(start, addrs("10.64.1.1", "10.64.1.2")...)
 		check(time.Now().Add(1))
-		time.Sleep(time.Second) //nolint:forbidigo // the clock is synctest's
+		time.Sleep(time.Second)
 		if _, _, found := z.Lookup([]byte("\x01b\x07overlay\x05local\x00"), false, make([]netip.Addr, 0, 2)); !found {
 			t.Error("b not found")
 		}

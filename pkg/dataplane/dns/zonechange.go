@@ -116,7 +116,7 @@ func (o *owner) has(entries []Entry, zone string) bool {
 // changeLocked makes the owner's claims those that the entries make, and changes
 // only those that differ.
 func (z *Zone) changeLocked(o *owner, entries []Entry, faults *faults) {
-	had := make(map[*name]*claim, len(o.claims))
+	had := map[*name]*claim{}
 	for _, c := range o.claims {
 		had[c.name] = c
 	}
@@ -143,7 +143,7 @@ func (z *Zone) changeLocked(o *owner, entries []Entry, faults *faults) {
 // claimsLocked returns the claims that entries make, one for each name.
 func (z *Zone) claimsLocked(o *owner, entries []Entry, faults *faults) []*claim {
 	claims := make([]*claim, 0, len(entries))
-	byName := make(map[*name]*claim, len(entries))
+	byName := map[*name]*claim{}
 	for _, e := range entries {
 		var buffer [maxName + 1]byte
 		wire, err := appendName(buffer[:0], e.Name, z.zone.wire)
@@ -221,16 +221,24 @@ func (z *Zone) changedLocked(n *name) {
 	}
 }
 
-// publishLocked lets those who ask see what was changed, each name at once.
+// publishLocked lets those who ask see what was changed, each name at once. An
+// address that goes from one name to another is told as either's all the time.
 func (z *Zone) publishLocked() {
 	if len(z.changedNames) == 0 {
 		return
 	}
 	for _, n := range z.changedNames {
-		z.publishNameLocked(n)
+		if len(n.claims) > 0 {
+			z.publishNameLocked(n)
+		}
 	}
 	for _, p := range z.changedPointers {
 		z.publishPointerLocked(p)
+	}
+	for _, n := range z.changedNames {
+		if len(n.claims) == 0 {
+			z.publishNameLocked(n)
+		}
 	}
 	z.changedNames, z.changedPointers = nil, nil
 	z.serial.grow()
