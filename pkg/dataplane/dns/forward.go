@@ -2,10 +2,25 @@ package dns
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
+	"sync/atomic"
+	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/sync/semaphore"
+	"golang.org/x/sync/singleflight"
+)
+
+const (
+	// answerTimeout is how long the answer to a question takes at most. It is above
+	// what all tries take together.
+	answerTimeout = 4500 * time.Millisecond
+	// flightLimit bounds the questions that upstreams are asked at a time, each of
+	// which costs a socket or two. Those above it fail at once.
+	flightLimit = 1000
 )
 
 // ForwarderConfig says what is fixed for a Forwarder.
@@ -22,19 +37,157 @@ type ForwarderConfig struct {
 
 // Forwarder asks other servers, and remembers what they said. Make one with
 // NewForwarder. Safe for concurrent use.
-type Forwarder struct{ config ForwarderConfig }
+type Forwarder struct {
+	config ForwarderConfig
+	host   *hostResolver
+
+	// ctx is what questions are asked in: they outlive the one who asked first,
+	// as others may wait for the same answer.
+	ctx context.Context
+	// stop ends ctx.
+	stop    context.CancelFunc
+	flights *semaphore.Weighted
+
+	resolver               atomic.Pointer[resolver]
+	hits, misses, failures atomic.Uint64
+}
+
+// resolver is a set of upstreams and what they said. Another set is another
+// resolver: what one network says of a name need not be what the next one says.
+type resolver struct {
+	upstreams []*upstream
+	cache     *cache
+	// asking joins those who want to know the same thing at the same time.
+	asking singleflight.Group
+}
 
 // NewForwarder returns a forwarder that knows the upstreams of this moment.
-func NewForwarder(config ForwarderConfig) *Forwarder { return &Forwarder{config} }
+func NewForwarder(config ForwarderConfig) *Forwarder {
+	f := &Forwarder{config: config, flights: semaphore.NewWeighted(flightLimit)}
+	f.ctx, f.stop = context.WithCancel(context.Background())
+	f.setUpstreams(config.Upstreams)
+	if len(config.Upstreams) == 0 {
+		f.host = newHostResolver(config.Root, config.Log)
+		f.refresh()
+	}
+	return f
+}
 
-// Run follows the host's configuration until ctx ends.
-func (f *Forwarder) Run(ctx context.Context) error { <-ctx.Done(); return nil }
+// Run follows the host's configuration until ctx ends. After that every question
+// that the cache does not know fails.
+func (f *Forwarder) Run(ctx context.Context) error {
+	if f.host != nil {
+		f.host.follow(ctx, f.refresh)
+	}
+	<-ctx.Done()
+	f.stop()
+	// All of it is to be had when the last question has ended, and never again.
+	return f.flights.Acquire(context.WithoutCancel(ctx), flightLimit)
+}
+
+// refresh takes over the host's upstreams as they are now.
+func (f *Forwarder) refresh() {
+	addrs, err := f.host.read()
+	if err != nil {
+		return
+	}
+	f.setUpstreams(addrs)
+}
+
+// setUpstreams asks these from now on.
+func (f *Forwarder) setUpstreams(addrs []netip.AddrPort) {
+	before := f.resolver.Load()
+	if before != nil && slices.EqualFunc(before.upstreams, addrs, (*upstream).is) {
+		return
+	}
+	next := &resolver{cache: newCache()}
+	for _, addr := range addrs {
+		next.upstreams = append(next.upstreams, &upstream{addr: addr})
+	}
+	f.resolver.Store(next)
+	if before != nil {
+		f.config.Log.Info("names are asked for at these servers", "op", "dns", "upstreams", addrs)
+	}
+}
 
 // Upstreams are those that are asked, in order.
-func (f *Forwarder) Upstreams() []netip.AddrPort { return nil }
+func (f *Forwarder) Upstreams() []netip.AddrPort {
+	var addrs []netip.AddrPort
+	for _, u := range f.resolver.Load().upstreams {
+		if !f.own(u.addr) {
+			addrs = append(addrs, u.addr)
+		}
+	}
+	return addrs
+}
 
-// Exchange implements Exchanger.
-func (f *Forwarder) Exchange(ctx context.Context, question *dns.Msg) *dns.Msg { return nil }
+func (f *Forwarder) own(addr netip.AddrPort) bool {
+	return f.config.Own != nil && f.config.Own(addr)
+}
+
+// Exchange implements Exchanger. The answer is the caller's. It has an OPT record
+// only if it has something to say by it (RFC 8914) and the question has one too.
+func (f *Forwarder) Exchange(ctx context.Context, question *dns.Msg) *dns.Msg {
+	if rcode := unfit(question); rcode != dns.RcodeSuccess {
+		return new(dns.Msg).SetRcode(question, rcode)
+	}
+	r, key := f.resolver.Load(), keyOf(question)
+	if known, ok := r.cache.get(key); ok {
+		f.hits.Add(1)
+		return known.reply(question)
+	}
+	f.misses.Add(1)
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	// The one that asks runs on its own, so that whoever gives up takes nothing
+	// from the others who wait.
+	said := r.asking.DoChan(key.String(), func() (any, error) { return f.ask(r, key), nil })
+	select {
+	case result := <-said:
+		if said, ok := result.Val.(outcome); ok {
+			return said.reply(question)
+		}
+	case <-ctx.Done():
+	}
+	return failed(dns.RcodeServerFailure).reply(question)
+}
+
+// unfit is how a question that cannot be passed on is answered.
+func unfit(question *dns.Msg) int {
+	switch {
+	case question.Opcode != dns.OpcodeQuery:
+		return dns.RcodeNotImplemented
+	case question.Response || len(question.Question) != 1:
+		return dns.RcodeFormatError
+	}
+	switch question.Question[0].Qtype {
+	case dns.TypeAXFR, dns.TypeIXFR:
+		// A zone is not one answer, and nothing for a cache.
+		return dns.RcodeRefused
+	}
+	return dns.RcodeSuccess
+}
+
+// ask has upstreams answer, and the cache remember it.
+func (f *Forwarder) ask(r *resolver, key cacheKey) outcome {
+	// The flight before this one may have landed since the cache was asked.
+	if known, ok := r.cache.get(key); ok {
+		return known
+	}
+	if !f.flights.TryAcquire(1) {
+		return failed(dns.RcodeServerFailure)
+	}
+	defer f.flights.Release(1)
+	answer, err := askInTurn(f.ctx, key, r.order(f.own), &f.failures)
+	switch {
+	case errors.Is(err, errNoUpstream):
+		return failed(dns.RcodeRefused)
+	case err != nil:
+		f.config.Log.Debug("no upstream answers", "op", "dns", "name", key.name, "err", err)
+		return r.cache.fail(key)
+	}
+	return r.cache.put(key, answer)
+}
 
 // ForwardStats is what a Forwarder counted.
 type ForwardStats struct {
@@ -44,4 +197,11 @@ type ForwardStats struct {
 }
 
 // Stats is what was counted since the start.
-func (f *Forwarder) Stats() ForwardStats { return ForwardStats{} }
+func (f *Forwarder) Stats() ForwardStats {
+	return ForwardStats{
+		Hits:     f.hits.Load(),
+		Misses:   f.misses.Load(),
+		Failures: f.failures.Load(),
+		Entries:  f.resolver.Load().cache.len(),
+	}
+}

@@ -1,0 +1,104 @@
+package dns
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+const (
+	// resolvConf is where a host keeps the servers it asks.
+	resolvConf = "etc/resolv.conf"
+	// resolvedConf is where systemd-resolved keeps those that it asks itself.
+	resolvedConf = "run/systemd/resolve/resolv.conf"
+	// networkManagerConf is where NetworkManager keeps those that its dnsmasq asks.
+	networkManagerConf = "run/NetworkManager/no-stub-resolv.conf"
+	// resolvConfLimit is above what any real one has.
+	resolvConfLimit = 64 << 10
+)
+
+// parseResolvConf returns the servers in the text of a resolv.conf, each once.
+// Lines that make no sense cost only themselves, as they do in libc.
+func parseResolvConf(text string) []netip.Addr {
+	var servers []netip.Addr
+	for line := range strings.Lines(text) {
+		words := strings.Fields(line)
+		if len(words) < 2 || words[0] != "nameserver" {
+			continue
+		}
+		if addr, err := parseServer(words[1]); err == nil && !slices.Contains(servers, addr) {
+			servers = append(servers, addr)
+		}
+	}
+	return servers
+}
+
+// hostUpstreams are the servers that the host below root asks. A resolver of its
+// own on loopback is seen through to those behind it, where it tells them: one more
+// cache is of no use, and it may be set up to ask us.
+func hostUpstreams(root string) ([]netip.AddrPort, error) {
+	listed, err := readResolvConf(root, resolvConf)
+	if err != nil {
+		return nil, err
+	}
+	var upstreams []netip.AddrPort
+	for _, server := range listed {
+		servers := []netip.Addr{server}
+		if server.IsLoopback() {
+			if servers, err = behindStub(root, server); err != nil {
+				return nil, err
+			}
+		}
+		for _, addr := range servers {
+			if upstream := netip.AddrPortFrom(addr, upstreamPort); !slices.Contains(upstreams, upstream) {
+				upstreams = append(upstreams, upstream)
+			}
+		}
+	}
+	return upstreams, nil
+}
+
+// behindStub are the servers that one on loopback asks, itself if that is not known.
+func behindStub(root string, stub netip.Addr) ([]netip.Addr, error) {
+	files := []string{networkManagerConf, resolvedConf}
+	if isResolved(stub) {
+		files = []string{resolvedConf}
+	}
+	for _, file := range files {
+		behind, err := readResolvConf(root, file)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		behind = slices.DeleteFunc(behind, func(addr netip.Addr) bool { return addr == stub || isResolved(addr) })
+		if len(behind) > 0 {
+			return behind, nil
+		}
+	}
+	return []netip.Addr{stub}, nil
+}
+
+// isResolved tells whether an address is one of those systemd-resolved listens on.
+func isResolved(addr netip.Addr) bool {
+	return addr == netip.AddrFrom4([4]byte{127, 0, 0, 53}) || addr == netip.AddrFrom4([4]byte{127, 0, 0, 54})
+}
+
+func readResolvConf(root, name string) (servers []netip.Addr, err error) {
+	file, err := os.Open(filepath.Join(root, name))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, file.Close()) }()
+	text, err := io.ReadAll(io.LimitReader(file, resolvConfLimit))
+	if err != nil {
+		return nil, err
+	}
+	return parseResolvConf(string(text)), nil
+}

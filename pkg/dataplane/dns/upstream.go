@@ -1,0 +1,173 @@
+package dns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+const (
+	// tries is how often a question is asked in all, each time at the next upstream.
+	tries = 2
+	// tryTimeout is for one try, by TCP too if it comes to that.
+	tryTimeout = 2 * time.Second
+	// avoidFor is how long an upstream that was not there is asked after the others.
+	avoidFor = 10 * time.Second
+	// udpSize is what an answer by UDP is to fit into, so that no path fragments it
+	// (the value of DNS flag day 2020).
+	udpSize = 1232
+	// udpBuffer takes more than that from those that do not care.
+	udpBuffer = 4096
+)
+
+var (
+	errNoUpstream = errors.New("no upstream")
+	errForeign    = errors.New("not the answer to this question")
+	// errNoEDNS means that an upstream does not know EDNS (RFC 6891, section 7).
+	errNoEDNS = errors.New("answers that it does not know EDNS")
+)
+
+// upstream is a server that is asked.
+type upstream struct {
+	addr netip.AddrPort
+	// away is when it last was not there, in nanoseconds since 1970.
+	away atomic.Int64
+}
+
+func (u *upstream) is(addr netip.AddrPort) bool { return u.addr == addr }
+
+// order is whom to ask in turn: those that were not there lately come last, and
+// our own listeners are left out.
+func (r *resolver) order(own func(netip.AddrPort) bool) []*upstream {
+	var there, away []*upstream
+	for _, u := range r.upstreams {
+		switch {
+		case own(u.addr):
+		case time.Since(time.Unix(0, u.away.Load())) < avoidFor:
+			away = append(away, u)
+		default:
+			there = append(there, u)
+		}
+	}
+	return append(there, away...)
+}
+
+// askInTurn asks until there is an answer that may be passed on, NOERROR or
+// NXDOMAIN.
+func askInTurn(ctx context.Context, key cacheKey, order []*upstream, failures *atomic.Uint64) (*dns.Msg, error) {
+	if len(order) == 0 {
+		return nil, errNoUpstream
+	}
+	var faults error
+	for next, try := 0, 0; try < tries; try++ {
+		u := order[next%len(order)]
+		answer, err := u.ask(ctx, key.query(!errors.Is(faults, errNoEDNS)))
+		if err == nil {
+			return answer, nil
+		}
+		failures.Add(1)
+		faults = errors.Join(faults, fmt.Errorf("ask %v: %w", u.addr, err))
+		// One that does not know EDNS gets the next try too, without.
+		if !errors.Is(err, errNoEDNS) {
+			next++
+		}
+	}
+	return nil, faults
+}
+
+// ask tries once.
+func (u *upstream) ask(ctx context.Context, query *dns.Msg) (*dns.Msg, error) {
+	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
+	defer cancel()
+	answer, err := exchange(ctx, "udp", u.addr, query)
+	if err == nil && answer.Truncated {
+		answer, err = exchange(ctx, "tcp", u.addr, query)
+	}
+	if err != nil {
+		u.away.Store(time.Now().UnixNano())
+		return nil, err
+	}
+	u.away.Store(0)
+	return answer, passable(answer, query)
+}
+
+// passable tells whether an answer is one to pass on.
+func passable(answer, query *dns.Msg) error {
+	switch rcode := answer.Rcode; {
+	case answer.Truncated:
+		return errors.New("answer is cut off by TCP too")
+	case rcode == dns.RcodeSuccess || rcode == dns.RcodeNameError:
+		return nil
+	case (rcode == dns.RcodeFormatError || rcode == dns.RcodeNotImplemented) && query.IsEdns0() != nil && answer.IsEdns0() == nil:
+		return errNoEDNS
+	default:
+		return fmt.Errorf("answers %s", rcodeText(rcode))
+	}
+}
+
+func rcodeText(rcode int) string {
+	if text, ok := dns.RcodeToString[rcode]; ok {
+		return text
+	}
+	return fmt.Sprint("response code ", rcode)
+}
+
+// exchange sends a question from a port of its own, and waits for the answer to it
+// until ctx ends. Whatever else comes is passed over: it may be what somebody
+// sends who wants to be taken for the server.
+func exchange(ctx context.Context, network string, addr netip.AddrPort, query *dns.Msg) (*dns.Msg, error) {
+	// A connected socket has the kernel drop what other addresses send.
+	inner, err := new(net.Dialer).DialContext(ctx, network, addr.String())
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = inner.Close() }() // nothing was promised to be sent
+	defer context.AfterFunc(ctx, func() { _ = inner.SetDeadline(time.Unix(1, 0)) })()
+	conn := &dns.Conn{Conn: inner, UDPSize: udpBuffer}
+	if err := conn.WriteMsg(query); err != nil {
+		return nil, err
+	}
+	for {
+		wire, err := conn.ReadMsgHeader(nil)
+		if errors.Is(err, dns.ErrShortRead) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if answer, err := accept(query, wire); err == nil {
+			return answer, nil
+		}
+	}
+}
+
+// accept returns what wire holds if it is an answer to query. One that is
+// truncated need not be whole.
+func accept(query *dns.Msg, wire []byte) (*dns.Msg, error) {
+	answer := new(dns.Msg)
+	err := answer.Unpack(wire)
+	switch {
+	case !answer.Response || answer.Id != query.Id || answer.Opcode != query.Opcode:
+		return nil, errForeign
+	case err == nil && len(answer.Question) == 0 && passable(answer, query) != nil:
+		// Servers that refuse, or do not understand, may leave the question out.
+		return answer, nil
+	case len(answer.Question) != 1 || !sameQuestion(answer.Question[0], query.Question[0]):
+		return nil, errForeign
+	case err != nil && !answer.Truncated:
+		return nil, fmt.Errorf("read answer: %w", err)
+	}
+	return answer, nil
+}
+
+// sameQuestion leaves the case of letters open, which some servers change.
+func sameQuestion(a, b dns.Question) bool {
+	return a.Qtype == b.Qtype && a.Qclass == b.Qclass && strings.EqualFold(a.Name, b.Name)
+}

@@ -1,0 +1,318 @@
+package dns
+
+import (
+	"net"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/miekg/dns"
+)
+
+const liarA = "web.example. 60 IN A 198.51.100.66"
+
+// sendRaw sends these bytes.
+func sendRaw(wire ...byte) behaviour { return func(q fakeQuestion) { q.send(wire) } }
+
+// lie answers wrongly what is asked, in one respect.
+func lie(change func(reply *dns.Msg)) behaviour {
+	return changed(func(reply *dns.Msg) {
+		reply.Answer = rrs(liarA)
+		change(reply)
+	})
+}
+
+// elsewhere answers rightly, but from another address.
+func elsewhere(q fakeQuestion) {
+	reply := q.reply()
+	reply.Answer = rrs(liarA)
+	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 2)})
+	if err != nil {
+		panic(err)
+	}
+	defer func() { _ = conn.Close() }()
+	_, _ = conn.WriteToUDPAddrPort(q.pack(reply), q.from)
+}
+
+// A message that is not the answer to the question is passed over, and the answer
+// that comes after it is taken.
+func TestUpstreamLies(t *testing.T) {
+	noLeaks(t)
+	lies := map[string]behaviour{
+		"nothing":        sendRaw(),
+		"a byte":         sendRaw(0),
+		"garbage":        sendRaw(slices.Repeat([]byte{0xc0, 0x0c}, 100)...),
+		"wrong id":       lie(func(m *dns.Msg) { m.Id++ }),
+		"wrong name":     lie(func(m *dns.Msg) { m.Question[0].Name = "other.example." }),
+		"wrong type":     lie(func(m *dns.Msg) { m.Question[0].Qtype = dns.TypeAAAA }),
+		"wrong class":    lie(func(m *dns.Msg) { m.Question[0].Qclass = dns.ClassCHAOS }),
+		"no question":    lie(func(m *dns.Msg) { m.Question = nil }),
+		"more questions": lie(func(m *dns.Msg) { m.Question = append(m.Question, m.Question[0]) }),
+		"a question":     lie(func(m *dns.Msg) { m.Response = false }),
+		"another opcode": lie(func(m *dns.Msg) { m.Opcode = dns.OpcodeNotify }),
+		"from elsewhere": elsewhere,
+		"broken record": func(q fakeQuestion) {
+			reply := q.reply()
+			reply.Answer = rrs(liarA)
+			wire := q.pack(reply)
+			q.send(wire[:len(wire)-2])
+		},
+		"a hundred": func(q fakeQuestion) {
+			for range 100 {
+				lie(func(m *dns.Msg) { m.Id = dns.Id() ^ 1 | q.msg.Id&1 ^ 1 })(q)
+			}
+		},
+	}
+	for name, first := range lies {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			upstream := newFakeUpstream(t, inOrder(first, tell(webA)))
+			f := newTestForwarder(t, upstream)
+			wantTold(t, f.Exchange(t.Context(), ask("web.example.", dns.TypeA)), "NOERROR", webA)
+			if diff := cmp.Diff([]string{"udp"}, upstream.networks()); diff != "" {
+				t.Errorf("asked by (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// Some servers change the case of letters.
+func TestUpstreamCase(t *testing.T) {
+	f := newTestForwarder(t, newFakeUpstream(t, changed(func(m *dns.Msg) {
+		m.Question[0].Name, m.Answer = "WEB.EXAMPLE.", rrs(webA)
+	})))
+	answer := f.Exchange(t.Context(), ask("Web.example.", dns.TypeA))
+	wantTold(t, answer, "NOERROR", webA)
+	if got := answer.Question[0].Name; got != "Web.example." {
+		t.Errorf("question came back as %s", got)
+	}
+}
+
+func TestUpstreamTruncated(t *testing.T) {
+	noLeaks(t)
+	cut := changed(func(m *dns.Msg) { m.Truncated = true })
+	cutShort := func(q fakeQuestion) {
+		reply := q.reply()
+		reply.Truncated, reply.Answer = true, rrs(liarA)
+		wire := q.pack(reply)
+		q.send(wire[:len(wire)-2])
+	}
+	var many []string
+	for i := range 4000 {
+		addr := netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})
+		many = append(many, "web.example. 60 IN A "+addr.String())
+	}
+	large := changed(func(m *dns.Msg) { m.Answer, m.Compress = rrs(many...), true })
+	tests := []struct {
+		name string
+		plan []behaviour
+		want []string
+		by   []string
+	}{
+		{"then whole by TCP", []behaviour{cut, tell(webA)}, []string{"NOERROR", webA}, []string{"udp", "tcp"}},
+		{"within a record", []behaviour{cutShort, tell(webA)}, []string{"NOERROR", webA}, []string{"udp", "tcp"}},
+		{"then nearly 64 KiB by TCP", []behaviour{cut, large}, append([]string{"NOERROR"}, many...), []string{"udp", "tcp"}},
+		{"liar by TCP", []behaviour{cut, inOrder(lie(func(m *dns.Msg) { m.Id++ }), tell(webA))}, []string{"NOERROR", webA}, []string{"udp", "tcp"}},
+		{"by TCP too", []behaviour{cut}, []string{"SERVFAIL"}, []string{"udp", "tcp", "udp", "tcp"}},
+		{"failure by TCP, then whole", []behaviour{cut, say(dns.RcodeServerFailure), tell(webA)}, []string{"NOERROR", webA}, []string{"udp", "tcp", "udp"}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			upstream := newFakeUpstream(t, test.plan...)
+			f := newTestForwarder(t, upstream)
+			wantTold(t, f.Exchange(t.Context(), ask("web.example.", dns.TypeA)), test.want...)
+			if diff := cmp.Diff(test.by, upstream.networks()); diff != "" {
+				t.Errorf("asked by (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestUpstreamTries(t *testing.T) {
+	noLeaks(t)
+	tests := []struct {
+		name          string
+		first, second []behaviour // second is nil if there is none
+		want          []string
+		asked         [2]int
+	}{
+		{"lost once", []behaviour{lose, tell(webA)}, nil, []string{"NOERROR", webA}, [2]int{2, 0}},
+		{"lost, then the next one", []behaviour{lose}, []behaviour{tell(webA)}, []string{"NOERROR", webA}, [2]int{1, 1}},
+		{"failure, then the next one", []behaviour{say(dns.RcodeServerFailure)}, []behaviour{tell(webA)}, []string{"NOERROR", webA}, [2]int{1, 1}},
+		{"refused, then the next one", []behaviour{say(dns.RcodeRefused)}, []behaviour{tell(webA)}, []string{"NOERROR", webA}, [2]int{1, 1}},
+		{"no such name is an answer", []behaviour{say(dns.RcodeNameError)}, []behaviour{tell(webA)}, []string{"NXDOMAIN"}, [2]int{1, 0}},
+		{"both lose", []behaviour{lose}, []behaviour{lose}, []string{"SERVFAIL"}, [2]int{1, 1}},
+		{"both lie", []behaviour{lie(func(m *dns.Msg) { m.Id++ })}, []behaviour{sendRaw(1, 2, 3)}, []string{"SERVFAIL"}, [2]int{1, 1}},
+		{"never more than two tries", []behaviour{say(dns.RcodeServerFailure)}, nil, []string{"SERVFAIL"}, [2]int{2, 0}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			upstreams := []*fakeUpstream{newFakeUpstream(t, test.first...)}
+			if test.second != nil {
+				upstreams = append(upstreams, newFakeUpstream(t, test.second...))
+			}
+			f := newTestForwarder(t, upstreams...)
+			wantTold(t, f.Exchange(t.Context(), ask("web.example.", dns.TypeA)), test.want...)
+			var asked [2]int
+			for i, upstream := range upstreams {
+				asked[i] = len(upstream.questions())
+			}
+			if diff := cmp.Diff(test.asked, asked); diff != "" {
+				t.Errorf("asked (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// Each try has an identifier and a port of its own, so that it takes guessing both
+// to answer in the upstream's place.
+func TestUpstreamUnguessable(t *testing.T) {
+	upstream := newFakeUpstream(t, say(dns.RcodeServerFailure))
+	f := newTestForwarder(t, upstream)
+	const questions = 10
+	for i := range questions {
+		f.Exchange(t.Context(), ask(string(rune('a'+i))+".example.", dns.TypeA))
+	}
+	ids, ports := map[uint16]bool{}, map[uint16]bool{}
+	for _, q := range upstream.questions() {
+		ids[q.msg.Id], ports[q.from.Port()] = true, true
+	}
+	// Of 20 values out of tens of thousands some may be the same by chance.
+	if len(ids) < 2*questions-2 || len(ports) < 2*questions-2 {
+		t.Errorf("%d identifiers, %d ports", len(ids), len(ports))
+	}
+}
+
+// One that is not there is asked after the others for a while.
+func TestUpstreamAway(t *testing.T) {
+	away, there := newFakeUpstream(t, lose), newFakeUpstream(t, tell(webA))
+	f := newTestForwarder(t, away, there)
+	for _, qtype := range []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeMX} {
+		f.Exchange(t.Context(), ask("web.example.", qtype))
+	}
+	if a, b := len(away.questions()), len(there.questions()); a != 1 || b != 3 {
+		t.Errorf("asked the one %d times, the other %d times", a, b)
+	}
+	if diff := cmp.Diff([]string{away.addr.String(), there.addr.String()}, stringsOf(f.Upstreams())); diff != "" {
+		t.Errorf("upstreams (-want +got):\n%s", diff)
+	}
+	r := f.resolver.Load()
+	r.upstreams[0].away.Add(-int64(avoidFor))
+	f.Exchange(t.Context(), ask("web.example.", dns.TypeNS))
+	if a := len(away.questions()); a != 2 {
+		t.Errorf("was asked %d times after its time", a)
+	}
+}
+
+// A port at which nobody listens is known at once.
+func TestUpstreamNobodyListens(t *testing.T) {
+	listener, packets := listenBoth(t)
+	nobody := &fakeUpstream{addr: netip.MustParseAddrPort(packets.LocalAddr().String())}
+	_, _ = packets.Close(), listener.Close()
+	f := newTestForwarder(t, nobody)
+	answer := f.Exchange(t.Context(), ask("web.example.", dns.TypeA, withEDNS))
+	wantTold(t, answer, "SERVFAIL")
+	if diff := cmp.Diff([]uint16{dns.ExtendedErrorCodeNoReachableAuthority}, extendedErrors(answer)); diff != "" {
+		t.Errorf("extended errors (-want +got):\n%s", diff)
+	}
+	if answer := f.Exchange(t.Context(), ask("web.example.", dns.TypeA)); answer.IsEdns0() != nil {
+		t.Errorf("EDNS for a client without it: %v", answer)
+	}
+	if got := f.Stats(); got.Failures != tries || got.Hits != 1 {
+		t.Errorf("stats %+v", got)
+	}
+}
+
+// One that does not know EDNS is asked without.
+func TestUpstreamWithoutEDNS(t *testing.T) {
+	for _, rcode := range []int{dns.RcodeFormatError, dns.RcodeNotImplemented} {
+		t.Run(dns.RcodeToString[rcode], func(t *testing.T) {
+			old := newFakeUpstream(t, func(q fakeQuestion) {
+				if q.msg.IsEdns0() != nil {
+					say(rcode)(q)
+					return
+				}
+				tell(webA)(q)
+			})
+			other := newFakeUpstream(t, tell(liarA))
+			f := newTestForwarder(t, old, other)
+			wantTold(t, f.Exchange(t.Context(), ask("web.example.", dns.TypeA, withEDNS)), "NOERROR", webA)
+			if asked := other.questions(); len(asked) > 0 {
+				t.Errorf("the other one was asked too")
+			}
+		})
+	}
+}
+
+// The zone of a link-local address is where it is asked.
+func TestUpstreamIPv6(t *testing.T) {
+	conn, err := net.ListenUDP("udp6", &net.UDPAddr{IP: net.IPv6loopback})
+	if err != nil {
+		t.Skip("no IPv6 here:", err)
+	}
+	defer func() { _ = conn.Close() }()
+	fake := &fakeUpstream{addr: netip.MustParseAddrPort(conn.LocalAddr().String()), plan: []behaviour{tell(webA)}}
+	fake.wg.Go(func() { fake.servePackets(conn) })
+	f := newTestForwarder(t, fake)
+	wantTold(t, f.Exchange(t.Context(), ask("web.example.", dns.TypeA)), "NOERROR", webA)
+}
+
+func stringsOf(addrs []netip.AddrPort) []string {
+	var texts []string
+	for _, addr := range addrs {
+		texts = append(texts, addr.String())
+	}
+	return texts
+}
+
+// FuzzUpstreamAnswer has an upstream send anything.
+func FuzzUpstreamAnswer(f *testing.F) {
+	query := keyOf(ask("web.example.", dns.TypeA)).query(true)
+	query.Id = 4711
+	seed := func(change func(*dns.Msg)) {
+		reply := new(dns.Msg).SetReply(query)
+		change(reply)
+		wire, err := reply.Pack()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(wire)
+		f.Add(wire[:len(wire)-1])
+	}
+	seed(func(m *dns.Msg) { m.Answer = rrs(webA) })
+	seed(func(m *dns.Msg) { m.Answer, m.Compress = rrs(webA, webA), true })
+	seed(func(m *dns.Msg) { m.Rcode, m.Ns = dns.RcodeNameError, rrs(soaText) })
+	seed(func(m *dns.Msg) { m.Rcode, m.Question = dns.RcodeRefused, nil })
+	seed(func(m *dns.Msg) { m.Truncated = true })
+	seed(func(m *dns.Msg) { m.SetEdns0(4096, true) })
+	seed(func(m *dns.Msg) {
+		m.Answer = rrs("web.example. 4294967295 IN TXT \"a\" \"b\"", "web.example. 0 IN HTTPS 1 . alpn=h2", "web.example. 90000 IN CNAME web.example.")
+	})
+	f.Fuzz(func(t *testing.T, wire []byte) {
+		answer, err := accept(query, wire)
+		if err != nil || answer.Truncated || passable(answer, query) != nil {
+			return
+		}
+		c, question := newCache(), ask("WEB.example.", dns.TypeA, withEDNS)
+		key := keyOf(question)
+		said := c.put(key, answer)
+		if known, ok := c.get(key); ok {
+			said = known
+		}
+		reply := said.reply(question)
+		if reply.Id != question.Id || reply.Authoritative || !reply.Response || reply.Question[0] != question.Question[0] {
+			t.Errorf("reply %v", reply)
+		}
+		for _, rr := range slices.Concat(reply.Answer, reply.Ns, reply.Extra) {
+			if rr.Header().Ttl > uint32(positiveLimit.Seconds()) || rr.Header().Rrtype == dns.TypeOPT {
+				t.Errorf("record %v", rr)
+			}
+		}
+		if _, err := reply.Pack(); err != nil {
+			t.Errorf("reply cannot be sent: %v", err)
+		}
+	})
+}
