@@ -79,6 +79,10 @@ type Config struct {
 	OnCandidates func()
 	// OnPeer is called, from Run, with what changed of a peer. It must not block; nil is fine.
 	OnPeer func(PeerNews)
+	// DNS says how names are served.
+	DNS DNSConfig
+	// OnGuests is called when LocalGuests may return something else. It must not block; nil is fine.
+	OnGuests func()
 	// HealthInterval is how often peers are looked at; 0 is 10 s: often enough to tell within a minute, and seldom enough
 	// for thousands of them.
 	HealthInterval time.Duration
@@ -100,6 +104,7 @@ type Dataplane struct {
 	added     *addedPeers
 	guests    *guests
 	names     *names
+	naming    *naming
 
 	applying sync.Mutex // held while the firewall is told what is wanted: the latest comes last
 
@@ -170,8 +175,12 @@ func New(cfg Config) (*Dataplane, error) {
 	if err != nil {
 		cfg.Log.Warn("registered names not read", "op", "start", "err", err)
 	}
+	naming, err := newNaming(cfg.DNS, cfg.Log)
+	if err != nil {
+		return nil, errors.Join(err, fw.Close())
+	}
 	return &Dataplane{
-		cfg: cfg, log: cfg.Log, firewall: fw, key: key, added: added, guests: guests, names: names,
+		cfg: cfg, log: cfg.Log, firewall: fw, key: key, added: added, guests: guests, names: names, naming: naming,
 		up:      make(chan struct{}),
 		waiting: "the node set has not been read yet",
 	}, nil
@@ -206,6 +215,10 @@ func (d *Dataplane) Run(ctx context.Context) error {
 	group.Go(func() error { d.resync(ctx, parts); return nil })
 	group.Go(func() error { parts.background.run(ctx); return nil })
 	group.Go(func() error { d.watchHealth(ctx, parts); return nil })
+	if d.naming.cfg.Enabled {
+		group.Go(func() error { return d.naming.forward.Run(ctx) })
+		group.Go(func() error { return d.naming.server.Run(ctx) })
+	}
 	if parts.traversal != nil {
 		group.Go(func() error { return parts.traversal.run(ctx) })
 	}

@@ -242,6 +242,7 @@ func (d *Dataplane) makeGuest(ctx context.Context, parts *parts, name string) (r
 	if err := d.applyGuests(ctx, parts); err != nil {
 		return record, err
 	}
+	d.guestsChanged()
 	d.log.Info("guest added", "op", "guest", "guest", name, "key", record.PublicKey, "ip", addrs)
 	return record, nil
 }
@@ -287,6 +288,7 @@ func (d *Dataplane) RemoveGuest(ctx context.Context, name string) error {
 		return fmt.Errorf("remove guest %s: %w", shorten(name), err)
 	}
 	parts.addresses.release(guestOwner(name))
+	d.guestsChanged()
 	d.log.Info("guest removed", "op", "guest", "guest", name)
 	return nil
 }

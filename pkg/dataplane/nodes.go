@@ -28,6 +28,8 @@ type NodeSet struct {
 	// ServiceCIDRs hold the virtual addresses of the cluster's services, which no
 	// relay passes anything on to.
 	ServiceCIDRs []netip.Prefix
+	// Guests are those of the other nodes; what is said of this node's is not taken.
+	Guests []NodeGuest
 }
 
 // SetNodes replaces the whole node set, this node included. The first set that
