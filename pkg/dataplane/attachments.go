@@ -126,6 +126,7 @@ func (d *Dataplane) attachWith(ctx context.Context, parts *parts, req AttachRequ
 		spec.MTU = parts.device.MTU()
 	}
 	attached, err := parts.attacher.Attach(ctx, spec)
+	d.tellAttachment(parts, req.Key) // before anybody else may have addresses that it had
 	if err != nil {
 		undo()
 		if kept, _ := parts.attacher.Lookup(req.Key); kept.PortIndex == 0 {
@@ -184,7 +185,9 @@ func (d *Dataplane) detach(ctx context.Context, key attach.Key, since Moment) er
 		return nil
 	}
 	attached, _ := parts.attacher.Lookup(key) // or what an earlier Detach did not finish
-	if err := parts.attacher.Detach(ctx, key); err != nil {
+	err = parts.attacher.Detach(ctx, key)
+	d.tellAttachment(parts, key) // before anybody else may have its addresses
+	if err != nil {
 		return fmt.Errorf("detach sandbox %s: %w", key, err)
 	}
 	if err := failpoint.Hit("dataplane/detached"); err != nil {
@@ -242,9 +245,11 @@ func (d *Dataplane) forget(ctx context.Context, parts *parts, gone attach.Attach
 		d.log.Warn("unpin sources of a vanished port, the next resync will", "op", "forget", "sandbox", gone.Key.String(), "err", err)
 	}
 	if now, again := parts.attacher.Lookup(gone.Key); again { // attached anew meanwhile
+		d.tellAttachment(parts, gone.Key)
 		d.leave(ctx, parts.services, gone.Key.ID(), parts.services.nameOf(now))
 		return
 	}
+	d.tellAttachment(parts, gone.Key)
 	parts.addresses.release(gone.Key.ID())
 	d.answered.forget(gone.Key.ID())
 	d.leave(ctx, parts.services, gone.Key.ID(), "")

@@ -116,6 +116,7 @@ type Dataplane struct {
 	mu           sync.Mutex          // guards the fields below
 	parts        *parts              // nil until this node has slices
 	nodes        []Node              // the wanted set; never written to
+	nodeGuests   []NodeGuest         // of the wanted set; never written to
 	cluster      []netip.Prefix      // of the wanted set; never written to
 	serviceCIDRs []netip.Prefix      // of the wanted set; never written to
 	peers        []wireguard.Peer    // of the cluster's device, without guests; never written to
@@ -171,13 +172,13 @@ func New(cfg Config) (*Dataplane, error) {
 	if err != nil {
 		cfg.Log.Warn("guests not read", "op", "start", "err", err)
 	}
-	names, err := loadNames(cfg.StateDir)
-	if err != nil {
-		cfg.Log.Warn("registered names not read", "op", "start", "err", err)
-	}
-	naming, err := newNaming(cfg.DNS, cfg.Log)
+	naming, err := newNaming(cfg.Node, cfg.DNS, cfg.Log)
 	if err != nil {
 		return nil, errors.Join(err, fw.Close())
+	}
+	names, err := loadNames(cfg.StateDir, naming)
+	if err != nil {
+		cfg.Log.Warn("registered names not read", "op", "start", "err", err)
 	}
 	return &Dataplane{
 		cfg: cfg, log: cfg.Log, firewall: fw, key: key, added: added, guests: guests, names: names, naming: naming,
@@ -215,10 +216,7 @@ func (d *Dataplane) Run(ctx context.Context) error {
 	group.Go(func() error { d.resync(ctx, parts); return nil })
 	group.Go(func() error { parts.background.run(ctx); return nil })
 	group.Go(func() error { d.watchHealth(ctx, parts); return nil })
-	if d.naming.cfg.Enabled {
-		group.Go(func() error { return d.naming.forward.Run(ctx) })
-		group.Go(func() error { return d.naming.server.Run(ctx) })
-	}
+	group.Go(func() error { return d.naming.run(ctx, parts) })
 	if parts.traversal != nil {
 		group.Go(func() error { return parts.traversal.run(ctx) })
 	}
@@ -261,6 +259,8 @@ func (d *Dataplane) reconcile(ctx context.Context, parts *parts) error {
 	if err := d.mendServices(ctx, parts); err != nil && ctx.Err() == nil {
 		d.log.Warn("not all services are up, will try again", "op", "resync", "err", err) // no sandbox of others waits for that
 	}
+	d.tellAttachments(parts)
+	d.listen(parts)
 	if ctx.Err() == nil {
 		d.mu.Lock()
 		d.fault = err

@@ -165,6 +165,7 @@ func (d *Dataplane) raiseShared(ctx context.Context, parts *parts, s *service) e
 	if _, err := parts.attacher.EnsureSegment(ctx, attach.SegmentSpec{Name: s.record.Name, Table: s.record.table()}); err != nil {
 		return err
 	}
+	d.listen(parts)
 	return errors.Join(d.applyFirewall(ctx, parts, nil), failpoint.Hit(failServiceGuarded))
 }
 

@@ -287,8 +287,8 @@ func (d *Dataplane) RemoveGuest(ctx context.Context, name string) error {
 		d.guests.put(record) // with its key: it can be removed again, or added as it was
 		return fmt.Errorf("remove guest %s: %w", shorten(name), err)
 	}
+	d.guestsChanged() // the name goes before anybody else has the addresses
 	parts.addresses.release(guestOwner(name))
-	d.guestsChanged()
 	d.log.Info("guest removed", "op", "guest", "guest", name)
 	return nil
 }

@@ -1,12 +1,15 @@
 package dataplane
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/dns"
 )
 
 // maxDNSName is the longest name of RFC 1035, in bytes.
@@ -14,7 +17,7 @@ const maxDNSName = 253
 
 // RegisteredName is a name that RegisterName gave addresses.
 type RegisteredName struct {
-	// Name is in lower case, without a dot at its end.
+	// Name is in lower case: relative to the zone, or with a dot at its end if it is not in it.
 	Name string `json:"name"`
 	// Addrs are in the order in which they were registered.
 	Addrs []netip.Addr `json:"addrs"`
@@ -22,40 +25,71 @@ type RegisteredName struct {
 
 func (n RegisteredName) recordName() string { return n.Name }
 
+// entry is the name as the zone needs it. Who asks for the name of an address is
+// not told one of another zone.
+func (n RegisteredName) entry() dns.Entry {
+	return dns.Entry{Name: n.Name, Addrs: n.Addrs, TTL: podTTL, Reverse: !strings.HasSuffix(n.Name, ".")}
+}
+
 // names are those of RegisterName. Safe for concurrent use.
 type names struct {
-	store records[RegisteredName]
+	store  records[RegisteredName]
+	naming *naming
 
-	mu  sync.Mutex // guards all
+	mu  sync.Mutex // guards all; held while the zone is told
 	all []RegisteredName
 }
 
-func loadNames(stateDir string) (*names, error) {
-	n := &names{store: records[RegisteredName]{filepath.Join(stateDir, namesDir)}}
-	var err error
-	n.all, err = n.store.load()
-	return n, err
+// loadNames returns those of an earlier run, and tells the zone of them, with the
+// error of what could not be read.
+func loadNames(stateDir string, naming *naming) (*names, error) {
+	n := &names{store: records[RegisteredName]{filepath.Join(stateDir, namesDir)}, naming: naming}
+	recorded, err := n.store.load()
+	errs := []error{err}
+	for _, record := range recorded {
+		errs = append(errs, n.adopt(record))
+	}
+	owners := map[string][]dns.Entry{}
+	for _, record := range n.all {
+		owners[record.Name] = []dns.Entry{record.entry()}
+	}
+	naming.mu.Lock()
+	defer naming.mu.Unlock()
+	naming.tellLocked(sourceRegistered, owners)
+	return n, errors.Join(errs...)
 }
 
-// canonical is a name as it is compared (RFC 1035, section 2.3.3).
-func canonical(name string) string { return strings.ToLower(strings.TrimSuffix(name, ".")) }
+// adopt takes over a name that an earlier run wrote down, maybe in another form
+// or as that of another zone.
+func (n *names) adopt(record RegisteredName) error {
+	name, err := n.naming.inZone(record.Name)
+	if err != nil {
+		return fmt.Errorf("registered name %s: %w", shorten(record.Name), err)
+	}
+	if name == record.Name && n.find(name) < 0 {
+		n.all = append(n.all, record)
+		return nil
+	}
+	for _, addr := range record.Addrs {
+		if err := n.add(name, addr); err != nil {
+			return err
+		}
+	}
+	if name == record.Name {
+		return nil
+	}
+	return n.store.remove(record.Name)
+}
 
-// RegisterName gives a name one more address. It stays, over restarts, until
-// UnregisterName. Registering it again is fine. ErrInvalid is for a name or an
-// address that is none.
-func (d *Dataplane) RegisterName(name string, addr netip.Addr) error {
-	name = canonical(name)
-	if name == "" || len(name) > maxDNSName || strings.ContainsAny(name, " \t\n\x00") {
-		return fmt.Errorf("register name %q: it is no host name of 1 to %d bytes: %w", shorten(name), maxDNSName, ErrInvalid)
-	}
-	if !addr.IsValid() {
-		return fmt.Errorf("register name %s: it comes without an address: %w", name, ErrInvalid)
-	}
-	n := d.names
-	n.mu.Lock()
-	defer n.mu.Unlock()
+// find is where a name stands, -1 if nowhere.
+func (n *names) find(name string) int {
+	return slices.IndexFunc(n.all, func(r RegisteredName) bool { return r.Name == name })
+}
+
+// add gives a name one more address, and writes that down.
+func (n *names) add(name string, addr netip.Addr) error {
 	record := RegisteredName{Name: name}
-	at := slices.IndexFunc(n.all, func(r RegisteredName) bool { return r.Name == name })
+	at := n.find(name)
 	if at >= 0 {
 		record = n.all[at]
 	}
@@ -64,7 +98,7 @@ func (d *Dataplane) RegisterName(name string, addr netip.Addr) error {
 	}
 	record.Addrs = append(slices.Clone(record.Addrs), addr)
 	if err := n.store.put(record); err != nil {
-		return fmt.Errorf("register name %s: %w", name, err)
+		return err
 	}
 	if at >= 0 {
 		n.all[at] = record
@@ -74,21 +108,56 @@ func (d *Dataplane) RegisterName(name string, addr netip.Addr) error {
 	return nil
 }
 
-// UnregisterName forgets a name with all its addresses. An unknown one is none to
-// forget.
-func (d *Dataplane) UnregisterName(name string) error {
-	name = canonical(name)
+// tell tells the zone what a name has now.
+func (n *names) tell(name string) {
+	var entries []dns.Entry
+	if at := n.find(name); at >= 0 {
+		entries = append(entries, n.all[at].entry())
+	}
+	n.naming.mu.Lock()
+	defer n.naming.mu.Unlock()
+	n.naming.tellOneLocked(sourceRegistered, name, entries)
+}
+
+// RegisterName gives a name one more address. It is in the zone unless there is a
+// dot at its end, and written with or without the zone it is the same. It stays, over restarts, until
+// UnregisterName. Registering it again is fine. ErrInvalid is for a name or an
+// address that is none.
+func (d *Dataplane) RegisterName(name string, addr netip.Addr) error {
+	known, err := d.naming.inZone(name)
+	if err != nil {
+		return fmt.Errorf("register name %q: %w: %w", shorten(name), err, ErrInvalid)
+	}
+	if !addr.IsValid() || addr.Zone() != "" {
+		return fmt.Errorf("register name %s: it comes without an address that others could reach: %w", known, ErrInvalid)
+	}
 	n := d.names
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	at := slices.IndexFunc(n.all, func(r RegisteredName) bool { return r.Name == name })
-	if at < 0 {
-		return nil
+	if err := n.add(known, addr.Unmap()); err != nil {
+		return fmt.Errorf("register name %s: %w", known, err)
 	}
-	if err := n.store.remove(name); err != nil {
-		return fmt.Errorf("unregister name %s: %w", name, err)
+	n.tell(known)
+	return nil
+}
+
+// UnregisterName forgets a name with all its addresses. An unknown one is none to
+// forget.
+func (d *Dataplane) UnregisterName(name string) error {
+	n := d.names
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	known, err := d.naming.inZone(name)
+	if err != nil {
+		known = strings.ToLower(strings.TrimSuffix(name, ".")) // a version that was less strict may have written it down
 	}
-	n.all = slices.Delete(n.all, at, at+1)
+	if err := n.store.remove(known); err != nil {
+		return fmt.Errorf("unregister name %s: %w", shorten(known), err)
+	}
+	if at := n.find(known); at >= 0 {
+		n.all = slices.Delete(n.all, at, at+1)
+		n.tell(known)
+	}
 	return nil
 }
 

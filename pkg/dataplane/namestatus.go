@@ -3,6 +3,7 @@ package dataplane
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/dns"
 )
@@ -23,6 +24,8 @@ type DNSStatus struct {
 	Waiting []string
 	// Down are the nodes whose addresses are left out of answers, since they do not answer.
 	Down []string
+	// Problems are the names and addresses that were left out, with the reason.
+	Problems []string
 	// Server and Forward are what was counted.
 	Server  dns.ServerStats
 	Forward dns.ForwardStats
@@ -38,8 +41,10 @@ func (d *Dataplane) DNSStatus() DNSStatus {
 	if n.cfg.Enabled {
 		status.Listeners = n.server.Listeners()
 	}
+	status.Down, _ = n.lost.down()
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	status.Problems = slices.Clone(n.problems)
 	for _, source := range n.sources() {
 		if !n.told[source] {
 			status.Waiting = append(status.Waiting, source)

@@ -2,12 +2,17 @@ package dataplane
 
 import (
 	"cmp"
+	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/dns"
 )
@@ -28,11 +33,11 @@ const (
 
 // The sources of names.
 const (
-	sourceNodes       = "nodes"
-	sourceGuests      = "guests"
-	sourceRegistered  = "registered"
 	sourceAttachments = "attachments"
+	sourceGuests      = "guests"
+	sourceNodes       = "nodes"
 	sourcePods        = "pods"
+	sourceRegistered  = "registered"
 )
 
 // DNSConfig says how the names of the overlay are served.
@@ -54,56 +59,48 @@ type DNSConfig struct {
 	Pods bool
 }
 
-// ServicePod is a pod that belongs to a service, on any node.
-type ServicePod struct {
-	// Namespace, Name and Service are the pod's, in Kubernetes' words, Node where it runs.
-	Namespace, Name, Service, Node string
-	// UID tells it from another pod of the same name; it may be empty.
-	UID string
-	// Addrs are its addresses; none once it has ended, although Kubernetes may still tell of some.
-	Addrs []netip.Addr
-	// Ready says that the service's name may lead to it.
-	Ready bool
-}
-
-// NodeGuest is a guest of any node.
-type NodeGuest struct {
-	// Node is the one whose guest it is, Name is what that node calls it.
-	Node, Name string
-	// Addrs are its addresses, of its node's slices.
-	Addrs []netip.Addr
-}
-
-// naming is what this node knows of names, and who tells others. Safe for
-// concurrent use.
+// naming is what this node knows of names, and who tells others. Whatever
+// changes, a source's whole set is told again, or all of one owner: nothing
+// hangs on what was told before. Safe for concurrent use.
 type naming struct {
 	cfg     DNSConfig
+	self    string // this node's name
 	log     *slog.Logger
 	zone    *dns.Zone
 	server  *dns.Server
 	forward *dns.Forwarder
+	lost    lostNodes
+	listens atomic.Pointer[[]netip.AddrPort] // what the server was given last
 
-	mu   sync.Mutex // guards what follows; held while the zone is told: the latest comes last
-	pods []ServicePod
-	told map[string]bool // the sources that have
+	mu        sync.Mutex // guards what follows; held while the zone is told: the latest comes last
+	told      map[string]bool
+	places    places                // which node has which addresses
+	sandboxes map[string]sandbox    // those of this node by key ID
+	at        map[netip.Addr]string // their key IDs by address
+	pods      podTable
+	problems  []string       // what was left out, and why
+	bridges   map[string]int // the numbers of the links that are listened on
 }
 
-func newNaming(cfg DNSConfig, log *slog.Logger) (*naming, error) {
+func newNaming(node string, cfg DNSConfig, log *slog.Logger) (*naming, error) {
 	cfg.Zone = cmp.Or(cfg.Zone, DefaultZone)
 	if len(cfg.Ports) == 0 {
 		cfg.Ports = []int{DNSPort, HighDNSPort}
 	}
-	n := &naming{cfg: cfg, log: log, told: map[string]bool{}}
+	n := &naming{
+		cfg: cfg, self: node, log: log,
+		told: map[string]bool{}, sandboxes: map[string]sandbox{}, at: map[netip.Addr]string{},
+	}
 	var err error
 	if n.zone, err = dns.NewZone(dns.ZoneConfig{Name: cfg.Zone, NegativeTTL: negativeTTL, Sources: n.sources()}); err != nil {
 		return nil, fmt.Errorf("make zone %s: %w", shorten(cfg.Zone), err)
 	}
-	n.forward = dns.NewForwarder(dns.ForwarderConfig{Upstreams: cfg.Upstreams, Root: cfg.ResolvRoot, Log: log})
+	n.forward = dns.NewForwarder(dns.ForwarderConfig{Upstreams: cfg.Upstreams, Root: cfg.ResolvRoot, Own: n.own, Log: log})
 	n.server = dns.NewServer(dns.ServerConfig{Zone: n.zone, Forward: n.forward, RateLimit: cfg.RateLimit, Log: log})
 	return n, nil
 }
 
-// sources are those that the zone waits for.
+// sources are those that the zone waits for, in order.
 func (n *naming) sources() []string {
 	all := []string{sourceAttachments, sourceGuests, sourceNodes, sourceRegistered}
 	if n.cfg.Pods {
@@ -112,29 +109,94 @@ func (n *naming) sources() []string {
 	return all
 }
 
-// SetPods replaces all pods that belong to services, those of other nodes
-// included. Only addresses in the slices of a pod's node are taken. Call it only
-// with Config.DNS.Pods.
-func (d *Dataplane) SetPods(pods []ServicePod) {
-	n := d.naming
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.pods = slices.Clone(pods)
-	n.told[sourcePods] = true
+// run serves until ctx ends.
+func (n *naming) run(ctx context.Context, parts *parts) error {
+	if !n.cfg.Enabled {
+		return nil
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return n.forward.Run(ctx) })
+	group.Go(func() error { return n.server.Run(ctx) })
+	group.Go(func() error { n.watchLost(ctx, parts.slices); return nil })
+	return group.Wait()
 }
 
-// LocalGuests are the guests of this node, as the others have to know them.
-func (d *Dataplane) LocalGuests() []NodeGuest {
-	var local []NodeGuest
-	for _, record := range d.guests.list() {
-		local = append(local, NodeGuest{Node: d.cfg.Node, Name: record.Name, Addrs: slices.Clone(record.Addresses)})
+// tellLocked gives the zone all that a source has, by owner. The caller holds n.mu.
+func (n *naming) tellLocked(source string, owners map[string][]dns.Entry) {
+	if err := n.zone.SetSource(source, owners); err != nil {
+		n.log.Warn("names left out", "op", "names", "source", source, "err", err)
 	}
-	return local
+	n.told[source] = true
 }
 
-// guestsChanged tells whoever passes LocalGuests on.
-func (d *Dataplane) guestsChanged() {
-	if d.cfg.OnGuests != nil {
-		d.cfg.OnGuests()
+// tellOneLocked gives the zone all that one owner has. The caller holds n.mu.
+func (n *naming) tellOneLocked(source, owner string, entries []dns.Entry) {
+	if err := n.zone.Set(source, owner, entries...); err != nil {
+		n.log.Warn("names left out", "op", "names", "source", source, "err", err)
 	}
+}
+
+// errName means that a text is not part of a name.
+var errName = errors.New("it is no name")
+
+// maxLabel is the longest part of a name between dots, in bytes (RFC 1035, section 2.3.4).
+const maxLabel = 63
+
+// label is what a text is as one part of a name, in lower case.
+func label(text string) (string, error) {
+	switch {
+	case text == "":
+		return "", fmt.Errorf("a part between dots is empty: %w", errName)
+	case len(text) > maxLabel:
+		return "", fmt.Errorf("a part has %d bytes, of at most %d: %w", len(text), maxLabel, errName)
+	}
+	for _, c := range text {
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' && c != '_' {
+			return "", fmt.Errorf("%q is no letter, digit or hyphen: %w", c, errName)
+		}
+	}
+	return strings.ToLower(text), nil
+}
+
+// labels is what a text is as several parts of a name, in lower case.
+func labels(text string) (string, error) {
+	for part := range strings.SplitSeq(text, ".") {
+		if _, err := label(part); err != nil {
+			return "", err
+		}
+	}
+	return strings.ToLower(text), nil
+}
+
+// inZone is a name as it is compared and told: relative to the zone, or with a
+// dot at its end if it is not in it.
+func (n *naming) inZone(name string) (string, error) {
+	zone := n.zone.Name()
+	plain, absolute := strings.CutSuffix(name, ".")
+	plain, err := labels(plain)
+	if err != nil {
+		return "", err
+	}
+	full := plain + "."
+	if !absolute && full != zone && !strings.HasSuffix(full, "."+zone) {
+		full += zone
+	}
+	if full == zone {
+		return "", fmt.Errorf("it is the zone itself: %w", errName)
+	}
+	if len(full)-1 > maxDNSName {
+		return "", fmt.Errorf("with the zone it has %d bytes, of at most %d: %w", len(full)-1, maxDNSName, errName)
+	}
+	if relative, is := strings.CutSuffix(full, "."+zone); is {
+		return relative, nil
+	}
+	return full, nil
+}
+
+// under is the name of something in a part of the zone, as NAME.node.
+func (n *naming) under(name, part string) (string, error) {
+	if name == "" || strings.HasSuffix(name, ".") {
+		return "", fmt.Errorf("it is empty or ends with a dot: %w", errName)
+	}
+	return n.inZone(name + "." + part + "." + n.zone.Name())
 }

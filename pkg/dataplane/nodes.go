@@ -53,7 +53,7 @@ func (d *Dataplane) SetNodes(ctx context.Context, set NodeSet) error {
 	own, waiting := d.ownSlices(set.Nodes)
 	d.mu.Lock()
 	d.nodes, d.waiting, d.cluster = slices.Clone(set.Nodes), waiting, slices.Clone(set.Cluster)
-	d.serviceCIDRs = slices.Clone(set.ServiceCIDRs)
+	d.serviceCIDRs, d.nodeGuests = slices.Clone(set.ServiceCIDRs), slices.Clone(set.Guests)
 	running := d.parts
 	d.moved = running != nil && hasOtherSlices(set.Nodes, d.cfg.Node, running.slices)
 	d.mu.Unlock()
@@ -82,6 +82,7 @@ func (d *Dataplane) replan() []wireguard.Peer {
 	d.peers, d.problems = peers, problems
 	d.mu.Unlock()
 	d.logNew(problems, before)
+	d.tellNames()
 	return peers
 }
 
@@ -246,9 +247,12 @@ func (d *Dataplane) bringUp(ctx context.Context, own []netip.Prefix, set NodeSet
 		d.nat = made.traversal
 	}
 	d.mu.Unlock()
+	d.tellAttachments(made)
+	d.guestsChanged()
 	if err := d.raiseServices(ctx, made); err != nil {
 		d.log.Warn("not all services are up, will try again", "op", "bring up", "err", err)
 	}
+	d.listen(made)
 	d.upOnce.Do(func() { close(d.up) })
 	d.log.Info("data plane is up", "op", "bring up", "iface", made.device.Name(), "backend", made.device.Backend(), "mtu", mtu, "slices", own)
 	return nil

@@ -418,6 +418,7 @@ func (d *Dataplane) dismantle(ctx context.Context, parts *parts, s *service) err
 	if err := errors.Join(parts.attacher.ReleaseSegment(ctx, s.record.Name), failpoint.Hit(failServiceUnplugged)); err != nil {
 		return err
 	}
+	d.listen(parts)
 	if s.record.Mode == Dedicated {
 		if err := d.closeDedicated(ctx, parts, s); err != nil {
 			return err

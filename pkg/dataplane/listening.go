@@ -1,0 +1,82 @@
+package dataplane
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach"
+)
+
+// listen has the server listen on this node's overlay addresses and on the
+// gateways of its sandboxes: that of IPv4 is one for all bridges, that of IPv6 one
+// on each.
+func (d *Dataplane) listen(parts *parts) {
+	n := d.naming
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	segments := parts.attacher.Segments()
+	slices.SortFunc(segments, func(a, b attach.Segment) int { return a.Index - b.Index })
+	own, addrs := listenAddrs(parts.slices, segments)
+	n.zone.SetServers(own)
+	if !n.cfg.Enabled {
+		return
+	}
+	bridges := make(map[string]int, len(segments))
+	for _, segment := range segments {
+		bridges[segment.Bridge] = segment.Index
+	}
+	// A bridge that was made anew is another link: what listened on it hears nothing.
+	anew := slices.DeleteFunc(slices.Clone(addrs), func(addr netip.Addr) bool {
+		before, was := n.bridges[addr.Zone()]
+		return was && before != bridges[addr.Zone()]
+	})
+	n.bridges = bridges
+	if len(anew) < len(addrs) {
+		n.setAddresses(anew)
+	}
+	n.setAddresses(addrs)
+}
+
+// setAddresses has the server listen on all ports of these addresses.
+func (n *naming) setAddresses(addrs []netip.Addr) {
+	var all []netip.AddrPort
+	for _, addr := range addrs {
+		for _, port := range n.cfg.Ports {
+			all = append(all, netip.AddrPortFrom(addr, uint16(port)))
+		}
+	}
+	n.listens.Store(&all)
+	n.server.SetAddresses(all)
+}
+
+// listenAddrs are the node's own addresses, and those with the gateways.
+func listenAddrs(own []netip.Prefix, segments []attach.Segment) (nodes, all []netip.Addr) {
+	for _, slice := range own {
+		nodes = append(nodes, nodeAddress(slice))
+	}
+	all = slices.Clone(nodes)
+	for _, addr := range nodes {
+		gateway := attach.Gateway(addr)
+		switch {
+		case slices.ContainsFunc(all, func(a netip.Addr) bool { return a.WithZone("") == gateway }): // two slices of a family
+		case gateway.Is4():
+			all = append(all, gateway)
+		default:
+			for _, segment := range segments {
+				all = append(all, gateway.WithZone(segment.Bridge))
+			}
+		}
+	}
+	return nodes, all
+}
+
+// own tells whether a server that the host would ask is this node's own. The
+// gateway of IPv4 is that from the start: it is nobody else's.
+func (n *naming) own(server netip.AddrPort) bool {
+	gateway := attach.Gateway(netip.IPv4Unspecified())
+	if server.Addr() == gateway && slices.Contains(n.cfg.Ports, int(server.Port())) {
+		return true
+	}
+	listens := n.listens.Load()
+	return listens != nil && slices.Contains(*listens, server)
+}
