@@ -21,24 +21,6 @@ func (d *Dataplane) listen(parts *parts) {
 	if !n.cfg.Enabled {
 		return
 	}
-	bridges := make(map[string]int, len(segments))
-	for _, segment := range segments {
-		bridges[segment.Bridge] = segment.Index
-	}
-	// A bridge that was made anew is another link: what listened on it hears nothing.
-	anew := slices.DeleteFunc(slices.Clone(addrs), func(addr netip.Addr) bool {
-		before, was := n.bridges[addr.Zone()]
-		return was && before != bridges[addr.Zone()]
-	})
-	n.bridges = bridges
-	if len(anew) < len(addrs) {
-		n.setAddresses(anew)
-	}
-	n.setAddresses(addrs)
-}
-
-// setAddresses has the server listen on all ports of these addresses.
-func (n *naming) setAddresses(addrs []netip.Addr) {
 	var all []netip.AddrPort
 	for _, addr := range addrs {
 		for _, port := range n.cfg.Ports {

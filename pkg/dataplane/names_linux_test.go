@@ -3,6 +3,7 @@ package dataplane
 import (
 	"errors"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -20,24 +21,25 @@ func wantNames(t *testing.T, d *Dataplane, when string, want ...RegisteredName) 
 func TestRegisteredNames(t *testing.T) {
 	d := newRunningPlane(t)
 	one, two := netip.MustParseAddr("10.200.1.7"), netip.MustParseAddr("fd00:200:0:1::7")
-	for _, name := range []string{"Web.Example", "web.example.", "db"} { // the case and the last dot tell nothing apart
+	for _, name := range []string{"Web.Example.", "db", "cache.overlay.local", "Cache.overlay.LOCAL.", "cache"} {
 		if err := d.RegisterName(name, one); err != nil {
 			t.Error(err)
 		}
 	}
-	if err := d.RegisterName("WEB.example", two); err != nil {
+	if err := d.RegisterName("WEB.example.", two); err != nil {
 		t.Error(err)
 	}
-	db, web := RegisteredName{Name: "db", Addrs: []netip.Addr{one}}, RegisteredName{Name: "web.example", Addrs: []netip.Addr{one, two}}
-	wantNames(t, d, "registered", db, web)
+	cache, db := RegisteredName{Name: "cache", Addrs: []netip.Addr{one}}, RegisteredName{Name: "db", Addrs: []netip.Addr{one}}
+	web := RegisteredName{Name: "web.example.", Addrs: []netip.Addr{one, two}}
+	wantNames(t, d, "registered", cache, db, web)
 	d = restart(t, d)
-	wantNames(t, d, "after a restart", db, web)
-	for _, name := range []string{"Web.example.", "web.example", "unknown"} {
+	wantNames(t, d, "after a restart", cache, db, web)
+	for _, name := range []string{"Web.example.", "web.example", "unknown", "Cache.overlay.local", "no name"} {
 		if err := d.UnregisterName(name); err != nil {
 			t.Error(err)
 		}
 	}
-	wantNames(t, d, "one forgotten", db)
+	wantNames(t, d, "some forgotten", db)
 	if err := d.UnregisterName("db"); err != nil {
 		t.Error(err)
 	}
@@ -45,24 +47,64 @@ func TestRegisteredNames(t *testing.T) {
 	wantFiles(t, d, namesDir, 0)
 }
 
+// TestNamesOfEarlierVersions has a state directory in which names have another
+// form, are another zone's, or would not be taken any more.
+func TestNamesOfEarlierVersions(t *testing.T) {
+	d := newPlane(t)
+	one, two := netip.MustParseAddr("10.200.1.7"), netip.MustParseAddr("10.200.1.8")
+	store := records[RegisteredName]{filepath.Join(d.cfg.StateDir, namesDir)}
+	for _, record := range []RegisteredName{
+		{"db", []netip.Addr{one}}, {"web.overlay.local", []netip.Addr{one}}, {"web", []netip.Addr{two}}, {"a*b", []netip.Addr{one}},
+	} {
+		if err := store.put(record); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		var err error
+		if d.names, err = loadNames(d.cfg.StateDir, d.naming); err == nil || !strings.Contains(err.Error(), "a*b") {
+			t.Errorf("the name that is none is not told of: %v", err)
+		}
+		names := d.Names()
+		if len(names) != 2 || names[0].Name != "db" || names[1].Name != "web" || len(names[1].Addrs) != 2 {
+			t.Errorf("names: %v", names)
+		}
+		wantFiles(t, d, namesDir, 3)
+	}
+	if err := d.UnregisterName("a*b"); err != nil {
+		t.Error(err)
+	}
+	wantFiles(t, d, namesDir, 2)
+}
+
 func TestNamesThatAreRefused(t *testing.T) {
 	d := newPlane(t)
 	addr := netip.MustParseAddr("10.200.1.7")
+	long := strings.Repeat(strings.Repeat("n", 60)+".", 4)
 	for _, tc := range []struct {
-		name, host string
-		addr       netip.Addr
+		name, host, says string
+		addr             netip.Addr
 	}{
-		{"no name", "", addr},
-		{"a dot alone", ".", addr},
-		{"254 bytes", strings.Repeat("n", 254), addr},
-		{"a space", "a b", addr},
-		{"no address", "web", netip.Addr{}},
+		{"no name", "", "is empty", addr},
+		{"a dot alone", ".", "is empty", addr},
+		{"the zone itself", "overlay.local.", "is the zone itself", addr},
+		{"a label of 64 bytes", strings.Repeat("n", 64), "has 64 bytes, of at most 63", addr},
+		{"254 bytes", long + strings.Repeat("n", 10) + ".", "has 254 bytes in all, of at most 253", addr},
+		{"254 bytes with the zone", long[:60*4+3], "has 257 bytes in all", addr},
+		{"a space", "a b", "' ' is no letter", addr},
+		{"two dots", "a..b", "is empty", addr},
+		{"two dots at its end", "a..", "is empty", addr},
+		{"another alphabet", "b\u00fccher", "'ü' is no letter", addr},
+		{"no address", "web", "without an address", netip.Addr{}},
+		{"an address of a link", "web", "without an address", netip.MustParseAddr("fe80::5%eth0")},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			if err := d.RegisterName(tc.host, tc.addr); !errors.Is(err, ErrInvalid) {
-				t.Errorf("error %v, want ErrInvalid", err)
+			err := d.RegisterName(tc.host, tc.addr)
+			if !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), tc.says) {
+				t.Errorf("error %v, want ErrInvalid and %q", err, tc.says)
 			}
 			wantNames(t, d, "afterwards")
+			wantFiles(t, d, namesDir, 0)
 		})
 	}
 }

@@ -78,8 +78,7 @@ type naming struct {
 	sandboxes map[string]sandbox    // those of this node by key ID
 	at        map[netip.Addr]string // their key IDs by address
 	pods      podTable
-	problems  []string       // what was left out, and why
-	bridges   map[string]int // the numbers of the links that are listened on
+	problems  []string // what was left out, and why
 }
 
 func newNaming(node string, cfg DNSConfig, log *slog.Logger) (*naming, error) {
@@ -185,7 +184,7 @@ func (n *naming) inZone(name string) (string, error) {
 		return "", fmt.Errorf("it is the zone itself: %w", errName)
 	}
 	if len(full)-1 > maxDNSName {
-		return "", fmt.Errorf("with the zone it has %d bytes, of at most %d: %w", len(full)-1, maxDNSName, errName)
+		return "", fmt.Errorf("it has %d bytes in all, of at most %d: %w", len(full)-1, maxDNSName, errName)
 	}
 	if relative, is := strings.CutSuffix(full, "."+zone); is {
 		return relative, nil

@@ -98,7 +98,7 @@ type podTable struct {
 	all       map[podKey]ServicePod
 	claimants map[netip.Addr][]podKey
 	holders   map[netip.Addr]podKey // of addresses that several claim
-	left      map[podClaim]bool        // what sandboxes of this node gave back, as long as it is claimed
+	left      map[podClaim]bool     // what sandboxes of this node gave back, as long as it is claimed
 }
 
 // set takes over the whole set.

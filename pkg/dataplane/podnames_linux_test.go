@@ -1,0 +1,103 @@
+package dataplane
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
+)
+
+// podAt is a pod of the service "web" on node "two".
+func podAt(name, uid string, texts ...string) ServicePod {
+	return ServicePod{Namespace: "prod", Name: name, Service: "web", Node: "two", UID: uid, Addrs: addrs(texts...), Ready: true}
+}
+
+// TestAnAddressThatSeveralPodsClaim is about pods that Kubernetes still tells of
+// when another has their address already.
+func TestAnAddressThatSeveralPodsClaim(t *testing.T) {
+	old, young := podAt("old", "1", "10.200.2.7"), podAt("young", "2", "10.200.2.7")
+	again := podAt("old", "3", "10.200.2.7")
+	for _, tc := range []struct {
+		name string
+		sets [][]ServicePod
+		want string
+	}{
+		{"one", [][]ServicePod{{old}}, "1"},
+		{"the same twice", [][]ServicePod{{old, old}}, "1"},
+		{"a second came", [][]ServicePod{{old}, {old, young}}, "2"},
+		{"in another order", [][]ServicePod{{old}, {young, old}}, "2"},
+		{"and stays", [][]ServicePod{{old}, {old, young}, {old, young}, {young, old}}, "2"},
+		{"until the first is gone", [][]ServicePod{{old}, {old, young}, {young}}, "2"},
+		{"a third came", [][]ServicePod{{old}, {old, young}, {old, young, again}}, "3"},
+		{"two at once", [][]ServicePod{{old, young}}, ""},
+		{"two at once, again and again", [][]ServicePod{{old, young}, {old, young}}, ""},
+		{"two at once, one of them gone", [][]ServicePod{{old, young}, {young}}, "2"},
+		{"the same name anew", [][]ServicePod{{old}, {again}}, "3"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var table podTable
+			for _, set := range tc.sets {
+				table.set(set)
+			}
+			holder := ""
+			for key := range table.all {
+				if table.holds(key, old.Addrs[0]) {
+					holder += key.uid
+				}
+			}
+			if holder != tc.want {
+				t.Errorf("pod %q has the address, want %q", holder, tc.want)
+			}
+		})
+	}
+}
+
+// TestAnAddressThatWasGivenBack is about a pod of this node whose sandbox is gone:
+// whatever Kubernetes says, its address is nobody's until another pod claims it.
+func TestAnAddressThatWasGivenBack(t *testing.T) {
+	addr := netip.MustParseAddr("10.200.2.7")
+	old, young := podAt("old", "1", "10.200.2.7"), podAt("young", "2", "10.200.2.7")
+	var table podTable
+	table.set([]ServicePod{old})
+	table.leave("one", addr)
+	if !table.holds(podKey{"prod", "old", "1"}, addr) {
+		t.Error("another node's pod lost its address")
+	}
+	table.leave("two", addr)
+	for _, set := range [][]ServicePod{{old}, {old, young}, {old, young}} {
+		if table.holds(podKey{"prod", "old", "1"}, addr) {
+			t.Error("it has its address again")
+		}
+		table.set(set)
+	}
+	if !table.holds(podKey{"prod", "young", "2"}, addr) {
+		t.Error("the pod that has it now is not known to")
+	}
+	table.set([]ServicePod{young})
+	table.set([]ServicePod{old})
+	if !table.holds(podKey{"prod", "old", "1"}, addr) {
+		t.Error("what was given back once is remembered forever")
+	}
+}
+
+func TestPlaces(t *testing.T) {
+	set := clusterOfTwo(t)
+	peers, problems := wireguard.Plan(wireguard.PlanInput{Self: "one", Nodes: set.Nodes})
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	p := placesOf("one", set.Nodes[0].Slices, set.Nodes, append(peers, wireguard.Peer{Node: "added by an agent", AllowedIPs: prefixes("10.200.3.0/24")}))
+	got := map[string]string{}
+	for _, addr := range []string{"10.200.1.0", "10.200.1.255", "10.200.2.7", "10.200.0.255", "10.200.3.0", "fd00:200:0:2::7", "fd00:200:0:3::", "::", "0.0.0.0", "ffff::"} {
+		got[addr] = p.nodeOf(netip.MustParseAddr(addr))
+	}
+	want := map[string]string{
+		"10.200.1.0": "one", "10.200.1.255": "one", "10.200.2.7": "two", "10.200.0.255": "", "10.200.3.0": "",
+		"fd00:200:0:2::7": "two", "fd00:200:0:3::": "", "::": "", "0.0.0.0": "", "ffff::": "",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("nodes of addresses (-want +got)\n%s", diff)
+	}
+}
