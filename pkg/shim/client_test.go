@@ -50,6 +50,7 @@ func TestTypedCalls(t *testing.T) {
 		{"gc", nil, func(ctx context.Context) (any, error) { return nil, c.GC(ctx, "pods", []Attachment{{"c1", "eth0"}}) }, &GCContainers{Network: "pods", Valid: []Attachment{{"c1", "eth0"}}}, nil},
 		{"ready", nil, func(ctx context.Context) (any, error) { return nil, c.Ready(ctx) }, &Ready{}, nil},
 		{"guests", &Guests{Guests: []GuestStatus{{ID: "g"}}}, func(ctx context.Context) (any, error) { return c.Guests(ctx) }, &ListGuests{}, []GuestStatus{{ID: "g"}}},
+		{"names", &DNSNames{Names: []DNSName{{Name: "a."}}}, func(ctx context.Context) (any, error) { return c.DNSNames(ctx) }, &ListDNS{}, []DNSName{{Name: "a."}}},
 		{"status", snapshot, func(ctx context.Context) (any, error) { return c.Status(ctx) }, &Status{}, snapshot},
 	} {
 		t.Run(test.name, func(t *testing.T) {

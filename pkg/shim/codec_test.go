@@ -22,10 +22,11 @@ const (
 	keyB = "TrMvSoP4jYQlY6RIzBgbssQqY3vxI2Pi+y71lOWWXX0="
 )
 
-func ip(s string) netip.Addr       { return netip.MustParseAddr(s) }
-func cidr(s string) netip.Prefix   { return netip.MustParsePrefix(s) }
-func cidrs(s ...string) AllowedIPs { return apply(s, netip.MustParsePrefix) }
-func ips(s ...string) []netip.Addr { return apply(s, netip.MustParseAddr) }
+func ip(s string) netip.Addr           { return netip.MustParseAddr(s) }
+func cidr(s string) netip.Prefix       { return netip.MustParsePrefix(s) }
+func addrPort(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
+func cidrs(s ...string) AllowedIPs     { return apply(s, netip.MustParsePrefix) }
+func ips(s ...string) []netip.Addr     { return apply(s, netip.MustParseAddr) }
 
 func apply[T any](texts []string, parse func(string) T) []T {
 	var result []T
@@ -157,6 +158,8 @@ func requestVectors() []struct {
 			&AttachContainer{Handle: &LinuxNetns{ContainerID: "c1", IfName: "eth0"}, Service: "web", Mode: ModeDedicated},
 		},
 		{"list guests", `{"op":"list_guests"}`, &ListGuests{}},
+		{"list names", `{"op":"list_dns"}`, &ListDNS{}},
+		{"list names behind one", `{"op":"list_dns","after":"web.prod.svc.overlay.local."}`, &ListDNS{After: "web.prod.svc.overlay.local."}},
 		{"ready", `{"op":"ready"}`, &Ready{}},
 		{"subscribe", `{"op":"subscribe"}`, &Subscribe{}},
 		{"hello", `{"op":"hello","protocol_version":1,"capabilities":["events"]}`, &Hello{ProtocolVersion: 1, Capabilities: []string{"events"}}},
@@ -222,6 +225,10 @@ func responseVectors() []struct {
 			},
 		},
 		{
+			"attached, with DNS", `{"result":"attached","ip":"10.200.0.5","dns":{"nameservers":["10.200.0.1","fd00::1"],"domain":"overlay.local","search":["prod.svc.overlay.local","overlay.local"]}}`,
+			&Attached{IP: ip("10.200.0.5"), DNS: &DNSSettings{Nameservers: ips("10.200.0.1", "fd00::1"), Domain: "overlay.local", Search: []string{"prod.svc.overlay.local", "overlay.local"}}},
+		},
+		{
 			"status, with all additions",
 			`{"result":"status","peer_count":1,"service_count":0,"peers":[{"public_key":"` + keyB + `","endpoint":"","allowed_ips":"","last_handshake_unix_secs":1700000000,"node":"n2","rx_bytes":1,"tx_bytes":2,"problem":"no endpoint"}],` +
 				`"node":"n1","version":"v1","ready":true,"waiting":["peers"],"backend":"kernel","listen_port":51820,"mtu":1420,"node_ips":["10.200.0.1","fd00::1"],"overlay_cidrs":["10.200.0.0/16"],"slice_cidrs":["10.200.0.0/24"],` +
@@ -265,6 +272,17 @@ func responseVectors() []struct {
 			},
 		},
 		{
+			"status, with DNS",
+			`{"result":"status","peer_count":0,"service_count":0,"dns":{"enabled":true,"zone":"overlay.local","listeners":[{"address":"10.200.0.1:53"},{"address":"[fe80::1%zl-default-b]:53","problem":"address already in use"}],` +
+				`"upstreams":["192.0.2.53:53","[2001:db8::53]:5353"],"names":3,"waiting":["pods"],"down":["n2"]}}`,
+			&StatusSnapshot{DNS: &DNSStatus{
+				Enabled: true, Zone: "overlay.local", Names: 3, Waiting: []string{"pods"}, Down: []string{"n2"},
+				Listeners: []DNSListener{{Address: addrPort("10.200.0.1:53")}, {Address: addrPort("[fe80::1%zl-default-b]:53"), Problem: "address already in use"}},
+				Upstreams: []netip.AddrPort{addrPort("192.0.2.53:53"), addrPort("[2001:db8::53]:5353")},
+			}},
+		},
+		{"status, with DNS off", `{"result":"status","peer_count":0,"service_count":0,"dns":{"enabled":false,"names":0}}`, &StatusSnapshot{DNS: &DNSStatus{}}},
+		{
 			"service overlay, with all additions",
 			`{"result":"service_overlay","name":"zl-web-d","mode":"dedicated","overlay_ip":"10.200.9.1","subnet":"10.200.9.0/28","subnets":["10.200.9.0/28","fd00::/120"],"addresses":["10.200.9.1","fd00::1"]}`,
 			&ServiceOverlay{
@@ -288,6 +306,14 @@ func responseVectors() []struct {
 			}}},
 		},
 		{"no guests", `{"result":"guests","guests":[]}`, &Guests{Guests: []GuestStatus{}}},
+		{
+			"names",
+			`{"result":"dns_names","names":[{"name":"web.prod.svc.overlay.local.","addresses":["10.200.0.5","10.200.1.5","fd00::5"],"down":["10.200.1.5"],"ttl_secs":5,"sources":["attachments","pods"]}],"more":true}`,
+			&DNSNames{More: true, Names: []DNSName{{
+				Name: "web.prod.svc.overlay.local.", Addresses: ips("10.200.0.5", "10.200.1.5", "fd00::5"), Down: ips("10.200.1.5"), TTLSecs: 5, Sources: []string{"attachments", "pods"},
+			}}},
+		},
+		{"no names", `{"result":"dns_names","names":[]}`, &DNSNames{Names: []DNSName{}}},
 		{"hello", `{"result":"hello","protocol_version":1,"capabilities":["ready"],"boot_id":"b-1"}`, &Welcome{ProtocolVersion: 1, Capabilities: []string{"ready"}, BootID: "b-1"}},
 	}
 }

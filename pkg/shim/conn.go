@@ -240,7 +240,7 @@ func (c *serverConn) handle(id uint64, req Request) {
 
 // welcome answers Hello.
 func (s *server) welcome() *Welcome {
-	capabilities := []string{(&CheckContainer{}).Op(), (&GCContainers{}).Op(), (&LinuxNetns{}).Platform(), (&Ready{}).Op(), (&ListGuests{}).Op()}
+	capabilities := []string{(&CheckContainer{}).Op(), (&GCContainers{}).Op(), (&LinuxNetns{}).Platform(), (&Ready{}).Op(), (&ListGuests{}).Op(), (&ListDNS{}).Op()}
 	if s.opt.Events != nil {
 		capabilities = append(capabilities, (&Subscribe{}).Op())
 	}

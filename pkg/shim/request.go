@@ -68,8 +68,12 @@ type AttachContainer struct {
 	Handle     Handle
 	Service    string // empty: the default segment
 	JoinGlobal bool   // reach the rest of the overlay, not only the service
-	DNSServer  netip.Addr
-	DNSDomain  string
+
+	// DNSServer and DNSDomain are what the sandbox shall be told of DNS; none: what
+	// the daemon finds right. Guests that are attached later without them get those
+	// that were said last.
+	DNSServer netip.Addr
+	DNSDomain string
 
 	// What follows is our addition.
 	Pod *Pod
@@ -275,7 +279,7 @@ func requests() []Request {
 		&Hello{}, &Subscribe{}, &SetLocalNodeID{}, &SetLocalWGPubkey{}, &SetupGlobalOverlay{},
 		&TeardownGlobalOverlay{}, &SetupServiceOverlay{}, &TeardownServiceOverlay{}, &AllocateIP{},
 		&ReleaseIP{}, &AddPeer{}, &RemovePeer{}, &AddAllowedIP{}, &RemoveAllowedIP{}, &RegisterDNS{},
-		&UnregisterDNS{}, &NATTick{}, &Shutdown{}, &ListGuests{},
+		&UnregisterDNS{}, &NATTick{}, &Shutdown{}, &ListGuests{}, &ListDNS{},
 	}
 }
 

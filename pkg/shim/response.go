@@ -32,6 +32,9 @@ type Attached struct {
 	Bridge        string         `json:"bridge,omitempty"`  // that HostInterface is a port of
 	Sandbox       string         `json:"sandbox,omitempty"` // as LinuxNetns.Netns named it
 	Segment       string         `json:"segment,omitempty"`
+
+	// DNS is what the sandbox's resolver should be told; nil: nothing, or the answer is one to CheckContainer.
+	DNS *DNSSettings `json:"dns,omitempty"`
 }
 
 // Route is a route in a sandbox.
@@ -156,7 +159,7 @@ func (*Welcome) Result() string { return "hello" }
 func responses() []Response {
 	return []Response{
 		&OK{}, &Error{}, &Attached{}, &StatusSnapshot{}, &AllocatedIP{}, &BridgeName{},
-		&ServiceOverlay{}, &GuestConfig{}, &Welcome{}, &Guests{},
+		&ServiceOverlay{}, &GuestConfig{}, &Welcome{}, &Guests{}, &DNSNames{},
 	}
 }
 

@@ -596,7 +596,7 @@ func TestHello(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := &Welcome{ProtocolVersion: 1, BootID: "boot-1", Capabilities: []string{"check_container", "gc_containers", "linux_netns", "ready", "list_guests", "subscribe"}}
+	want := &Welcome{ProtocolVersion: 1, BootID: "boot-1", Capabilities: []string{"check_container", "gc_containers", "linux_netns", "ready", "list_guests", "list_dns", "subscribe"}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("welcome (-want +got):\n%s", diff)
 	}

@@ -30,6 +30,7 @@ type StatusSnapshot struct {
 	Pools        []PoolStatus       `json:"pools,omitempty"`
 	Guests       []GuestStatus      `json:"guests,omitempty"` // they are not among Peers
 	NAT          *NATStatus         `json:"nat,omitempty"`    // nil: the daemon tells nothing of it
+	DNS          *DNSStatus         `json:"dns,omitempty"`    // as NAT
 }
 
 // PeerStatus is one WireGuard peer.
