@@ -103,7 +103,7 @@ type netConf struct {
 	ips  []netip.Addr     // wanted; none: any
 	mac  net.HardwareAddr // wanted, or nil
 	mtu  int              // wanted, or 0
-	dns  types.DNS        // to be passed on
+	dns  *types.DNS       // to be passed on, also if it is empty; or nil
 	pod  *shim.Pod        // or nil
 	prev *types100.Result // of the plugins before us, or of our ADD; may be nil
 

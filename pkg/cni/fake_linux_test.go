@@ -26,6 +26,7 @@ type daemon struct {
 	requests []shim.Request
 	err      error                // the answer to everything but Status, if set
 	status   *shim.StatusSnapshot // the answer to Status
+	dns      *shim.DNSSettings    // of every attachment
 }
 
 // newDaemon starts one, which closes a connection without an answer whenever
@@ -88,7 +89,7 @@ func (d *daemon) Handle(_ context.Context, request shim.Request) (shim.Response,
 				{Dst: netip.MustParsePrefix("0.0.0.0/0"), Gateway: netip.MustParseAddr("169.254.1.1")},
 				{Dst: netip.MustParsePrefix("fe80::1/128")},
 			},
-			MTU: 1420, MAC: "02:00:00:00:00:01", HostMAC: "02:00:00:00:00:02", HostInterface: "zl-host",
+			MTU: 1420, MAC: "02:00:00:00:00:01", HostMAC: "02:00:00:00:00:02", HostInterface: "zl-host", DNS: d.dns,
 		}
 		d.attached[keyOf(r.Handle)] = at
 		return at, nil

@@ -36,10 +36,26 @@ func newResult(args *skel.CmdArgs, conf netConf, at *shim.Attached) *types100.Re
 	for _, route := range at.Routes {
 		r.Routes = append(r.Routes, newRoute(route))
 	}
-	if !conf.dns.IsEmpty() {
-		r.DNS = conf.dns
-	}
+	r.DNS = newDNS(conf.dns, r.DNS, at.DNS)
 	return r
+}
+
+// newDNS is what the network's configuration says, else what an earlier plugin of
+// the chain says, else what overlayd finds right. A configuration with an empty
+// dns wants none of the latter. In Kubernetes overlayd says nothing, since there
+// kubelet tells pods of DNS.
+func newDNS(configured *types.DNS, before types.DNS, settings *shim.DNSSettings) types.DNS {
+	if configured != nil && !configured.IsEmpty() {
+		return *configured
+	}
+	if configured != nil || settings == nil || !before.IsEmpty() {
+		return before
+	}
+	dns := types.DNS{Domain: settings.Domain, Search: settings.Search}
+	for _, server := range settings.Nameservers {
+		dns.Nameservers = append(dns.Nameservers, server.String())
+	}
+	return dns
 }
 
 // newRoute marks a route without a gateway as one of the link: it would
