@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/zlayer/zlayer-cni/pkg/dataplane"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
 	"github.com/zlayer/zlayer-cni/pkg/shim"
 )
@@ -65,6 +66,8 @@ type Config struct {
 	// TURNCredentialFiles are the paths of the files for NAT.TURNServers, in their
 	// order; empty is none.
 	TURNCredentialFiles []string
+	// DNS says how names are served; its Pods follows from Kubernetes.
+	DNS dataplane.DNSConfig
 	// MetricsAddress serves /metrics and /healthz; the zero value serves neither.
 	MetricsAddress netip.AddrPort
 	// Handover waits for the daemon in charge to end instead of refusing to start.
@@ -170,6 +173,9 @@ func (c *Config) validate() error {
 	}
 	if err := checkRelayPort(c.NAT.RelayServer, c.ListenPort); err != nil {
 		return fmt.Errorf("nat.%w", err)
+	}
+	if err := c.validateDNS(); err != nil {
+		return fmt.Errorf("dns.%w", err)
 	}
 	for _, path := range []struct {
 		key      string

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/spf13/pflag"
 
+	"github.com/zlayer/zlayer-cni/pkg/dataplane"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
 	"github.com/zlayer/zlayer-cni/pkg/shim"
 )
@@ -47,6 +48,7 @@ func TestConfigDefaults(t *testing.T) {
 		SliceBits: SliceBits{IPv4: 24, IPv6: 64}, NodesFile: "/n",
 		Socket: "/run/zlayer/overlayd.sock", StateDir: "/var/lib/zlayer", SysctlDir: "/proc/sys/net",
 		ListenPort: 51820, Backend: wireguard.Auto, Masquerade: true, NAT: shim.DefaultNATConfig(),
+		DNS:            dataplane.DNSConfig{Enabled: true, Zone: "overlay.local", Ports: []int{53, 15353}, RateLimit: 10000},
 		MetricsAddress: netip.MustParseAddrPort("127.0.0.1:9551"),
 		LogLevel:       slog.LevelInfo, LogFormat: "text",
 	}
@@ -88,6 +90,12 @@ nat:
     tls_port: 5349
     max_sessions: 7
     forbidden: [10.96.0.0/12]
+dns:
+  enabled: false
+  zone: Names.Example.
+  ports: [1053]
+  upstreams: [192.0.2.53, "[2001:db8::53]:5353"]
+  rateLimit: 0
 metricsAddress: "[::1]:9000"
 handover: true
 logLevel: debug
@@ -157,9 +165,13 @@ func TestConfigFileSetsEveryKey(t *testing.T) {
 			RelayServer: &shim.RelayServer{ListenPort: 3478, ExternalAddr: netip.MustParseAddrPort("198.51.100.1:3479"), TLSPort: 5349, MaxSessions: 7, Forbidden: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12")}},
 		},
 		TURNCredentialFiles: []string{"", ""},
-		MetricsAddress:      netip.MustParseAddrPort("[::1]:9000"),
-		Handover:            true,
-		LogLevel:            slog.LevelDebug, LogFormat: "json",
+		DNS: dataplane.DNSConfig{
+			Zone: "names.example", Ports: []int{1053},
+			Upstreams: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.53:53"), netip.MustParseAddrPort("[2001:db8::53]:5353")},
+		},
+		MetricsAddress: netip.MustParseAddrPort("[::1]:9000"),
+		Handover:       true,
+		LogLevel:       slog.LevelDebug, LogFormat: "json",
 	}
 	if diff := cmp.Diff(want, got, compareConfigs); diff != "" {
 		t.Errorf("config (-want +got):\n%s", diff)
@@ -172,6 +184,7 @@ func TestFlagsOverrideTheFile(t *testing.T) {
 		"--nodes-file=/f", "--socket=/run/f.sock", "--state-dir=/fs", "--sysctl-dir=/s", "--cni-bin-dir=", "--cni-conf-dir=/c", "--listen-port=4", "--backend=kernel", "--mtu=1400", "--masquerade=true",
 		"--nat-enabled=true", "--nat-stun-servers=a.example:1,address=b.example:2;label=b", "--nat-turn-servers=address=c.example:3;username=you", "--nat-hole-punch-timeout-secs=6",
 		"--nat-stun-refresh-interval-secs=31", "--nat-max-candidate-pairs=5", "--nat-relay-listen-port=1", "--nat-relay-external-addr=[2001:db8::2]:2", "--nat-relay-tls-port=9", "--nat-relay-max-sessions=8", "--nat-relay-forbidden=fd96::/112",
+		"--dns-enabled=true", "--dns-zone=flagged.example", "--dns-ports=5300,5301", "--dns-ports=5302", "--dns-upstreams=", "--dns-rate-limit=7",
 		"--masquerade-exclusions=", "--metrics-address=", "--handover=false", "--log-level=warn", "--log-format=text")
 	if err != nil {
 		t.Fatal(err)
@@ -187,6 +200,7 @@ func TestFlagsOverrideTheFile(t *testing.T) {
 			RelayServer: &shim.RelayServer{ListenPort: 1, ExternalAddr: netip.MustParseAddrPort("[2001:db8::2]:2"), TLSPort: 9, MaxSessions: 8, Forbidden: []netip.Prefix{netip.MustParsePrefix("fd96::/112")}},
 		},
 		TURNCredentialFiles: []string{""},
+		DNS:                 dataplane.DNSConfig{Enabled: true, Zone: "flagged.example", Ports: []int{5300, 5301, 5302}, Upstreams: []netip.AddrPort{}, RateLimit: 7},
 		LogLevel:            slog.LevelWarn, LogFormat: "text",
 	}
 	if diff := cmp.Diff(want, got, compareConfigs); diff != "" {
@@ -349,6 +363,7 @@ func FuzzConfig(f *testing.F) {
 	f.Add(agentKeys)
 	f.Add("sliceBits: {ipv4: 1e3}")
 	f.Add("nat: {turn_servers: [{address: 'a:1', username: u, credential_file: x}, 'b:2', {a=b: c}, {address: ';'}], relay_server: {max_sessions: 1}}")
+	f.Add("agent: true\ndns: {zone: a.b., ports: [53, 0x35], upstreams: ['::1', '[fe80::1%eth0]:53'], rateLimit: 1}")
 	f.Add("a: &a [*a, *a]")
 	f.Add("---\nmtu: 0x580\n...\n")
 	f.Add("? [a]\n: b")
@@ -365,7 +380,7 @@ func FuzzConfig(f *testing.F) {
 			return
 		}
 		clusterless := len(config.ClusterCIDRs) == 0 && !config.Kubernetes && !config.Agent
-		if config.ListenPort < 1 || config.ListenPort > 65535 || clusterless || config.MTU != 0 && config.MTU < wireguard.MinMTU || config.NAT.Validate() != nil || len(config.TURNCredentialFiles) != len(config.NAT.TURNServers) {
+		if config.ListenPort < 1 || config.ListenPort > 65535 || clusterless || config.MTU != 0 && config.MTU < wireguard.MinMTU || config.NAT.Validate() != nil || len(config.TURNCredentialFiles) != len(config.NAT.TURNServers) || !goodDNS(config.DNS) {
 			t.Errorf("accepted %+v", config)
 		}
 	})

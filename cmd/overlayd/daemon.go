@@ -101,9 +101,10 @@ func (d *daemon) waiting() []string {
 	return reasons
 }
 
-// unready is waiting, and why the runtime may not find the plugin.
+// unready is waiting, why names are not served everywhere they should be, and why
+// the runtime may not find the plugin.
 func (d *daemon) unready() []string {
-	reasons := d.waiting()
+	reasons := append(d.waiting(), d.plane.DNSFaults()...)
 	if fault := d.installer.Fault(); fault != nil {
 		reasons = append(reasons, oneLine(fault.Error()))
 	}

@@ -119,6 +119,7 @@ func run(ctx context.Context, config Config, logOut io.Writer) error {
 		Backend: config.Backend, ListenPort: config.ListenPort, MTU: config.MTU,
 		OnServices: d.servicesChanged, OnPeer: d.peerChanged,
 		NAT: natConfigOf(config.NAT), OnCandidates: d.candidatesChanged,
+		DNS:        dnsConfigOf(config),
 		Masquerade: config.Masquerade, NoMasquerade: config.MasqueradeExclusions,
 		Sysctls: config.SysctlDir, Log: log,
 	}); err != nil {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,6 +22,7 @@ const (
 	number
 	boolean
 	list
+	numbers // a list of numbers
 	servers // a list of texts, or of keys with texts
 )
 
@@ -33,17 +33,17 @@ type setting struct {
 	// flag is the same as an option of the command.
 	flag string
 	kind kind
-	// fallback is the default, written as the flag would be.
+	// fallback is the default, written as the flag would be: a list with commas.
 	fallback string
 	usage    string
 	// set parses a value into its field; a list has any number of values, also one
-	// of servers, the other kinds have one.
+	// of numbers or servers, the other kinds have one.
 	set func(c *Config, values []string) error
 }
 
 // settings lists every key once; file, flags, defaults and help follow it.
 func settings() []setting {
-	return slices.Concat(nodeSettings(), kubernetesSettings(), networkSettings(), natSettings(), relaySettings(), daemonSettings())
+	return slices.Concat(nodeSettings(), kubernetesSettings(), networkSettings(), natSettings(), relaySettings(), dnsSettings(), daemonSettings())
 }
 
 func nodeSettings() []setting {
@@ -156,11 +156,19 @@ func defaultConfig(hostname string) Config {
 		if s.fallback == "" {
 			continue
 		}
-		if err := s.set(&config, []string{s.fallback}); err != nil {
+		if err := s.set(&config, s.defaults()); err != nil {
 			panic(fmt.Sprintf("default of %s: %v", s.key, err)) // a slip of ours: a test walks all of them
 		}
 	}
 	return config
+}
+
+// defaults returns the default as set takes it.
+func (s setting) defaults() []string {
+	if s.kind == numbers {
+		return strings.Split(s.fallback, ",")
+	}
+	return []string{s.fallback}
 }
 
 // applyFile sets the keys of a configuration file. A key that is unknown,
@@ -229,13 +237,13 @@ func (s setting) texts(value any) ([]string, error) {
 	switch s.kind {
 	case list:
 		return asTexts(value)
+	case numbers:
+		return asNumbers(value)
 	case servers:
 		return serverTexts(value)
 	case number:
-		if n, ok := value.(json.Number); ok {
-			return []string{n.String()}, nil
-		}
-		return nil, fmt.Errorf("want a number, got %s", kindOf(value))
+		t, err := asNumber(value)
+		return []string{t}, err
 	case boolean:
 		if b, ok := value.(bool); ok {
 			return []string{strconv.FormatBool(b)}, nil
@@ -258,6 +266,8 @@ func (s setting) addFlag(flags *pflag.FlagSet) {
 	switch s.kind {
 	case list, servers:
 		flags.StringSlice(s.flag, nil, s.usage)
+	case numbers:
+		flags.StringSlice(s.flag, s.defaults(), s.usage)
 	case boolean:
 		flags.Bool(s.flag, s.fallback == "true", s.usage)
 	case number:

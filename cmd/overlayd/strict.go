@@ -107,15 +107,28 @@ func asText(value any) (string, error) {
 	}
 }
 
+// asNumber returns a number as it is written.
+func asNumber(value any) (string, error) {
+	if n, ok := value.(json.Number); ok {
+		return n.String(), nil
+	}
+	return "", fmt.Errorf("want a number, got %s", kindOf(value))
+}
+
 // asTexts returns a list of texts.
-func asTexts(value any) ([]string, error) {
+func asTexts(value any) ([]string, error) { return asList(value, asText) }
+
+// asNumbers returns a list of numbers as they are written.
+func asNumbers(value any) ([]string, error) { return asList(value, asNumber) }
+
+func asList(value any, as func(any) (string, error)) ([]string, error) {
 	list, ok := value.([]any)
 	if !ok {
 		return nil, fmt.Errorf("want a list, got %s", kindOf(value))
 	}
 	texts := make([]string, len(list))
 	for i, item := range list {
-		text, err := asText(item)
+		text, err := as(item)
 		if err != nil {
 			return nil, fmt.Errorf("item %d: %w", i, err)
 		}
