@@ -45,6 +45,7 @@ type daemon struct {
 	requests *requestMetrics
 	events   *shim.Broadcaster
 	graves   *graveyard
+	told     toldDNS
 	// installer shows the runtime where the plugin is.
 	installer *installer
 	// end ends the process in good order.

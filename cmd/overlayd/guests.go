@@ -23,9 +23,11 @@ func (d *daemon) addGuest(ctx context.Context, guest *shim.GuestManaged, r *shim
 	if err != nil {
 		return nil, err
 	}
+	d.told.hear(r)
+	resolver := d.resolverOf(d.told.or(r))
 	answer := &shim.GuestConfig{
 		OverlayIP: first(config.Addresses), PrivateKey: shim.PrivateKey(config.PrivateKey.Reveal()), PublicKey: config.PublicKey,
-		ListenPort: uint16(d.plane.ListenPort()), MTU: config.MTU, DNSServer: r.DNSServer, DNSDomain: r.DNSDomain,
+		ListenPort: uint16(d.plane.ListenPort()), MTU: config.MTU, DNSServer: first(resolver.servers), DNSDomain: resolver.domain,
 		Peers: []shim.PeerSpec{{
 			PublicKey: config.NodeKey, Endpoint: config.Endpoint, AllowedIPs: config.AllowedIPs,
 			PersistentKeepaliveSecs: uint64(config.Keepalive.Seconds()),

@@ -52,7 +52,10 @@ func (d *daemon) attach(ctx context.Context, r *shim.AttachContainer) (shim.Resp
 	}
 	d.log.Info("sandbox attached", "op", "attach", "sandbox", request.Key.String(), "pod", podName(r.Pod), "service", request.Service.Name,
 		"ip", attached.Addrs, "iface", attached.Port, "took", time.Since(start))
-	return attachedAnswer(netns, attached), nil
+	d.told.hear(r)
+	answer := attachedAnswer(netns, attached)
+	answer.DNS = d.dnsOf(attached.Segment, r.DNSServer, r.DNSDomain)
+	return answer, nil
 }
 
 // pidInterface is the interface that a process's sandbox gets: ZLayer's handle
@@ -191,7 +194,9 @@ func (d *daemon) check(ctx context.Context, r *shim.CheckContainer) (shim.Respon
 	if err != nil {
 		return nil, err
 	}
-	return attachedAnswer(netns, attached), nil
+	answer := attachedAnswer(netns, attached)
+	answer.DNS = d.dnsOf(attached.Segment, netip.Addr{}, "")
+	return answer, nil
 }
 
 func (d *daemon) collect(ctx context.Context, r *shim.GCContainers) (shim.Response, error) {

@@ -33,7 +33,8 @@ type Attached struct {
 	Sandbox       string         `json:"sandbox,omitempty"` // as LinuxNetns.Netns named it
 	Segment       string         `json:"segment,omitempty"`
 
-	// DNS is what the sandbox's resolver should be told; nil: nothing, or the answer is one to CheckContainer.
+	// DNS is what the sandbox's resolver should be told; nil: nothing. Of a CheckContainer it is what the daemon would
+	// find right by itself.
 	DNS *DNSSettings `json:"dns,omitempty"`
 }
 
