@@ -26,7 +26,7 @@ func (d *daemon) Handle(ctx context.Context, request shim.Request) (shim.Respons
 // dispatch lets no overlay be taken down while something may come to need it.
 func (d *daemon) dispatch(ctx context.Context, request shim.Request) (shim.Response, error) {
 	switch request.(type) {
-	case *shim.Ready, *shim.Status, *shim.ListGuests, *shim.TeardownGlobalOverlay, *shim.Shutdown: // these need nothing of it
+	case *shim.Ready, *shim.Status, *shim.ListGuests, *shim.ListDNS, *shim.TeardownGlobalOverlay, *shim.Shutdown: // these need nothing of it
 	default:
 		d.underWay.RLock()
 		defer d.underWay.RUnlock()
@@ -77,6 +77,8 @@ func (d *daemon) dispatchNode(ctx context.Context, request shim.Request) (shim.R
 		return d.allocateIP(ctx, r)
 	case *shim.ReleaseIP:
 		return done(d.releaseIP(ctx, r))
+	case *shim.ListDNS:
+		return d.listDNS(r)
 	case *shim.RegisterDNS:
 		return done(d.plane.RegisterName(r.Name, r.IP))
 	case *shim.UnregisterDNS:

@@ -15,8 +15,8 @@ import (
 	"github.com/zlayer/zlayer-cni/pkg/shim"
 )
 
-// guestTimeout bounds a command about guests.
-const guestTimeout = 30 * time.Second
+// clientTimeout bounds a command that asks the daemon.
+const clientTimeout = 30 * time.Second
 
 func guestCommand() *cobra.Command {
 	cmd := &cobra.Command{
@@ -31,15 +31,15 @@ func guestCommand() *cobra.Command {
 	return cmd
 }
 
-// guestSubcommand is a command that asks the daemon with a client.
-func guestSubcommand(cmd *cobra.Command, run func(context.Context, *shim.Client, []string) error) *cobra.Command {
+// clientSubcommand is a command that asks the daemon with a client.
+func clientSubcommand(cmd *cobra.Command, run func(context.Context, *shim.Client, []string) error) *cobra.Command {
 	var paths pathFlags
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		config, err := paths.load(cmd)
 		if err != nil {
 			return err
 		}
-		ctx, cancel := context.WithTimeout(cmd.Context(), guestTimeout)
+		ctx, cancel := context.WithTimeout(cmd.Context(), clientTimeout)
 		defer cancel()
 		client, err := dialDaemon(ctx, config.Socket)
 		if err != nil {
@@ -61,7 +61,7 @@ func guestAddCommand() *cobra.Command {
 		Args: cobra.ExactArgs(1),
 	}
 	cmd.Flags().StringVar(&qr, "qr", "auto", "print a QR code: auto (in a terminal), always, never")
-	return guestSubcommand(cmd, func(ctx context.Context, client *shim.Client, args []string) error {
+	return clientSubcommand(cmd, func(ctx context.Context, client *shim.Client, args []string) error {
 		if _, err := oneOf(qr, "auto", "always", "never"); err != nil {
 			return fmt.Errorf("--qr: %w", err)
 		}
@@ -116,7 +116,7 @@ func wgQuick(name string, config *shim.GuestConfig) string {
 
 func guestListCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "list", Short: "List the guests of this node", Args: cobra.NoArgs}
-	return guestSubcommand(cmd, func(ctx context.Context, client *shim.Client, _ []string) error {
+	return clientSubcommand(cmd, func(ctx context.Context, client *shim.Client, _ []string) error {
 		guests, err := client.Guests(ctx)
 		if err != nil {
 			return err
@@ -146,7 +146,7 @@ func guestRemoveCommand() *cobra.Command {
 		Short: "Remove a guest: its key is no longer let in, its addresses are free",
 		Args:  cobra.ExactArgs(1),
 	}
-	return guestSubcommand(cmd, func(ctx context.Context, client *shim.Client, args []string) error {
+	return clientSubcommand(cmd, func(ctx context.Context, client *shim.Client, args []string) error {
 		return client.Detach(ctx, &shim.GuestManaged{ID: args[0]})
 	})
 }

@@ -47,7 +47,7 @@ func newCommand(out, log io.Writer) *cobra.Command {
 	root.SetOut(out)
 	root.SetErr(log)
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(runCommand(), statusCommand(), guestCommand(), teardownCommand(), versionCommand())
+	root.AddCommand(runCommand(), statusCommand(), guestCommand(), dnsCommand(), teardownCommand(), versionCommand())
 	return root
 }
 

@@ -20,6 +20,7 @@ func (d *daemon) snapshot(ctx context.Context) *shim.StatusSnapshot {
 	status, err := d.plane.Status(ctx)
 	snapshot := snapshotOf(status)
 	snapshot.NAT = natStatusOf(d.plane.NATStatus())
+	snapshot.DNS = dnsStatusOf(d.plane.DNSStatus())
 	snapshot.Version = buildVersion()
 	snapshot.Waiting = d.waiting()
 	snapshot.Ready = len(snapshot.Waiting) == 0
@@ -33,6 +34,9 @@ func (d *daemon) snapshot(ctx context.Context) *shim.StatusSnapshot {
 		if fault != nil {
 			snapshot.Waiting = append(snapshot.Waiting, oneLine(fault.Error()))
 		}
+	}
+	for _, fault := range d.plane.DNSFaults() {
+		snapshot.Waiting = append(snapshot.Waiting, oneLine(fault))
 	}
 	return snapshot
 }

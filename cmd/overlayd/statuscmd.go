@@ -24,7 +24,7 @@ func statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show what the daemon on this node does",
-		Long:  "Show device, peers, segments, attachments and address pools of the daemon on this node.\n\nThe exit status is 0 if the daemon answers, ready or not.",
+		Long:  "Show device, peers, names, segments, attachments and address pools of the daemon on this node.\n\nThe exit status is 0 if the daemon answers, ready or not.",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if _, err := oneOf(output, "table", "json"); err != nil {
@@ -69,8 +69,8 @@ func askStatus(ctx context.Context, socket string) (*shim.StatusSnapshot, error)
 	return snapshot, errors.Join(err, client.Close())
 }
 
-func printJSON(out io.Writer, snapshot *shim.StatusSnapshot) error {
+func printJSON(out io.Writer, value any) error {
 	encoder := json.NewEncoder(out)
 	encoder.SetIndent("", "  ")
-	return encoder.Encode(snapshot)
+	return encoder.Encode(value)
 }

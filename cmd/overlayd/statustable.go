@@ -22,6 +22,7 @@ func printStatus(out io.Writer, s *shim.StatusSnapshot, now time.Time) error {
 	page.peers(s.Peers, paths(s.NAT, now), now)
 	page.refused(s.Peers)
 	page.nat(s.NAT, now)
+	page.dns(s.DNS)
 	page.guests(s.Guests, now)
 	page.services(s.DedicatedServices)
 	page.servicePeers(s.DedicatedServices, now)

@@ -101,6 +101,7 @@ func TestStatusTable(t *testing.T) {
 		{"status-busy.txt", busy()},
 		{"status-services.txt", hosting()},
 		{"status-nat.txt", behindNAT()},
+		{"status-dns.txt", naming()},
 		{"status-starting.txt", &shim.StatusSnapshot{
 			Node: "node-a", Version: "v1.2.3", PublicKey: keyA, OverlayCIDRs: prefixes("10.20.0.0/16"),
 			Waiting: []string{"the node set gives this node no slice", "link zl-cluster-g: permission denied\nand another line"},
