@@ -64,7 +64,7 @@ func newRegistry(d *daemon) *prometheus.Registry {
 	})
 	build.Set(1)
 	registry.MustRegister(
-		build, d.requests.durations, d.requests.failures, newPlaneCollector(d), newNATCollector(d.plane.NATStatus),
+		build, d.requests.durations, d.requests.failures, newPlaneCollector(d), newNATCollector(d.plane.NATStatus), newDNSCollector(d.plane.DNSStatus),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	return registry
