@@ -28,6 +28,8 @@ func volatile(text string, keys ...string) string {
 	for _, mask := range []struct{ pattern, mark string }{
 		{`Version:( +)\S.*`, "Version:${1}VERSION"},
 		{`(kernel|userspace) WireGuard`, "BACKEND WireGuard"},
+		{`Upstreams:( +)\S.*`, "Upstreams:${1}UPSTREAMS"},
+		{`Names:( +)\d+`, "Names:${1}N"},
 		{`(\d+[dhms])+ ago`, "AGE"},
 		{` \d[\d.]* (B|KiB|MiB) +\d[\d.]* (B|KiB|MiB)`, " RX   TX"},
 		{`HANDSHAKE +HEALTH +RECEIVED +SENT`, "HANDSHAKE   HEALTH   RECEIVED   SENT"},
