@@ -242,9 +242,9 @@ func (s *Server) post(w http.ResponseWriter, r *http.Request, resource string) {
 func (s *Server) list(w http.ResponseWriter, r *http.Request, resource string) {
 	objects, version := s.store.list(resource)
 	query := r.URL.Query()
-	items := []Object{}
+	items, selected := []Object{}, selectorOf(r)
 	for _, o := range objects {
-		if selected(o, query.Get("fieldSelector")) {
+		if selected(o) {
 			items = append(items, shown(r, o))
 		}
 	}
@@ -255,10 +255,14 @@ func (s *Server) list(w http.ResponseWriter, r *http.Request, resource string) {
 	if limit > 0 && len(items) > limit && query.Get("resourceVersion") != "0" {
 		items, meta["continue"] = items[:limit], strconv.Itoa(start+limit)
 	}
-	kind := map[string]string{"nodes": "NodeList", "pods": "PodList", "namespaces": "NamespaceList", "configmaps": "ConfigMapList", "events": "EventList"}[resource]
-	list := Object{"kind": kind, "apiVersion": "v1", "metadata": meta, "items": items}
+	list := Object{"kind": kindOf(resource) + "List", "apiVersion": "v1", "metadata": meta, "items": items}
 	if metadataOnly(r) {
 		list["kind"], list["apiVersion"] = "PartialObjectMetadataList", "meta.k8s.io/v1"
 	}
 	send(w, http.StatusOK, list)
+}
+
+// kindOf names the objects of a resource.
+func kindOf(resource string) string {
+	return map[string]string{"nodes": "Node", "pods": "Pod", "namespaces": "Namespace", "configmaps": "ConfigMap", "events": "Event"}[resource]
 }

@@ -1,5 +1,5 @@
 // Package apiserver is a small Kubernetes API server for tests: Nodes, Pods,
-// ConfigMaps and Events over HTTP in JSON, with list, watch, metadata only, field
+// ConfigMaps and Events over HTTP in JSON, with list, watch, metadata only,
 // selectors, pages, and the kinds of patch that the daemon uses. It follows the
 // real one where the daemon could tell: resource versions, watches from a
 // version or with initial events, server-side apply's ownership of annotations.
@@ -27,6 +27,7 @@ type change struct {
 	resource string
 	kind     string // ADDED, MODIFIED or DELETED
 	object   []byte
+	before   Object // what it was, nil for a new one; never changed
 }
 
 // store holds the objects and what happened to them.
@@ -98,6 +99,7 @@ func (s *store) put(key, kind string, o Object) {
 	s.version++
 	Metadata(o)["resourceVersion"] = strconv.Itoa(s.version)
 	resource, _, _ := strings.Cut(key, "/")
+	before := s.objects[key]
 	s.objects[key] = o
 	if kind == "DELETED" {
 		delete(s.objects, key)
@@ -107,7 +109,7 @@ func (s *store) put(key, kind string, o Object) {
 	if err != nil {
 		panic(err)
 	}
-	s.history = append(s.history, change{s.version, resource, kind, data})
+	s.history = append(s.history, change{s.version, resource, kind, data, before})
 	close(s.changed)
 	s.changed = make(chan struct{})
 }

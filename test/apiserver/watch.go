@@ -14,19 +14,19 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request, resource string, 
 	query := r.URL.Query()
 	version, _ := strconv.Atoi(query.Get("resourceVersion"))
 	w.Header().Set("Content-Type", "application/json")
-	stream := &stream{s: s, w: w, r: r, selector: query.Get("fieldSelector")}
+	stream, selected := &stream{s: s, w: w, r: r}, selectorOf(r)
 	if query.Get("sendInitialEvents") == "true" {
 		var objects []Object
 		objects, version = s.store.list(resource)
 		for _, o := range objects {
-			stream.send("ADDED", o)
+			if selected(o) {
+				stream.send("ADDED", o)
+			}
 		}
-		bookmark := Object{"kind": "Node", "apiVersion": "v1", "metadata": Object{
+		bookmark := Object{"kind": kindOf(resource), "apiVersion": "v1", "metadata": Object{
 			"resourceVersion": strconv.Itoa(version), "annotations": Object{"k8s.io/initial-events-end": "true"},
 		}}
-		stream.selector = ""
 		stream.send("BOOKMARK", bookmark)
-		stream.selector = query.Get("fieldSelector")
 	}
 	for {
 		select {
@@ -42,7 +42,15 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request, resource string, 
 			if c.resource != resource || json.Unmarshal(c.object, &o) != nil {
 				continue
 			}
-			stream.send(c.kind, o)
+			// What comes into the selection is new to the watch, what leaves it is gone.
+			switch was, is := c.before != nil && selected(c.before), c.kind != "DELETED" && selected(o); {
+			case is && was:
+				stream.send("MODIFIED", o)
+			case is:
+				stream.send("ADDED", o)
+			case was:
+				stream.send("DELETED", o)
+			}
 		}
 		if len(changes) > 0 {
 			continue
@@ -58,16 +66,12 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request, resource string, 
 }
 
 type stream struct {
-	s        *Server
-	w        http.ResponseWriter
-	r        *http.Request
-	selector string
+	s *Server
+	w http.ResponseWriter
+	r *http.Request
 }
 
 func (t *stream) send(kind string, o Object) {
-	if !selected(o, t.selector) {
-		return
-	}
 	data, err := json.Marshal(Object{"type": kind, "object": shown(t.r, o)})
 	if err != nil {
 		panic(err)
@@ -77,19 +81,27 @@ func (t *stream) send(kind string, o Object) {
 
 func (t *stream) flush() { t.w.(http.Flusher).Flush() }
 
-// selected knows the two selectors that are of use here.
-func selected(o Object, selector string) bool {
-	field, want, _ := strings.Cut(selector, "=")
-	switch field {
-	case "":
-		return true
-	case "metadata.name":
-		return textOf(Metadata(o), "name") == want
-	case "spec.nodeName":
-		spec, _ := o["spec"].(Object)
-		return textOf(spec, "nodeName") == want
-	default:
-		return false
+// selectorOf tells which objects a request is about. It knows the selectors that
+// are of use here: a label that is there, and two fields.
+func selectorOf(r *http.Request) func(Object) bool {
+	label := r.URL.Query().Get("labelSelector")
+	field, want, _ := strings.Cut(r.URL.Query().Get("fieldSelector"), "=")
+	return func(o Object) bool {
+		labels, _ := Metadata(o)["labels"].(Object)
+		if _, labelled := labels[label]; label != "" && !labelled {
+			return false
+		}
+		switch field {
+		case "":
+			return true
+		case "metadata.name":
+			return textOf(Metadata(o), "name") == want
+		case "spec.nodeName":
+			spec, _ := o["spec"].(Object)
+			return textOf(spec, "nodeName") == want
+		default:
+			return false
+		}
 	}
 }
 
