@@ -82,7 +82,7 @@ func newAPI(kubeconfig string) (*api, error) {
 
 func newCore(config *rest.Config, client *http.Client) (*rest.RESTClient, error) {
 	scheme := runtime.NewScheme()
-	scheme.AddKnownTypes(corev1.SchemeGroupVersion, &corev1.Node{}, &corev1.NodeList{}, &corev1.ConfigMap{}, &corev1.Event{})
+	scheme.AddKnownTypes(corev1.SchemeGroupVersion, &corev1.Node{}, &corev1.NodeList{}, &corev1.Pod{}, &corev1.PodList{}, &corev1.ConfigMap{}, &corev1.Event{})
 	metav1.AddToGroupVersion(scheme, corev1.SchemeGroupVersion)
 	config = rest.CopyConfig(config)
 	config.APIPath, config.GroupVersion = "/api", &corev1.SchemeGroupVersion
@@ -136,6 +136,14 @@ func (a *api) podMetadata(node string) source {
 			return pods.Watch(ctx, o)
 		},
 	}
+}
+
+// servicePods follows the pods of all nodes that have ServiceLabel, as a whole:
+// addresses and readiness are in no metadata.
+func (a *api) servicePods() source {
+	labelled := func(o *metav1.ListOptions) { o.LabelSelector = ServiceLabel }
+	listWatch := cache.NewFilteredListWatchFromClient(a.core, "pods", metav1.NamespaceAll, labelled)
+	return source{example: &corev1.Pod{}, list: listWatch.ListWithContext, watch: listWatch.WatchWithContext}
 }
 
 // namespaceMetadata follows all Namespaces.

@@ -3,8 +3,9 @@
 // Node, and pods are found by name when their sandboxes come. It is the only
 // user of client-go.
 //
-// It watches the metadata of all Nodes, this node's own Node and the metadata
-// of this node's pods, and keeps of them only what it needs. A node's slices are
+// It watches the metadata of all Nodes, this node's own Node, the metadata of
+// this node's pods and, for names, all pods that have a service, and keeps of them
+// only what it needs. A node's slices are
 // taken from spec.podCIDRs, never from an annotation: that is read once for
 // every Node object, since it cannot change afterwards.
 //
@@ -67,6 +68,11 @@ type Config struct {
 	Candidates func() []nat.Candidate
 	// Relay says how this node's relay is reached, empty if it has none; nil is none. CandidatesChanged tells of it too.
 	Relay func() string
+	// Pods takes all pods of the cluster's services, those with ServiceLabel and
+	// addresses, in the order of their names. It is called by one goroutine, first
+	// once all are known, then with the whole again after a change, a few times a
+	// second at most. Nil has no pods watched but this node's.
+	Pods func([]dataplane.ServicePod)
 	// Log gets what an operator should know.
 	Log *slog.Logger
 }
@@ -89,9 +95,11 @@ type Kube struct {
 	own        *mirror[ownNode]
 	pods       *mirror[pod]
 	namespaces *mirror[namespace]
+	named      *mirror[namedPod]
 
 	setChanged  chan struct{} // wakes the goroutine that owns the fields of set
 	selfChanged chan struct{} // wakes the one that writes
+	podsChanged chan struct{} // wakes the one that hands over pods
 
 	set     setState
 	told    map[problem]bool      // Events that were raised; of the goroutine that writes
@@ -127,7 +135,7 @@ func New(cfg Config) (*Kube, error) {
 	}
 	k := &Kube{
 		cfg: cfg, log: cfg.Log, api: client,
-		setChanged: make(chan struct{}, 1), selfChanged: make(chan struct{}, 1),
+		setChanged: make(chan struct{}, 1), selfChanged: make(chan struct{}, 1), podsChanged: make(chan struct{}, 1),
 		writers: map[string]writeState{},
 		set:     setState{book: sliceBook{}, held: map[types.UID]string{}},
 	}
@@ -135,6 +143,7 @@ func New(cfg Config) (*Kube, error) {
 	k.own = newMirror("this node", client.node(cfg.Node), ownNodeOf, func() { wake(k.setChanged); wake(k.selfChanged) })
 	k.pods = newMirror("this node's pods", client.podMetadata(cfg.Node), podOf, func() {})
 	k.namespaces = newMirror("namespaces", client.namespaceMetadata(), namespaceOf, func() {})
+	k.named = newMirror("pods of services", client.servicePods(), namedPodOf, func() { wake(k.podsChanged) })
 	if k.cfg.Silent == nil {
 		k.cfg.Silent = func() []string { return nil }
 	}
@@ -165,6 +174,10 @@ func (k *Kube) Run(ctx context.Context) error {
 	group.Go(func() error { k.own.Run(ctx); return nil })
 	group.Go(func() error { k.pods.Run(ctx); return nil })
 	group.Go(func() error { k.namespaces.Run(ctx); return nil })
+	if k.cfg.Pods != nil {
+		group.Go(func() error { k.named.Run(ctx); return nil })
+		group.Go(func() error { k.tellPods(ctx); return nil })
+	}
 	group.Go(func() error {
 		k.restore(ctx)
 		k.loop(ctx, k.setChanged, k.setPass)
@@ -246,7 +259,7 @@ func (k *Kube) Fault() error {
 
 // unreachable tells why what is watched may be out of date.
 func (k *Kube) unreachable() error {
-	for _, m := range []interface{ Fault() error }{k.own, k.nodes, k.pods, k.namespaces} {
+	for _, m := range []interface{ Fault() error }{k.own, k.nodes, k.pods, k.namespaces, k.named} {
 		if err := m.Fault(); err != nil {
 			return fmt.Errorf("API server %s: %w", k.api.host, err)
 		}

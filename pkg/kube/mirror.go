@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -235,6 +236,9 @@ func (m *mirror[T]) Transformer() cache.TransformFunc {
 // strip drops what no mirror needs.
 func strip(object metav1.Object) {
 	object.SetManagedFields(nil)
+	if pod, whole := object.(*corev1.Pod); whole {
+		stripPod(pod)
+	}
 	annotations := object.GetAnnotations()
 	for key, value := range annotations {
 		if !kept(key) {
