@@ -47,6 +47,7 @@ type savedNode struct {
 	Services   []wireguard.NodeService `json:"services,omitempty"`
 	Candidates []string                `json:"candidates,omitempty"`
 	Relay      string                  `json:"relay,omitempty"`
+	Guests     guestBook               `json:"guests,omitempty"`
 }
 
 func (s savedSet) nodes() []dataplane.Node {
@@ -57,6 +58,15 @@ func (s savedSet) nodes() []dataplane.Node {
 		}
 	}
 	return nodes
+}
+
+// guests are those of all nodes.
+func (s savedSet) guests() []dataplane.NodeGuest {
+	var guests []dataplane.NodeGuest
+	for _, n := range s.Nodes {
+		guests = append(guests, n.Guests.of(n.Name)...)
+	}
+	return guests
 }
 
 // parseSaved decodes what save wrote for the node self.

@@ -24,11 +24,12 @@ const (
 	reasonNoSlice            = "NoSlice"
 	reasonBadService         = "BadService"
 	reasonBadCandidates      = "BadCandidates"
+	reasonBadGuests          = "BadGuests"
 	reasonUnhealthy          = "PeerUnhealthy"
 )
 
 func reasons() []string {
-	return []string{reasonDuplicateKey, reasonOverlappingSlice, reasonBadAnnotation, reasonAnnotationTooLarge, reasonNoSlice, reasonBadService, reasonBadCandidates, reasonUnhealthy}
+	return []string{reasonDuplicateKey, reasonOverlappingSlice, reasonBadAnnotation, reasonAnnotationTooLarge, reasonNoSlice, reasonBadService, reasonBadCandidates, reasonBadGuests, reasonUnhealthy}
 }
 
 // problem is something about a node that an operator must know.
@@ -76,6 +77,8 @@ func (p problem) event(reporter string) *corev1.Event {
 		what = "is left out of a service"
 	case reasonBadCandidates:
 		what = "is not tried at all its addresses"
+	case reasonBadGuests:
+		what = "has guests whose names are not known"
 	case reasonUnhealthy:
 		what = "does not answer"
 	}

@@ -68,6 +68,8 @@ type Config struct {
 	Candidates func() []nat.Candidate
 	// Relay says how this node's relay is reached, empty if it has none; nil is none. CandidatesChanged tells of it too.
 	Relay func() string
+	// Guests are this node's. GuestsChanged tells that they changed; nil is none.
+	Guests func() []dataplane.NodeGuest
 	// Pods takes all pods of the cluster's services, those with ServiceLabel and
 	// addresses, in the order of their names. It is called by one goroutine, first
 	// once all are known, then with the whole again after a change, a few times a
@@ -104,6 +106,8 @@ type Kube struct {
 	set     setState
 	told    map[problem]bool      // Events that were raised; of the goroutine that writes
 	writers map[string]writeState // what was written last, by kind; likewise
+	// unnamedGuests is how many guests found no room in the annotation; likewise.
+	unnamedGuests int
 
 	mu       sync.Mutex // guards the fields below
 	applied  bool       // Apply took a set
@@ -155,6 +159,9 @@ func New(cfg Config) (*Kube, error) {
 	}
 	if k.cfg.Services == nil {
 		k.cfg.Services = func() ([]wireguard.NodeService, []wireguard.Problem) { return nil, nil }
+	}
+	if k.cfg.Guests == nil {
+		k.cfg.Guests = func() []dataplane.NodeGuest { return nil }
 	}
 	return k, nil
 }

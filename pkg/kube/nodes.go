@@ -19,7 +19,7 @@ import (
 const prefix = "overlay.zlayer.dev/"
 
 // The annotations of a Node. The node's own daemon writes the first three,
-// Services and Candidates, the others are an administrator's.
+// Services, Candidates, Relay and Guests, the others are an administrator's.
 const (
 	// PublicKey is the node's WireGuard key in base64.
 	PublicKey = prefix + "public-key"
@@ -40,8 +40,11 @@ const maxAnnotation = 1024
 
 // limitOf bounds what is read of an annotation, in bytes.
 func limitOf(key string) int {
-	if key == Services {
+	switch key {
+	case Services:
 		return maxServices
+	case Guests:
+		return maxGuests
 	}
 	return maxAnnotation
 }
@@ -78,6 +81,9 @@ type member struct {
 	relay         string
 	// candidatesFault is what is wrong with some or all candidates, or with the relay, which costs these alone.
 	candidatesFault error
+	guests          guestBook
+	// guestsFault is what is wrong with the annotation of guests, which costs their names alone.
+	guestsFault error
 }
 
 // memberOf reads a Node's metadata. It keeps at most maxAnnotation bytes of any
@@ -95,6 +101,7 @@ func memberOf(object metav1.Object) member {
 		}
 	}
 	m.services, m.servicesFault = parseServices(annotations[Services])
+	m.guests, m.guestsFault = parseGuests(annotations[Guests])
 	m.candidates, m.candidatesFault = parseCandidates(annotations[Candidates])
 	var relayFault error
 	m.relay, relayFault = parseRelay(annotations[Relay])
@@ -103,6 +110,20 @@ func memberOf(object metav1.Object) member {
 	m.endpoint = cmp.Or(annotations[ForceEndpoint], annotations[Endpoint])
 	m.keepalive, m.fault = parseKeepalive(annotations[Keepalive])
 	return m
+}
+
+// partProblems are the annotations whose faults do not cost the node its place.
+func (m member) partProblems() []problem {
+	var problems []problem
+	for _, part := range []struct {
+		reason string
+		fault  error
+	}{{reasonBadService, m.servicesFault}, {reasonBadCandidates, m.candidatesFault}, {reasonBadGuests, m.guestsFault}} {
+		if part.fault != nil {
+			problems = append(problems, problem{node: m.name, uid: m.uid, reason: part.reason, text: part.fault.Error()})
+		}
+	}
+	return problems
 }
 
 // parseKeepalive parses whole seconds such as 25s, or 25. Empty is none.

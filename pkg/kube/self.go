@@ -142,13 +142,15 @@ func (k *Kube) write(kind string, own ownNode, f func() error) error {
 }
 
 // published are the annotations of facts.
-func published() []string { return []string{PublicKey, Endpoint, MTU, Services, Candidates, Relay} }
+func published() []string {
+	return []string{PublicKey, Endpoint, MTU, Services, Candidates, Relay, Guests}
+}
 
 // facts are the annotations that this node publishes of itself.
 func (k *Kube) facts(own ownNode, mtu int, services []wireguard.NodeService) map[string]string {
 	facts := map[string]string{PublicKey: k.cfg.PublicKey, MTU: strconv.Itoa(mtu)}
 	for key, text := range map[string]string{
-		Endpoint: k.endpoint(own), Services: formatServices(services), Candidates: k.candidates(own), Relay: k.cfg.Relay(),
+		Endpoint: k.endpoint(own), Services: formatServices(services), Candidates: k.candidates(own), Relay: k.cfg.Relay(), Guests: k.guests(),
 	} {
 		if text != "" {
 			facts[key] = text

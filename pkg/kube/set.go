@@ -54,13 +54,10 @@ func (k *Kube) makeSet(ctx context.Context) (savedSet, []problem, error) {
 	for _, m := range members {
 		node := savedNode{
 			Name: m.name, UID: m.uid, PublicKey: m.publicKey, Endpoint: m.endpoint,
-			Keepalive: m.keepalive, Slices: k.set.book[m.uid].slices, Services: m.services, Candidates: m.candidates, Relay: m.relay,
+			Keepalive: m.keepalive, Slices: k.set.book[m.uid].slices, Services: m.services, Candidates: m.candidates, Relay: m.relay, Guests: m.guests,
 		}
-		if m.servicesFault != nil && m.name != k.cfg.Node {
-			problems = append(problems, problem{node: m.name, uid: m.uid, reason: reasonBadService, text: m.servicesFault.Error()})
-		}
-		if m.candidatesFault != nil && m.name != k.cfg.Node {
-			problems = append(problems, problem{node: m.name, uid: m.uid, reason: reasonBadCandidates, text: m.candidatesFault.Error()})
+		if m.name != k.cfg.Node {
+			problems = append(problems, m.partProblems()...)
 		}
 		switch {
 		case m.name == k.cfg.Node:
@@ -86,7 +83,7 @@ func (k *Kube) applySet(ctx context.Context, saved savedSet, problems []problem)
 	if len(saved.Nodes) == 0 {
 		return nil // makeSet's error says why
 	}
-	set := dataplane.NodeSet{Cluster: saved.Cluster, ServiceCIDRs: saved.Services, Nodes: saved.nodes()}
+	set := dataplane.NodeSet{Cluster: saved.Cluster, ServiceCIDRs: saved.Services, Nodes: saved.nodes(), Guests: saved.guests()}
 	if k.set.last == nil || !equalSets(*k.set.last, set) {
 		applied, err := k.cfg.Apply(ctx, set)
 		if err != nil {
@@ -122,7 +119,8 @@ func (k *Kube) noteApplied(saved savedSet, applied Applied) {
 
 // equalSets compares what Apply would do with two sets.
 func equalSets(a, b dataplane.NodeSet) bool {
-	return slices.Equal(a.Cluster, b.Cluster) && slices.Equal(a.ServiceCIDRs, b.ServiceCIDRs) && slices.EqualFunc(a.Nodes, b.Nodes, dataplane.Node.Equal)
+	return slices.Equal(a.Cluster, b.Cluster) && slices.Equal(a.ServiceCIDRs, b.ServiceCIDRs) && slices.EqualFunc(a.Nodes, b.Nodes, dataplane.Node.Equal) &&
+		slices.EqualFunc(a.Guests, b.Guests, equalGuests)
 }
 
 // firstAnswer is how long a start waits for the API server before it takes the
