@@ -23,6 +23,7 @@ func (d *daemon) followCluster() error {
 			return d.plane.LocalServices(), d.plane.ServiceProblems()
 		},
 		Silent: d.plane.SilentNodes, Candidates: d.plane.Candidates, Relay: d.plane.RelayOffer,
+		Guests: d.plane.LocalGuests, Pods: d.plane.SetPods,
 		Apply: func(ctx context.Context, set dataplane.NodeSet) (kube.Applied, error) {
 			err := d.setNodes(ctx, set)
 			return kube.Applied{MTU: d.plane.MTU(), Problems: d.plane.Problems()}, err
@@ -82,5 +83,12 @@ func (d *daemon) candidatesChanged() {
 func (d *daemon) servicesChanged() {
 	if d.cluster != nil {
 		d.cluster.ServicesChanged()
+	}
+}
+
+// guestsChanged has the cluster told of this node's guests.
+func (d *daemon) guestsChanged() {
+	if d.cluster != nil {
+		d.cluster.GuestsChanged()
 	}
 }

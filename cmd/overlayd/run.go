@@ -117,7 +117,7 @@ func run(ctx context.Context, config Config, logOut io.Writer) error {
 	if d.plane, err = dataplane.New(dataplane.Config{
 		Node: config.NodeName, StateDir: config.StateDir,
 		Backend: config.Backend, ListenPort: config.ListenPort, MTU: config.MTU,
-		OnServices: d.servicesChanged, OnPeer: d.peerChanged,
+		OnServices: d.servicesChanged, OnPeer: d.peerChanged, OnGuests: d.guestsChanged,
 		NAT: natConfigOf(config.NAT), OnCandidates: d.candidatesChanged,
 		DNS:        dnsConfigOf(config),
 		Masquerade: config.Masquerade, NoMasquerade: config.MasqueradeExclusions,

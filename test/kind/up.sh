@@ -48,6 +48,18 @@ kubectl -n zlayer-system rollout status daemonset overlayd --timeout 180s
 kubectl wait node --all --for condition=Ready --timeout 120s
 kubectl -n kube-system rollout status deployment coredns --timeout 180s
 
+# As the README says, and only if something else comes of it.
+say "have the cluster's DNS ask this network's for its names"
+corefile() { kubectl -n kube-system get configmap coredns -o jsonpath='{.data.Corefile}'; }
+before=$(corefile)
+awk '/^overlay\.local:53 / {ours = 1} !ours; /^}/ {ours = 0}' <<<"$before" | cat - "$deploy/coredns.corefile" |
+  kubectl -n kube-system create configmap coredns --from-file=Corefile=/dev/stdin --dry-run=client -o yaml |
+  kubectl -n kube-system patch configmap coredns --patch-file /dev/stdin
+if [ "$before" != "$(corefile)" ]; then # it would read the file again by itself, but when?
+  kubectl -n kube-system rollout restart deployment coredns
+  kubectl -n kube-system rollout status deployment coredns --timeout 180s
+fi
+
 say "check that pods reach each other"
 sed "s|registry.k8s.io/e2e-test-images/agnhost:2.56|${E2E_IMAGE:-&}|" "$here/check.yaml" | kubectl apply -f -
 kubectl -n zlayer-check rollout status daemonset web --timeout 120s
@@ -67,6 +79,10 @@ while read -r pod node _; do
   done <<<"$pods"
   kubectl -n zlayer-check exec "$pod" -- /agnhost connect --timeout=5s web.zlayer-check.svc.cluster.local:80 </dev/null &&
     echo "  $node -> service web by its name  ok" || failed=1
+  while read -r _ to _; do
+    kubectl -n zlayer-check exec "$pod" -- /agnhost connect --timeout=5s "$to.node.overlay.local:10250" </dev/null &&
+      echo "  $node -> $to by its name  ok" || failed=1
+  done <<<"$pods"
 done <<<"$pods"
 kubectl delete -f "$here/check.yaml" >/dev/null
 [ $failed -eq 0 ]
