@@ -131,8 +131,9 @@ func (n nameTests) records(t *testing.T) {
 			}
 		}
 	}
-	if addrs, err := n.client.addresses(t.Context(), n.server, "kubernetes.default.svc.cluster.local."); err != nil || len(addrs) == 0 {
-		t.Errorf("the cluster's own names: %v, %v", addrs, err)
+	own, err := n.client.lookup(t.Context(), "udp", n.server, "kubernetes.default.svc.cluster.local.", dns.TypeA)
+	if err != nil || len(addrsIn(own)) != 1 {
+		t.Errorf("the cluster's own names: %v, %v", own, err)
 	}
 }
 
@@ -240,7 +241,8 @@ func readyReplicas(t *testing.T, service string, replicas int) []netip.Addr {
 
 // daemonsRestart restarts all daemons, and then kills that of the client's node.
 // Who asks meanwhile may have to wait, but never hears that there is no such name,
-// which a resolver would believe.
+// which a resolver would believe. Without WireGuard in the kernel a node is lost
+// while its daemon is away, so one of the addresses may be missing.
 func (n nameTests) daemonsRestart(t *testing.T) {
 	pods := startReplicas(t, "names-restart", testNamespace, lab.nodes[0], lab.nodes[2])
 	name := serviceName("names-restart", testNamespace)
@@ -256,8 +258,8 @@ func (n nameTests) daemonsRestart(t *testing.T) {
 			switch {
 			case a.err != nil:
 				failed++
-			case len(a.addrs) != len(pods):
-				t.Errorf("%v said %s with the addresses %v", w.server, dns.RcodeToString[a.rcode], a.addrs)
+			case len(a.addrs) == 0:
+				t.Errorf("%v said %s without addresses", w.server, dns.RcodeToString[a.rcode])
 			}
 		}
 		t.Logf("%v: of %d questions %d were not answered", w.server, len(answers), failed)
