@@ -23,7 +23,7 @@ func servedPod(t *testing.T) *netlab.NS {
 	t.Helper()
 	bridge := makeBridge(t, "br-"+t.Name()[:8])
 	pod := makePod(t, t.Name()[:12], bridge, "10.2.0.1/32", "fd00::2:1/128")
-	s := newTestServer(ServerConfig{Forward: exchangerFunc(elsewhere)}, clientsZone(t))
+	s := newTestServer(ServerConfig{Forward: exchangerFunc(answerElsewhere)}, clientsZone(t))
 	run(t, s, netip.MustParseAddrPort(gateway4+":53"), netip.AddrPortFrom(netip.MustParseAddr(gateway6).WithZone(bridge.Attrs().Name), 53))
 	return pod
 }

@@ -28,7 +28,7 @@ func TestAHostilePodDoesNotSlowOthers(t *testing.T) {
 		case <-ctx.Done():
 		case <-time.After(4 * time.Second):
 		}
-		return elsewhere(ctx, question)
+		return answerElsewhere(ctx, question)
 	}
 	s := newTestServer(ServerConfig{Forward: exchangerFunc(stuck), RateLimit: 10_000}, clientsZone(t))
 	server := netip.MustParseAddrPort(gateway4 + ":53")

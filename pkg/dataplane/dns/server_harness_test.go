@@ -106,8 +106,8 @@ func (f exchangerFunc) Exchange(ctx context.Context, question *dns.Msg) *dns.Msg
 	return f(ctx, question)
 }
 
-// elsewhere answers 192.0.2.1 to everything.
-func elsewhere(_ context.Context, question *dns.Msg) *dns.Msg {
+// answerElsewhere answers 192.0.2.1 to everything.
+func answerElsewhere(_ context.Context, question *dns.Msg) *dns.Msg {
 	m := new(dns.Msg).SetReply(question)
 	m.Answer = []dns.RR{mustRR(question.Question[0].Name + " 60 IN A 192.0.2.1")}
 	return m
@@ -130,8 +130,8 @@ func addresses(name string, n int) []string {
 	return all
 }
 
-// testZone has what the tests ask for.
-func testZone() *fakeZone {
+// fakeTestZone has what the tests ask for.
+func fakeTestZone() *fakeZone {
 	return newFakeZone(slices.Concat([]string{
 		fakeSOA,
 		"web.overlay.local. 5 IN A 10.1.0.1",
@@ -246,8 +246,8 @@ func framed(message []byte) []byte {
 	return append(binary.BigEndian.AppendUint16(nil, uint16(len(message))), message...)
 }
 
-// answerTo has a server answer a packet without a socket, forwarding included.
-func answerTo(s *Server, proto protocol, packet []byte) []byte {
+// replyTo has a server answer a packet without a socket, forwarding included.
+func replyTo(s *Server, proto protocol, packet []byte) []byte {
 	a := arrival{packet: packet, proto: proto, client: netip.MustParseAddr("10.0.0.9"), at: time.Now(), count: &s.counters[0]}
 	reply, others := s.answer(a, new(scratch))
 	if others != nil {

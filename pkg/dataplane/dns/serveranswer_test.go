@@ -46,7 +46,7 @@ func TestWhatIsAnswered(t *testing.T) {
 		{name: "two OPT", ask: change(long("web.overlay.local."), func(m *dns.Msg) { m.Extra = append(m.Extra, m.Extra[0]) }), rcode: dns.RcodeFormatError},
 		{name: "a zone that panics", ask: question("panic.overlay.local.", dns.TypeA), rcode: noAnswer},
 	}
-	s := newTestServer(ServerConfig{Forward: exchangerFunc(elsewhere)}, testZone())
+	s := newTestServer(ServerConfig{Forward: exchangerFunc(answerElsewhere)}, fakeTestZone())
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			proto := udp
@@ -54,7 +54,7 @@ func TestWhatIsAnswered(t *testing.T) {
 				proto = tcp
 			}
 			packet := wire(t, test.ask)
-			got := answerTo(s, proto, packet)
+			got := replyTo(s, proto, packet)
 			if test.rcode == noAnswer {
 				if got != nil {
 					t.Errorf("got an answer: %x", got)
@@ -79,10 +79,10 @@ func TestWhatIsAnswered(t *testing.T) {
 }
 
 func TestNobodyElseIsAskedWithoutForwarder(t *testing.T) {
-	s := newTestServer(ServerConfig{}, testZone())
+	s := newTestServer(ServerConfig{}, fakeTestZone())
 	for name, want := range map[string]int{"example.com.": dns.RcodeRefused, "web.overlay.local.": dns.RcodeSuccess} {
 		m := new(dns.Msg)
-		if err := m.Unpack(answerTo(s, udp, wire(t, question(name, dns.TypeA)))); err != nil || m.Rcode != want || m.RecursionAvailable {
+		if err := m.Unpack(replyTo(s, udp, wire(t, question(name, dns.TypeA)))); err != nil || m.Rcode != want || m.RecursionAvailable {
 			t.Errorf("%s: got %v, want rcode %d without RA (%v)", name, m, want, err)
 		}
 	}
@@ -90,7 +90,7 @@ func TestNobodyElseIsAskedWithoutForwarder(t *testing.T) {
 
 func TestSizeOfAnswers(t *testing.T) {
 	mx := func(_ context.Context, question *dns.Msg) *dns.Msg { // a fine answer, and much that a client can do without
-		m := elsewhere(nil, question) //nolint:staticcheck // it takes none
+		m := answerElsewhere(nil, question) //nolint:staticcheck // it takes none
 		for range 40 {
 			m.Ns = append(m.Ns, mustRR("example.com. 60 IN NS a-name-server-of-somebody.example.net."))
 			m.Extra = append(m.Extra, mustRR("a-name-server-of-somebody.example.net. 60 IN A 192.0.2.7"))
@@ -115,10 +115,10 @@ func TestSizeOfAnswers(t *testing.T) {
 		{"whole by TCP with a small EDNS", ednsQuestion(question("crowd.overlay.local.", dns.TypeA), 512, false), tcp, 65535, false, 200},
 		{"what a client can do without", question("example.com.", dns.TypeA), udp, 512, false, 1},
 	}
-	s := newTestServer(ServerConfig{Forward: exchangerFunc(mx)}, testZone())
+	s := newTestServer(ServerConfig{Forward: exchangerFunc(mx)}, fakeTestZone())
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			got := answerTo(s, test.proto, wire(t, test.ask))
+			got := replyTo(s, test.proto, wire(t, test.ask))
 			m := new(dns.Msg)
 			if err := m.Unpack(got); err != nil {
 				t.Fatal(err)
@@ -139,7 +139,7 @@ func TestSizeOfAnswers(t *testing.T) {
 
 func TestMoreThanTCPTakes(t *testing.T) {
 	s := newTestServer(ServerConfig{}, newFakeZone(addresses("crowd.overlay.local.", 9000)...))
-	got := answerTo(s, tcp, wire(t, question("crowd.overlay.local.", dns.TypeA)))
+	got := replyTo(s, tcp, wire(t, question("crowd.overlay.local.", dns.TypeA)))
 	m := new(dns.Msg)
 	if err := m.Unpack(got); err != nil || m.Truncated || len(m.Answer) < 4000 || len(got) > maxTCP {
 		t.Errorf("got %d bytes with %d answers, truncated %v: %v", len(got), len(m.Answer), m.Truncated, err)
@@ -149,7 +149,7 @@ func TestMoreThanTCPTakes(t *testing.T) {
 func TestWhatOthersSay(t *testing.T) {
 	answer := func(change func(*dns.Msg)) exchangerFunc {
 		return func(ctx context.Context, question *dns.Msg) *dns.Msg {
-			m := elsewhere(ctx, question)
+			m := answerElsewhere(ctx, question)
 			change(m)
 			return m
 		}
@@ -173,9 +173,9 @@ func TestWhatOthersSay(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			s := newTestServer(ServerConfig{Forward: test.by}, testZone())
+			s := newTestServer(ServerConfig{Forward: test.by}, fakeTestZone())
 			asked := question("eXample.com.", dns.TypeA)
-			got := answerTo(s, udp, wire(t, asked))
+			got := replyTo(s, udp, wire(t, asked))
 			if test.rcode == noAnswer {
 				if got != nil {
 					t.Errorf("got %x", got)
