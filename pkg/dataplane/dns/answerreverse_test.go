@@ -99,7 +99,7 @@ func TestReverseAgrees(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := "NOERROR [" + question + " 1 PTR x.overlay.local.]"
-		if got := ask(t, z, question+" PTR"); got != want {
+		if got := askZone(t, z, question+" PTR"); got != want {
 			t.Errorf("%s: %s", text, got)
 		}
 		// From the address up, the zone ends where the prefix does.

@@ -124,7 +124,7 @@ func modelName(name string) string {
 	return name + ".overlay.local."
 }
 
-// answer is the reply as ask renders it.
+// answer is the reply as askZone renders it.
 func (m *model) answer(name string, kind uint16) string {
 	names := m.names()
 	h, there := names[name]
@@ -190,7 +190,7 @@ func (m *model) check(t *testing.T, z *Zone) {
 	for name := range questions {
 		for _, kind := range []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeTXT} {
 			question := name + " " + dns.TypeToString[kind]
-			if want, got := m.answer(name, kind), ask(t, z, question); got != want {
+			if want, got := m.answer(name, kind), askZone(t, z, question); got != want {
 				t.Errorf("%s\n got %s\nwant %s", question, got, want)
 			}
 		}
@@ -297,7 +297,7 @@ func FuzzSetName(f *testing.F) {
 	f.Fuzz(func(t *testing.T, name string) {
 		z := newZone(t)
 		err := z.Set("s", "o", entry(name, "10.64.1.1"), entry("other", "10.64.1.2"))
-		if got := ask(t, z, "other.overlay.local. A"); !strings.HasPrefix(got, "NOERROR [") {
+		if got := askZone(t, z, "other.overlay.local. A"); !strings.HasPrefix(got, "NOERROR [") {
 			t.Errorf("the other entry: %s", got)
 		}
 		if err != nil {
@@ -310,7 +310,7 @@ func FuzzSetName(f *testing.F) {
 		if _, valid := dns.IsDomainName(full); !valid {
 			t.Errorf("%q was taken", name)
 		}
-		if got := ask(t, z, full+" A"); !strings.HasPrefix(got, "NOERROR ["+full+" 5 A") {
+		if got := askZone(t, z, full+" A"); !strings.HasPrefix(got, "NOERROR ["+full+" 5 A") {
 			t.Errorf("%q: %s", name, got)
 		}
 		if err := z.Set("s", "o"); err != nil || z.Len() != 0 || z.names.live != 2 {

@@ -22,7 +22,7 @@ func TestReadersNeverWait(t *testing.T) {
 	go func() {
 		defer close(done)
 		for _, question := range []string{"web.overlay.local. A", "web.overlay.local. TXT", "nobody.overlay.local. A", "overlay.local. SOA", "1.1.64.10.in-addr.arpa. PTR"} {
-			ask(t, z, question)
+			askZone(t, z, question)
 		}
 		z.Lookup([]byte("\x03web\x07overlay\x05local\x00"), false, make([]netip.Addr, 0, 8))
 	}()

@@ -48,9 +48,9 @@ func set(t testing.TB, z *Zone, source, owner string, entries ...Entry) {
 	}
 }
 
-// ask renders the reply to a question as "web. A" in one line: the rcode, the
+// askZone renders the reply to a question as "web. A" in one line: the rcode, the
 // answer in order of text, and the authority after a slash, without serials.
-func ask(t testing.TB, z *Zone, question string) string {
+func askZone(t testing.TB, z *Zone, question string) string {
 	t.Helper()
 	name, kind, _ := strings.Cut(question, " ")
 	reply, ours := z.Answer(dns.Question{Name: name, Qtype: dns.StringToType[kind], Qclass: dns.ClassINET})
@@ -96,7 +96,7 @@ func asks(t *testing.T, z *Zone, want map[string]string) {
 	t.Helper()
 	got := map[string]string{}
 	for question := range want {
-		got[question] = ask(t, z, question)
+		got[question] = askZone(t, z, question)
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("replies (-want +got):\n%s", diff)
@@ -159,6 +159,7 @@ func TestQuestionNames(t *testing.T) {
 		"\u212a.overlay.local. A":                         nxdomain, // the Kelvin sign is no K
 		`\226\132\170.overlay.local. A`:                   nxdomain,
 		`\000\255\003.overlay.local. A`:                   nxdomain,
+		`x\007overlay\005local. A`:                        "not ours",
 		`x\007overlay\005local\000. A`:                    "not ours",
 		`\001k\007overlay.overlay.local. A`:               nxdomain,
 		`+.overlay.local. A`:                              nxdomain,
@@ -180,7 +181,7 @@ func TestReplicas(t *testing.T) {
 	one, two := "[web.overlay.local. 5 A 10.64.1.1]", "[web.overlay.local. 5 A 10.64.1.2]"
 	want := func(reply string) {
 		t.Helper()
-		if got := ask(t, z, question); got != reply {
+		if got := askZone(t, z, question); got != reply {
 			t.Errorf("got %s, want %s", got, reply)
 		}
 	}
@@ -198,7 +199,7 @@ func TestReplicas(t *testing.T) {
 	want("NOERROR " + two)
 	set(t, z, "attachments", "1")
 	want(nxdomain)
-	if got := ask(t, z, "web.overlay.local. AAAA"); got != nxdomain {
+	if got := askZone(t, z, "web.overlay.local. AAAA"); got != nxdomain {
 		t.Errorf("AAAA: %s", got)
 	}
 	if list := z.List(); len(list) > 0 || z.Len() > 0 {
@@ -470,9 +471,9 @@ func TestAsked(t *testing.T) {
 		}
 		check(start)
 		time.Sleep(time.Second)
-		ask(t, z, "a.overlay.local. A")
-		ask(t, z, "dual.overlay.local. A")
-		ask(t, z, "a.overlay.local. TXT")
+		askZone(t, z, "a.overlay.local. A")
+		askZone(t, z, "dual.overlay.local. A")
+		askZone(t, z, "a.overlay.local. TXT")
 		check(start, addrs("10.64.1.1", "10.64.1.2")...)
 		check(time.Now().Add(1))
 		time.Sleep(time.Second)
