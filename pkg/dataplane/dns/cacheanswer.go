@@ -11,14 +11,9 @@ import (
 // prepare makes what an upstream said fit to be told to others, and returns for
 // how many seconds, 0 if only now.
 func prepare(key cacheKey, answer *dns.Msg) uint32 {
-	// These are between the upstream and us.
-	answer.Extra = slices.DeleteFunc(answer.Extra, func(rr dns.RR) bool {
-		switch rr.Header().Rrtype {
-		case dns.TypeOPT, dns.TypeTSIG, dns.TypeSIG:
-			return true
-		}
-		return false
-	})
+	for _, section := range []*[]dns.RR{&answer.Answer, &answer.Ns, &answer.Extra} {
+		*section = slices.DeleteFunc(*section, betweenServers)
+	}
 	ttl, proved := uint32(math.MaxUint32), false
 	for _, section := range [][]dns.RR{answer.Answer, answer.Ns, answer.Extra} {
 		for _, rr := range section {
@@ -36,6 +31,16 @@ func prepare(key cacheKey, answer *dns.Msg) uint32 {
 		return 0
 	}
 	return ttl
+}
+
+// betweenServers tells whether a record is about the exchange of two servers, and
+// so nothing to tell others.
+func betweenServers(rr dns.RR) bool {
+	switch rr.Header().Rrtype {
+	case dns.TypeOPT, dns.TypeTSIG, dns.TypeSIG:
+		return true
+	}
+	return false
 }
 
 // boundTTL reads a TTL as RFC 2181, section 8, wants it.

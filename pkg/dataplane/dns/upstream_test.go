@@ -247,7 +247,6 @@ func TestUpstreamWithoutEDNS(t *testing.T) {
 	}
 }
 
-// The zone of a link-local address is where it is asked.
 func TestUpstreamIPv6(t *testing.T) {
 	conn, err := net.ListenUDP("udp6", &net.UDPAddr{IP: net.IPv6loopback})
 	if err != nil {
@@ -288,6 +287,7 @@ func FuzzUpstreamAnswer(f *testing.F) {
 	seed(func(m *dns.Msg) { m.Rcode, m.Question = dns.RcodeRefused, nil })
 	seed(func(m *dns.Msg) { m.Truncated = true })
 	seed(func(m *dns.Msg) { m.SetEdns0(4096, true) })
+	seed(func(m *dns.Msg) { m.SetEdns0(4096, true); m.Answer = m.Extra })
 	seed(func(m *dns.Msg) {
 		m.Answer = rrs("web.example. 4294967295 IN TXT \"a\" \"b\"", "web.example. 0 IN HTTPS 1 . alpn=h2", "web.example. 90000 IN CNAME web.example.")
 	})
