@@ -21,8 +21,8 @@ func cached(c *cache, question *dns.Msg) []string {
 	return told(known.reply(question))
 }
 
-// answerTo is what an upstream says to it.
-func answerTo(question *dns.Msg, change func(*dns.Msg)) *dns.Msg {
+// upstreamSays is what an upstream says to it.
+func upstreamSays(question *dns.Msg, change func(*dns.Msg)) *dns.Msg {
 	answer := new(dns.Msg).SetReply(question)
 	change(answer)
 	return answer
@@ -94,8 +94,8 @@ func TestCacheKeepsFor(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				c, question, start := newCache(), ask("web.example.", dns.TypeA), time.Now()
-				c.put(keyOf(question), answerTo(question, test.answer))
+				c, question, start := newCache(), questionFor("web.example.", dns.TypeA), time.Now()
+				c.put(keyOf(question), upstreamSays(question, test.answer))
 				for _, keeps := range test.keeps {
 					wait(t, time.Until(start.Add(keeps.after)))
 					if diff := cmp.Diff(keeps.want, cached(c, question)); diff != "" {
@@ -115,7 +115,7 @@ func wait(t *testing.T, d time.Duration) {
 
 func TestCacheFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, question := newCache(), ask("web.example.", dns.TypeA, withEDNS)
+		c, question := newCache(), questionFor("web.example.", dns.TypeA, withEDNS)
 		wantTold(t, c.fail(keyOf(question)).reply(question), "SERVFAIL")
 		wait(t, failureFor-time.Millisecond)
 		if diff := cmp.Diff([]string{"SERVFAIL"}, cached(c, question)); diff != "" {
@@ -135,9 +135,9 @@ func TestCacheFailure(t *testing.T) {
 func TestCacheStale(t *testing.T) {
 	const stale = "web.example. 30 IN A 192.0.2.1"
 	synctest.Test(t, func(t *testing.T) {
-		c, question := newCache(), ask("web.example.", dns.TypeA, withEDNS)
+		c, question := newCache(), questionFor("web.example.", dns.TypeA, withEDNS)
 		key := keyOf(question)
-		c.put(key, answerTo(question, func(m *dns.Msg) { m.Answer = rrs(webA) }))
+		c.put(key, upstreamSays(question, func(m *dns.Msg) { m.Answer = rrs(webA) }))
 		wait(t, time.Minute)
 		if got := cached(c, question); got != nil {
 			t.Errorf("is told before upstreams were asked: %v", got)
@@ -159,8 +159,8 @@ func TestCacheStale(t *testing.T) {
 		wantTold(t, c.fail(key).reply(question), "SERVFAIL")
 	})
 	synctest.Test(t, func(t *testing.T) {
-		c, question := newCache(), ask("web.example.", dns.TypeA, withEDNS)
-		c.put(keyOf(question), answerTo(question, func(m *dns.Msg) { m.Rcode, m.Ns = dns.RcodeNameError, rrs(soaText) }))
+		c, question := newCache(), questionFor("web.example.", dns.TypeA, withEDNS)
+		c.put(keyOf(question), upstreamSays(question, func(m *dns.Msg) { m.Rcode, m.Ns = dns.RcodeNameError, rrs(soaText) }))
 		wait(t, time.Hour)
 		answer := c.fail(keyOf(question)).reply(question)
 		wantTold(t, answer, "NXDOMAIN", "example. 30 IN SOA ns.example. admin.example. 1 2 3 4 300")
@@ -189,8 +189,8 @@ func TestCacheKey(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			c, question := newCache(), ask("web.example.", dns.TypeA)
-			c.put(keyOf(question), answerTo(question, func(m *dns.Msg) { m.Answer = rrs(webA) }))
+			c, question := newCache(), questionFor("web.example.", dns.TypeA)
+			c.put(keyOf(question), upstreamSays(question, func(m *dns.Msg) { m.Answer = rrs(webA) }))
 			before := keyOf(question)
 			test.edit(question)
 			if _, known := c.get(keyOf(question)); known != test.same || (before.String() == keyOf(question).String()) != test.same {
@@ -202,8 +202,8 @@ func TestCacheKey(t *testing.T) {
 
 // Whoever gets an answer may change it.
 func TestCacheCopies(t *testing.T) {
-	c, question := newCache(), ask("web.example.", dns.TypeTXT)
-	said := c.put(keyOf(question), answerTo(question, func(m *dns.Msg) {
+	c, question := newCache(), questionFor("web.example.", dns.TypeTXT)
+	said := c.put(keyOf(question), upstreamSays(question, func(m *dns.Msg) {
 		m.Answer, m.Ns, m.Extra = rrs(`web.example. 60 IN TXT "a"`), rrs("example. 60 IN NS ns.example."), rrs("ns.example. 60 IN A 192.0.2.1")
 	}))
 	known, _ := c.get(keyOf(question))
@@ -220,9 +220,9 @@ func TestCacheCopies(t *testing.T) {
 }
 
 func TestCacheBounds(t *testing.T) {
-	small := func(i int) *dns.Msg { return ask(fmt.Sprintf("n%d.example.", i), dns.TypeA) }
+	small := func(i int) *dns.Msg { return questionFor(fmt.Sprintf("n%d.example.", i), dns.TypeA) }
 	put := func(c *cache, question *dns.Msg, records ...string) {
-		c.put(keyOf(question), answerTo(question, func(m *dns.Msg) { m.Answer = rrs(records...) }))
+		c.put(keyOf(question), upstreamSays(question, func(m *dns.Msg) { m.Answer = rrs(records...) }))
 	}
 	t.Run("entries", func(t *testing.T) {
 		c := newCache()
@@ -243,8 +243,8 @@ func TestCacheBounds(t *testing.T) {
 		runtime.GC()
 		runtime.ReadMemStats(&before)
 		for i := range 1000 {
-			question := ask(fmt.Sprintf("n%d.example.", i), dns.TypeTXT)
-			c.put(keyOf(question), answerTo(question, func(m *dns.Msg) {
+			question := questionFor(fmt.Sprintf("n%d.example.", i), dns.TypeTXT)
+			c.put(keyOf(question), upstreamSays(question, func(m *dns.Msg) {
 				for range 200 {
 					m.Answer = append(m.Answer, unshared(record))
 				}
@@ -292,8 +292,8 @@ func unshared(record dns.RR) dns.RR {
 func BenchmarkCacheHit(b *testing.B) {
 	for _, records := range []int{1, 10} {
 		b.Run(fmt.Sprint(records), func(b *testing.B) {
-			c, question := newCache(), ask("web.example.", dns.TypeA)
-			c.put(keyOf(question), answerTo(question, func(m *dns.Msg) {
+			c, question := newCache(), questionFor("web.example.", dns.TypeA)
+			c.put(keyOf(question), upstreamSays(question, func(m *dns.Msg) {
 				for range records {
 					m.Answer = append(m.Answer, rrs(webA)...)
 				}

@@ -23,8 +23,8 @@ func lie(change func(reply *dns.Msg)) behaviour {
 	})
 }
 
-// elsewhere answers rightly, but from another address.
-func elsewhere(q fakeQuestion) {
+// fromElsewhere answers rightly, but from another address.
+func fromElsewhere(q fakeQuestion) {
 	reply := q.reply()
 	reply.Answer = rrs(liarA)
 	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 2)})
@@ -51,7 +51,7 @@ func TestUpstreamLies(t *testing.T) {
 		"more questions": lie(func(m *dns.Msg) { m.Question = append(m.Question, m.Question[0]) }),
 		"a question":     lie(func(m *dns.Msg) { m.Response = false }),
 		"another opcode": lie(func(m *dns.Msg) { m.Opcode = dns.OpcodeNotify }),
-		"from elsewhere": elsewhere,
+		"from elsewhere": fromElsewhere,
 		"broken record": func(q fakeQuestion) {
 			reply := q.reply()
 			reply.Answer = rrs(liarA)
@@ -69,7 +69,7 @@ func TestUpstreamLies(t *testing.T) {
 			t.Parallel()
 			upstream := newFakeUpstream(t, inOrder(first, tell(webA)))
 			f := newTestForwarder(t, upstream)
-			wantTold(t, f.Exchange(t.Context(), ask("web.example.", dns.TypeA)), "NOERROR", webA)
+			wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA)), "NOERROR", webA)
 			if diff := cmp.Diff([]string{"udp"}, upstream.networks()); diff != "" {
 				t.Errorf("asked by (-want +got):\n%s", diff)
 			}
@@ -82,7 +82,7 @@ func TestUpstreamCase(t *testing.T) {
 	f := newTestForwarder(t, newFakeUpstream(t, changed(func(m *dns.Msg) {
 		m.Question[0].Name, m.Answer = "WEB.EXAMPLE.", rrs(webA)
 	})))
-	answer := f.Exchange(t.Context(), ask("Web.example.", dns.TypeA))
+	answer := f.Exchange(t.Context(), questionFor("Web.example.", dns.TypeA))
 	wantTold(t, answer, "NOERROR", webA)
 	if got := answer.Question[0].Name; got != "Web.example." {
 		t.Errorf("question came back as %s", got)
@@ -122,7 +122,7 @@ func TestUpstreamTruncated(t *testing.T) {
 			t.Parallel()
 			upstream := newFakeUpstream(t, test.plan...)
 			f := newTestForwarder(t, upstream)
-			wantTold(t, f.Exchange(t.Context(), ask("web.example.", dns.TypeA)), test.want...)
+			wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA)), test.want...)
 			if diff := cmp.Diff(test.by, upstream.networks()); diff != "" {
 				t.Errorf("asked by (-want +got):\n%s", diff)
 			}
@@ -155,7 +155,7 @@ func TestUpstreamTries(t *testing.T) {
 				upstreams = append(upstreams, newFakeUpstream(t, test.second...))
 			}
 			f := newTestForwarder(t, upstreams...)
-			wantTold(t, f.Exchange(t.Context(), ask("web.example.", dns.TypeA)), test.want...)
+			wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA)), test.want...)
 			var asked [2]int
 			for i, upstream := range upstreams {
 				asked[i] = len(upstream.questions())
@@ -174,7 +174,7 @@ func TestUpstreamUnguessable(t *testing.T) {
 	f := newTestForwarder(t, upstream)
 	const questions = 10
 	for i := range questions {
-		f.Exchange(t.Context(), ask(string(rune('a'+i))+".example.", dns.TypeA))
+		f.Exchange(t.Context(), questionFor(string(rune('a'+i))+".example.", dns.TypeA))
 	}
 	ids, ports := map[uint16]bool{}, map[uint16]bool{}
 	for _, q := range upstream.questions() {
@@ -191,7 +191,7 @@ func TestUpstreamAway(t *testing.T) {
 	away, there := newFakeUpstream(t, lose), newFakeUpstream(t, tell(webA))
 	f := newTestForwarder(t, away, there)
 	for _, qtype := range []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeMX} {
-		f.Exchange(t.Context(), ask("web.example.", qtype))
+		f.Exchange(t.Context(), questionFor("web.example.", qtype))
 	}
 	if a, b := len(away.questions()), len(there.questions()); a != 1 || b != 3 {
 		t.Errorf("asked the one %d times, the other %d times", a, b)
@@ -201,7 +201,7 @@ func TestUpstreamAway(t *testing.T) {
 	}
 	r := f.resolver.Load()
 	r.upstreams[0].away.Add(-int64(avoidFor))
-	f.Exchange(t.Context(), ask("web.example.", dns.TypeNS))
+	f.Exchange(t.Context(), questionFor("web.example.", dns.TypeNS))
 	if a := len(away.questions()); a != 2 {
 		t.Errorf("was asked %d times after its time", a)
 	}
@@ -213,12 +213,12 @@ func TestUpstreamNobodyListens(t *testing.T) {
 	nobody := &fakeUpstream{addr: netip.MustParseAddrPort(packets.LocalAddr().String())}
 	_, _ = packets.Close(), listener.Close()
 	f := newTestForwarder(t, nobody)
-	answer := f.Exchange(t.Context(), ask("web.example.", dns.TypeA, withEDNS))
+	answer := f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA, withEDNS))
 	wantTold(t, answer, "SERVFAIL")
 	if diff := cmp.Diff([]uint16{dns.ExtendedErrorCodeNoReachableAuthority}, extendedErrors(answer)); diff != "" {
 		t.Errorf("extended errors (-want +got):\n%s", diff)
 	}
-	if answer := f.Exchange(t.Context(), ask("web.example.", dns.TypeA)); answer.IsEdns0() != nil {
+	if answer := f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA)); answer.IsEdns0() != nil {
 		t.Errorf("EDNS for a client without it: %v", answer)
 	}
 	if got := f.Stats(); got.Failures != tries || got.Hits != 1 {
@@ -239,7 +239,7 @@ func TestUpstreamWithoutEDNS(t *testing.T) {
 			})
 			other := newFakeUpstream(t, tell(liarA))
 			f := newTestForwarder(t, old, other)
-			wantTold(t, f.Exchange(t.Context(), ask("web.example.", dns.TypeA, withEDNS)), "NOERROR", webA)
+			wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA, withEDNS)), "NOERROR", webA)
 			if asked := other.questions(); len(asked) > 0 {
 				t.Errorf("the other one was asked too")
 			}
@@ -256,7 +256,7 @@ func TestUpstreamIPv6(t *testing.T) {
 	fake := &fakeUpstream{addr: netip.MustParseAddrPort(conn.LocalAddr().String()), plan: []behaviour{tell(webA)}}
 	fake.wg.Go(func() { fake.servePackets(conn) })
 	f := newTestForwarder(t, fake)
-	wantTold(t, f.Exchange(t.Context(), ask("web.example.", dns.TypeA)), "NOERROR", webA)
+	wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA)), "NOERROR", webA)
 }
 
 func stringsOf(addrs []netip.AddrPort) []string {
@@ -269,7 +269,7 @@ func stringsOf(addrs []netip.AddrPort) []string {
 
 // FuzzUpstreamAnswer has an upstream send anything.
 func FuzzUpstreamAnswer(f *testing.F) {
-	query := keyOf(ask("web.example.", dns.TypeA)).query(true)
+	query := keyOf(questionFor("web.example.", dns.TypeA)).query(true)
 	query.Id = 4711
 	seed := func(change func(*dns.Msg)) {
 		reply := new(dns.Msg).SetReply(query)
@@ -296,7 +296,7 @@ func FuzzUpstreamAnswer(f *testing.F) {
 		if err != nil || answer.Truncated || passable(answer, query) != nil {
 			return
 		}
-		c, question := newCache(), ask("WEB.example.", dns.TypeA, withEDNS)
+		c, question := newCache(), questionFor("WEB.example.", dns.TypeA, withEDNS)
 		key := keyOf(question)
 		said := c.put(key, answer)
 		if known, ok := c.get(key); ok {
