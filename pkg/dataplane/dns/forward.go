@@ -169,7 +169,14 @@ func unfit(question *dns.Msg) int {
 }
 
 // ask has upstreams answer, and the cache remember it.
-func (f *Forwarder) ask(r *resolver, key cacheKey) outcome {
+func (f *Forwarder) ask(r *resolver, key cacheKey) (said outcome) {
+	// What others send is not to end the node's network.
+	defer func() {
+		if fault := recover(); fault != nil {
+			f.config.Log.Error("asking upstreams panicked", "op", "dns", "name", key.name, "fault", fault)
+			said = failed(dns.RcodeServerFailure)
+		}
+	}()
 	// The flight before this one may have landed since the cache was asked.
 	if known, ok := r.cache.get(key); ok {
 		return known

@@ -347,6 +347,20 @@ func TestForwardFlightLimit(t *testing.T) {
 	wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA)), "NOERROR", webA)
 }
 
+// A fault in asking costs the question alone.
+func TestForwardPanic(t *testing.T) {
+	log := new(logLines)
+	f := runForwarder(t, ForwarderConfig{
+		Upstreams: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:53")},
+		Own:       func(netip.AddrPort) bool { panic("own broke") },
+		Log:       slog.New(slog.NewTextHandler(log, nil)),
+	})
+	wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA)), "SERVFAIL")
+	if log.count("own broke") != 1 {
+		t.Error("nothing was logged")
+	}
+}
+
 func TestForwardRunEnds(t *testing.T) {
 	noLeaks(t)
 	t.Run("", func(t *testing.T) {

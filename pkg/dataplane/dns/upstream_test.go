@@ -60,7 +60,7 @@ func TestUpstreamLies(t *testing.T) {
 		},
 		"a hundred": func(q fakeQuestion) {
 			for range 100 {
-				lie(func(m *dns.Msg) { m.Id = dns.Id() ^ 1 | q.msg.Id&1 ^ 1 })(q)
+				lie(func(m *dns.Msg) { m.Id = dns.Id()&^1 | (q.msg.Id&1 ^ 1) })(q)
 			}
 		},
 	}
