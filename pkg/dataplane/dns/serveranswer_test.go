@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/dns"
@@ -206,5 +207,21 @@ func TestAddressesAreAnsweredWithoutAllocation(t *testing.T) {
 	})
 	if allocations != 0 {
 		t.Errorf("%v allocations", allocations)
+	}
+}
+
+// BenchmarkPacket is a question for addresses, answered both ways.
+func BenchmarkPacket(b *testing.B) {
+	zone := clientsZone(b)
+	packet := wire(b, ednsQuestion(question("web.overlay.local.", dns.TypeA), 1232, false))
+	for name, ways := range map[string]authority{"fast": zone, "general": withoutLookup{zone}} {
+		b.Run(name, func(b *testing.B) {
+			s, use := newTestServer(ServerConfig{}, ways), new(scratch)
+			a := arrival{packet: packet, at: time.Now(), count: &s.counters[0]}
+			b.ReportAllocs()
+			for b.Loop() {
+				s.answer(a, use)
+			}
+		})
 	}
 }
