@@ -13,17 +13,28 @@ import (
 	"github.com/zlayer/zlayer-cni/test/netlab"
 )
 
-func TestMain(m *testing.M) { os.Exit(netlab.Main(m)) }
+func TestMain(m *testing.M) {
+	if len(os.Args) == 3 && os.Args[1] == otherNodeArg {
+		os.Exit(runOtherNode(os.Args[2]))
+	}
+	os.Exit(netlab.Main(m))
+}
 
 // newPlane returns a data plane without nodes. The lab's own network namespace
 // is the host, so one test uses it at a time.
 func newPlane(t *testing.T) *Dataplane {
 	t.Helper()
+	return newPlaneWith(t, func(*Config) {})
+}
+
+// newPlaneWith is newPlane with another configuration.
+func newPlaneWith(t *testing.T, change func(*Config)) *Dataplane {
+	t.Helper()
 	netlab.NeedTunnel(t)
 	log := slog.New(slog.NewTextHandler(testWriter{t}, nil))
-	d, err := New(Config{
-		Node: "one", StateDir: t.TempDir(), ListenPort: 51820, MTU: 1420, Log: log,
-	})
+	cfg := Config{Node: "one", StateDir: t.TempDir(), ListenPort: 51820, MTU: 1420, Log: log}
+	change(&cfg)
+	d, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

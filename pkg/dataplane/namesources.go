@@ -111,6 +111,9 @@ func (n *naming) tellGuestsLocked(nodes []Node, others, local []NodeGuest) (prob
 	}
 	owners, taken := map[string][]dns.Entry{}, map[string]string{}
 	for _, node := range nodes {
+		if len(n.places.slices[node.Name]) == 0 {
+			continue // it was refused, as is told elsewhere
+		}
 		for _, guest := range byNode[node.Name] {
 			name, err := n.under(guest.Name, "guest")
 			if other, is := taken[name]; err == nil && is {
