@@ -36,7 +36,7 @@ func (d *Dataplane) DNSStatus() DNSStatus {
 	n := d.naming
 	status := DNSStatus{
 		Zone: n.zone.Name(), Enabled: n.cfg.Enabled, Names: len(n.zone.List()),
-		Upstreams: n.forward.Upstreams(), Server: n.server.Stats(), Forward: n.forward.Stats(),
+		Waiting: n.zone.Waiting(), Upstreams: n.forward.Upstreams(), Server: n.server.Stats(), Forward: n.forward.Stats(),
 	}
 	if n.cfg.Enabled {
 		status.Listeners = n.server.Listeners()
@@ -45,11 +45,6 @@ func (d *Dataplane) DNSStatus() DNSStatus {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	status.Problems = slices.Clone(n.problems)
-	for _, source := range n.sources() {
-		if !n.told[source] {
-			status.Waiting = append(status.Waiting, source)
-		}
-	}
 	return status
 }
 

@@ -72,8 +72,7 @@ type naming struct {
 	lost    lostNodes
 	listens atomic.Pointer[[]netip.AddrPort] // what the server was given last
 
-	mu        sync.Mutex // guards what follows; held while the zone is told: the latest comes last
-	told      map[string]bool
+	mu        sync.Mutex            // guards what follows; held while the zone is told: the latest comes last
 	places    places                // which node has which addresses
 	sandboxes map[string]sandbox    // those of this node by key ID
 	at        map[netip.Addr]string // their key IDs by address
@@ -88,7 +87,7 @@ func newNaming(node string, cfg DNSConfig, log *slog.Logger) (*naming, error) {
 	}
 	n := &naming{
 		cfg: cfg, self: node, log: log,
-		told: map[string]bool{}, sandboxes: map[string]sandbox{}, at: map[netip.Addr]string{},
+		sandboxes: map[string]sandbox{}, at: map[netip.Addr]string{},
 	}
 	var err error
 	if n.zone, err = dns.NewZone(dns.ZoneConfig{Name: cfg.Zone, NegativeTTL: negativeTTL, Sources: n.sources()}); err != nil {
@@ -125,7 +124,6 @@ func (n *naming) tellLocked(source string, owners map[string][]dns.Entry) {
 	if err := n.zone.SetSource(source, owners); err != nil {
 		n.log.Warn("names left out", "op", "names", "source", source, "err", err)
 	}
-	n.told[source] = true
 }
 
 // tellOneLocked gives the zone all that one owner has. The caller holds n.mu.

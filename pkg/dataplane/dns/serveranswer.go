@@ -24,9 +24,11 @@ type forwarding struct {
 	query query
 }
 
-// serves tells whether a client's questions are answered now.
-func (s *Server) serves(client netip.Addr, now time.Time, count *counters) bool {
-	if !slices.ContainsFunc(*s.clients.Load(), func(p netip.Prefix) bool { return p.Contains(client) }) {
+// serves tells whether a client's questions are answered now. At the address of a
+// link those of that link are clients as well: they send from addresses of the link.
+func (s *Server) serves(client netip.Addr, at *socket, now time.Time, count *counters) bool {
+	ofLink := at.index != 0 && client.Is6() && client.IsLinkLocalUnicast()
+	if !ofLink && !slices.ContainsFunc(*s.clients.Load(), func(p netip.Prefix) bool { return p.Contains(client) }) {
 		count.drop(dropClient)
 		return false
 	}

@@ -51,7 +51,7 @@ func (s *Server) accept(ctx context.Context, listener *net.TCPListener, opened *
 		}
 		st := &stream{conn: conn, of: opened, client: clientOf(conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr())}
 		switch {
-		case !s.serves(st.client, time.Now(), count): // a connection costs as much as a question
+		case !s.serves(st.client, opened, time.Now(), count): // a connection costs as much as a question
 		case !s.streams.admit(st, time.Now()):
 			count.drop(dropBusy)
 		default:

@@ -49,7 +49,7 @@ func (s *Server) readUDP(ctx context.Context, conn *net.UDPConn, opened *socket,
 		}
 		faults = 0
 		a := arrival{packet: in[:n], proto: udp, client: clientOf(from.Addr()), at: time.Now(), count: count}
-		if !s.serves(a.client, a.at, count) {
+		if !s.serves(a.client, opened, a.at, count) {
 			continue
 		}
 		// A client that cannot be sent to is not there any more.
