@@ -55,6 +55,7 @@ func (d *Dataplane) tellNames() {
 	if at < 0 {
 		nodes = append(slices.Clip(nodes), Node{Name: d.cfg.Node}) // it runs on without the set's word
 	}
+	before := n.places
 	n.places = placesOf(d.cfg.Node, own, nodes, peers)
 	n.lost.keep(n.places)
 	n.zone.SetReverse(cluster)
@@ -63,7 +64,9 @@ func (d *Dataplane) tellNames() {
 	if running != nil {
 		problems = append(problems, n.tellGuestsLocked(nodes, guests, d.LocalGuests())...)
 	}
-	n.tellPodsLocked() // before the nodes, who may be the last that the zone waits for
+	if !slices.Equal(before.sorted, n.places.sorted) {
+		n.tellPodsLocked() // before the nodes, who may be the last that the zone waits for
+	}
 	problems = append(problems, n.tellNodesLocked(nodes)...)
 	for _, problem := range problems {
 		if !slices.Contains(n.problems, problem) {
@@ -161,22 +164,24 @@ func (d *Dataplane) tellAttachments(parts *parts) {
 	n := d.naming
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	owners, here := map[string][]dns.Entry{}, map[string]bool{}
+	owners, here, moved := map[string][]dns.Entry{}, map[string]bool{}, false
 	for _, attached := range parts.attacher.List() {
 		id := attached.Key.ID()
 		here[id] = true
-		n.placeLocked(id, sandbox{parts.services.nameOf(attached), attached.Addrs})
+		moved = n.placeLocked(id, sandbox{parts.services.nameOf(attached), attached.Addrs}) || moved
 		if entries := n.entriesOf(n.sandboxes[id]); len(entries) > 0 {
 			owners[id] = entries
 		}
 	}
 	for id := range n.sandboxes {
 		if !here[id] {
-			n.placeLocked(id, sandbox{})
+			moved = n.placeLocked(id, sandbox{}) || moved
 		}
 	}
 	n.tellLocked(sourceAttachments, owners)
-	n.tellPodsLocked()
+	if moved {
+		n.tellPodsLocked()
+	}
 }
 
 // tellAttachment tells what one sandbox of this node has now, nothing if it is
@@ -197,8 +202,9 @@ func (d *Dataplane) tellAttachment(parts *parts, key attach.Key) {
 }
 
 // placeLocked notes where a sandbox is, and that whoever had an address that it
-// left has it no more.
-func (n *naming) placeLocked(id string, now sandbox) {
+// left has it no more. It tells whether that is news.
+func (n *naming) placeLocked(id string, now sandbox) (moved bool) {
+	moved = !slices.Equal(n.sandboxes[id].addrs, now.addrs)
 	for _, addr := range n.sandboxes[id].addrs {
 		if n.at[addr] == id && !slices.Contains(now.addrs, addr) {
 			delete(n.at, addr)
@@ -212,6 +218,7 @@ func (n *naming) placeLocked(id string, now sandbox) {
 	if len(now.addrs) == 0 {
 		delete(n.sandboxes, id)
 	}
+	return moved
 }
 
 // entriesOf are the names of a sandbox, without those of Kubernetes' pods, which

@@ -20,8 +20,10 @@ import (
 const (
 	// DefaultZone is the zone of the overlay's names where the configuration has none.
 	DefaultZone = "overlay.local"
-	// DNSPort is the port of DNS. HighDNSPort is for those who may not use it.
-	DNSPort, HighDNSPort = 53, 15353
+	// DNSPort is the port of DNS.
+	DNSPort = 53
+	// HighDNSPort is a port that one may listen on, or forward to, without privileges.
+	HighDNSPort = 15353
 )
 
 // How long others may keep what the zone says.

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -174,6 +175,12 @@ func wantAnswers(t *testing.T, d *Dataplane, when string, want map[string]string
 // TestSandboxesAskEveryListener has sandboxes of every kind ask on all addresses
 // and ports, with the strictest reverse path filter.
 func TestSandboxesAskEveryListener(t *testing.T) {
+	const filter = "/proc/sys/net/ipv4/conf/all/rp_filter"
+	before, err := os.ReadFile(filter)
+	if err := errors.Join(err, os.WriteFile(filter, []byte("1"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.WriteFile(filter, before, 0o600) })
 	for _, tc := range []struct {
 		name    string
 		slices  []netip.Prefix
