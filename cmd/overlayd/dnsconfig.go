@@ -5,15 +5,21 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/zlayer/zlayer-cni/pkg/dataplane"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/dns"
 )
 
-// parseUpstreams parses DNS servers, none of them twice.
+// parseUpstreams parses DNS servers, none of them twice. Blank texts are none, as
+// behind the last comma of a flag.
 func parseUpstreams(values []string) ([]netip.AddrPort, error) {
 	upstreams := make([]netip.AddrPort, 0, len(values))
 	for _, value := range values {
-		upstream, err := parseUpstream(value)
+		if strings.TrimSpace(value) == "" {
+			continue
+		}
+		upstream, err := dns.ParseUpstream(value)
 		if err != nil {
 			return nil, err
 		}
@@ -55,11 +61,4 @@ func dnsConfigOf(c Config) dataplane.DNSConfig {
 	config := c.DNS
 	config.Pods = c.Kubernetes
 	return config
-}
-
-func parseUpstream(value string) (netip.AddrPort, error) { // TODO dns.ParseUpstream
-	if addr, err := netip.ParseAddr(value); err == nil {
-		return netip.AddrPortFrom(addr, 53), nil
-	}
-	return netip.ParseAddrPort(value)
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -54,6 +55,28 @@ func TestBadDNSConfigNamesTheKey(t *testing.T) {
 				t.Errorf("error:\n%v\nwant one line with:\n%s", err, tt.want)
 			}
 		})
+	}
+}
+
+// TestUpstreamsOfTheFlag has what the original's flag took and refused.
+func TestUpstreamsOfTheFlag(t *testing.T) {
+	for flag, want := range map[string][]netip.AddrPort{
+		"192.0.2.53":                           addrPorts("192.0.2.53:53"),
+		"192.0.2.53:5353":                      addrPorts("192.0.2.53:5353"),
+		"2001:db8::53":                         addrPorts("[2001:db8::53]:53"),
+		"[2001:db8::53]:5353":                  addrPorts("[2001:db8::53]:5353"),
+		" 192.0.2.53 , 192.0.2.54:5353":        addrPorts("192.0.2.53:53", "192.0.2.54:5353"),
+		"192.0.2.53,, ,[2001:db8::53]:53,":     addrPorts("192.0.2.53:53", "[2001:db8::53]:53"),
+		"":                                     nil,
+		"192.0.2.53,dns.example":               nil,
+		"192.0.2.53:0":                         nil,
+		"192.0.2.53:65536":                     nil,
+		"192.0.2.53,[2001:db8::53]:5353,a:b:c": nil,
+	} {
+		config, err := load(t, agentKeys, "--dns-upstreams="+flag)
+		if refused := err != nil; refused != (want == nil && flag != "") || !slices.Equal(config.DNS.Upstreams, want) {
+			t.Errorf("%q: %v, %v; want %v", flag, config.DNS.Upstreams, err, want)
+		}
 	}
 }
 
