@@ -31,6 +31,9 @@ func exampleDaemon(_ context.Context, req shim.Request) (shim.Response, error) {
 			NAT: &shim.NATStatus{Enabled: true, Candidates: []shim.NATCandidate{
 				{Type: shim.CandidateHost, Address: netip.MustParseAddrPort("192.0.2.1:51820"), Priority: 100},
 			}},
+			DNS: &shim.DNSStatus{Enabled: true, Zone: "overlay.local", Names: 1, Listeners: []shim.DNSListener{
+				{Address: netip.MustParseAddrPort("10.200.3.1:53")}, {Address: netip.MustParseAddrPort("10.200.3.1:15353"), Problem: "in use"},
+			}},
 		}, nil
 	case *shim.AttachContainer:
 		switch req.Handle.(type) {
@@ -200,6 +203,21 @@ func ExampleOverlayManager_NATStatusSnapshot() {
 		return nil
 	})
 	// Output: host 192.0.2.1:51820
+}
+
+func ExampleOverlayManager_DNSStatusSnapshot() {
+	withManager(func(ctx context.Context, m *shim.OverlayManager) error {
+		if err := m.RegisterDNS(ctx, "web", netip.MustParseAddr("10.200.3.65")); err != nil {
+			return err
+		}
+		status, err := m.DNSStatusSnapshot(ctx)
+		if err != nil {
+			return err
+		}
+		fmt.Println("web."+status.Zone, status.Servers())
+		return m.UnregisterDNS(ctx, "web")
+	})
+	// Output: web.overlay.local [10.200.3.1:53]
 }
 
 func ExampleOverlayManager_RestoreIPAMState() {
