@@ -83,13 +83,17 @@ demo: build ## three nodes on this machine, from attach to ping (NAT=1: five, be
 	$(GO) run ./test/demo
 
 .PHONY: bench
-bench: build reference-plugins ## measure against the reference plugins and a bare tunnel (BENCHFLAGS='-run ^nat': that block alone)
+bench: build reference-plugins reference-coredns ## measure against the reference plugins, a bare tunnel and CoreDNS (BENCHFLAGS='-run ^nat': that block alone)
 	$(GO) run ./test/bench $(value BENCHFLAGS)
 
 .PHONY: reference-plugins
 reference-plugins: ## build the CNI project's own plugins into bin/reference
 	CGO_ENABLED=0 $(GO) build -modfile=tools/go.mod -trimpath -ldflags '-s -w' -o $(BIN)/reference/ \
 	  $$($(GO) list -modfile=tools/go.mod tool | grep -E '/plugins/.*/($(subst $(eval ) ,|,$(REFERENCE)))$$')
+
+.PHONY: reference-coredns
+reference-coredns: ## build CoreDNS into bin/reference
+	CGO_ENABLED=0 $(GO) build -C tools/coredns -trimpath -ldflags '-s -w' -o $(BIN)/reference/ .
 
 .PHONY: fuzz
 fuzz: test-programs ## fuzz every target for FUZZTIME (30s)
@@ -112,6 +116,7 @@ verify: ## formatting, vet on linux and windows, lint, tidy modules, the reposit
 	GOOS=windows $(GO) vet ./...
 	$(GO) mod tidy -diff
 	$(GO) -C tools mod tidy -diff
+	$(GO) -C tools/coredns mod tidy -diff
 	$(GO) test ./test/repo
 	$(MAKE) --no-print-directory lint
 
