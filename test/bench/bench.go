@@ -59,6 +59,7 @@ func (b *bench) all() []block {
 		{"throughput", "pod to pod across nodes", b.throughput},
 		{"nat", "node to node through NATs, by a relay and hole punched", b.nat},
 		{"nat-idle", "what looking for ways through NATs costs where there is none", b.natIdle},
+		{"dns", "our server of names beside CoreDNS", b.names},
 	}
 }
 
@@ -150,7 +151,7 @@ func (b *bench) title(ctx context.Context) {
 	_, _ = fmt.Fprintf(b.out, "zlayer-cni bench: Linux %s %s, %s, %d cores, commit %s, %s\n",
 		kernel, runtime.GOARCH, runtime.Version(), runtime.NumCPU(), commit(ctx), time.Now().Format(time.RFC3339))
 	_, _ = fmt.Fprintf(b.out, "reference: containernetworking/plugins %s; %d rounds, interleaved; times of a shared machine: compare ratios\n\n",
-		moduleVersion(filepath.Join(b.reference, "bridge")), b.rounds)
+		moduleVersion(filepath.Join(b.reference, "bridge"), "github.com/containernetworking/plugins"), b.rounds)
 }
 
 func commit(ctx context.Context) string {

@@ -2,7 +2,7 @@
 
 // Bench measures what section 7 of the design promises, each figure beside its
 // rival in the same run: two CNI plugins of the reference project, an empty Go
-// program, bare netlink calls, bare wgctrl and a bare WireGuard tunnel.
+// program, bare netlink calls, bare wgctrl, a bare WireGuard tunnel and CoreDNS.
 //
 // Contenders are interleaved round by round, in both orders, and compared by
 // the median of the rounds' ratios with its bootstrap interval, since absolute
@@ -54,7 +54,7 @@ func parseOptions(args []string) (options, error) {
 	var o options
 	flags.BoolVar(&o.quick, "quick", false, "few rounds: a look, not a result")
 	flags.StringVar(&o.csv, "csv", "", "write every sample to this `file`")
-	flags.StringVar(&o.reference, "reference", "bin/reference", "`folder` of the reference plugins bridge, ptp and host-local")
+	flags.StringVar(&o.reference, "reference", "bin/reference", "`folder` of the reference plugins bridge, ptp and host-local, and of coredns")
 	flags.StringVar(&o.backend, "backend", "auto", "WireGuard of all contenders: auto, kernel or userspace")
 	flags.IntVar(&o.peerCount, "peers", 5000, "size of the block of that name; budgets are for 5,000, an emulated machine bears fewer")
 	pick := flags.String("run", "", "only blocks whose name matches this `regexp`")

@@ -73,8 +73,8 @@ func strangers(n int) ([]cluster.Entry, error) {
 	return entries, nil
 }
 
-// settledMemory waits a little, so that what was in flight is done, and
-// returns a process's resident memory and its peak in MiB.
+// settledMemory is residentMemory after a little, so that what was in flight is
+// done.
 func settledMemory(ctx context.Context, pid int) (now, peak float64, err error) {
 	const settling = 2 * time.Second
 	select {
@@ -82,6 +82,11 @@ func settledMemory(ctx context.Context, pid int) (now, peak float64, err error) 
 		return 0, 0, ctx.Err()
 	case <-time.After(settling):
 	}
+	return residentMemory(pid)
+}
+
+// residentMemory returns a process's resident memory and its peak in MiB.
+func residentMemory(pid int) (now, peak float64, err error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, 0, err

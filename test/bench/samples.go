@@ -53,16 +53,15 @@ func (s *sampleFile) close() error {
 }
 
 // moduleVersion returns the version of the module that a program was built
-// from, as the Go tool noted it: the main module's, or that of the reference
-// plugins where a wrapper module built them.
-func moduleVersion(path string) string {
-	const plugins = "github.com/containernetworking/plugins"
+// from, as the Go tool noted it: the main module's, or that of wanted where a
+// wrapper module built it.
+func moduleVersion(path, wanted string) string {
 	info, err := buildinfo.ReadFile(path)
 	if err != nil {
 		return "of unknown version"
 	}
 	for _, module := range info.Deps {
-		if module.Path == plugins {
+		if module.Path == wanted {
 			return module.Version + " by " + info.GoVersion
 		}
 	}
