@@ -47,7 +47,7 @@ func waitForFault(t testing.TB, s *Server, addr netip.AddrPort, words ...string)
 
 func TestOnlyDifferencesAreOpenedAndClosed(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
-	s := newTestServer(ServerConfig{}, fakeTestZone())
+	s := newTestServer(ServerConfig{}, testZone())
 	kept, removed, added := freePort(t, "127.0.0.1"), freePort(t, "127.0.0.2"), freePort(t, "::1")
 	stop := run(t, s, kept, removed)
 	defer stop()
@@ -98,7 +98,7 @@ func TestOnlyDifferencesAreOpenedAndClosed(t *testing.T) {
 }
 
 func TestAnAddressInUseIsAFault(t *testing.T) {
-	s := newTestServer(ServerConfig{}, fakeTestZone())
+	s := newTestServer(ServerConfig{}, testZone())
 	free := freePort(t, "127.0.0.1")
 	run(t, s, free)
 	for _, proto := range []protocol{udp, tcp} {
@@ -141,7 +141,7 @@ func holdPort(t *testing.T, proto protocol, addr netip.AddrPort) interface{ Clos
 func TestAnAddressComesAndGoes(t *testing.T) {
 	for _, text := range []string{"10.7.7.7", "fd00:7::7"} {
 		t.Run(text, func(t *testing.T) {
-			s := newTestServer(ServerConfig{}, fakeTestZone())
+			s := newTestServer(ServerConfig{}, testZone())
 			run(t, s)
 			addr := netip.AddrPortFrom(netip.MustParseAddr(text), 53)
 			s.SetAddresses([]netip.AddrPort{addr})
@@ -175,7 +175,7 @@ func makeDevice(t *testing.T, name, addr string) netlink.Link {
 // TestGatewaysOfSeveralBridges asks the same addresses on two bridges, and on
 // one that takes the place of another with its name.
 func TestGatewaysOfSeveralBridges(t *testing.T) {
-	s := newTestServer(ServerConfig{}, fakeTestZone())
+	s := newTestServer(ServerConfig{}, testZone())
 	addrs := []netip.AddrPort{netip.MustParseAddrPort(gateway4 + ":53"), netip.MustParseAddrPort("[" + gateway6 + "%br-a]:53"), netip.MustParseAddrPort("[" + gateway6 + "%br-b]:53")}
 	bridgeA := makeBridge(t, "br-a")
 	podA := makePod(t, "pod-a", bridgeA, "10.1.0.1/32", "fd00::a/128")
@@ -221,7 +221,7 @@ func TestGatewaysOfSeveralBridges(t *testing.T) {
 
 // TestASocketThatBreaksIsOpenedAnew shuts sockets down behind the server's back.
 func TestASocketThatBreaksIsOpenedAnew(t *testing.T) {
-	s := newTestServer(ServerConfig{}, fakeTestZone())
+	s := newTestServer(ServerConfig{}, testZone())
 	addr := freePort(t, "127.0.0.1")
 	open := &sockets{server: s, open: map[endpoint]*socket{}}
 	s.SetAddresses([]netip.AddrPort{addr})
@@ -243,7 +243,7 @@ func TestASocketThatBreaksIsOpenedAnew(t *testing.T) {
 }
 
 func TestNoClientButOurs(t *testing.T) {
-	s := newTestServer(ServerConfig{RateLimit: 5}, fakeTestZone())
+	s := newTestServer(ServerConfig{RateLimit: 5}, testZone())
 	addr := freePort(t, "127.0.0.1")
 	run(t, s, addr)
 	dropped := func(reason string) uint64 { return s.Stats().Dropped[reason] }
@@ -293,7 +293,7 @@ func TestForwardsAreBounded(t *testing.T) {
 		}
 		return answerElsewhere(ctx, question)
 	}
-	s := newTestServer(ServerConfig{Forward: exchangerFunc(stuck)}, fakeTestZone())
+	s := newTestServer(ServerConfig{Forward: exchangerFunc(stuck)}, testZone())
 	addr := freePort(t, "127.0.0.1")
 	stop := run(t, s, addr)
 	var full sync.WaitGroup

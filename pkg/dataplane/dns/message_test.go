@@ -64,7 +64,7 @@ func TestMalformedPackets(t *testing.T) {
 		{"type MAILB", set(len(ok)-4, 0, 253), dns.RcodeRefused},
 		{"nothing wrong", ok, dns.RcodeSuccess},
 	}
-	s := newTestServer(ServerConfig{}, fakeTestZone())
+	s := newTestServer(ServerConfig{}, testZone())
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			if _, got := readQuery(test.packet); got != test.want {
@@ -132,7 +132,7 @@ func FuzzPacket(f *testing.F) {
 		}
 		f.Add(raw, false)
 	}
-	s := newTestServer(ServerConfig{Forward: exchangerFunc(answerElsewhere)}, fakeTestZone())
+	s := newTestServer(ServerConfig{Forward: exchangerFunc(answerElsewhere)}, testZone())
 	f.Fuzz(func(t *testing.T, packet []byte, stream bool) {
 		proto := udp
 		if stream {

@@ -130,8 +130,8 @@ func addresses(name string, n int) []string {
 	return all
 }
 
-// fakeTestZone has what the tests ask for.
-func fakeTestZone() *fakeZone {
+// testZone has what the tests ask for.
+func testZone() *fakeZone {
 	return newFakeZone(slices.Concat([]string{
 		fakeSOA,
 		"web.overlay.local. 5 IN A 10.1.0.1",

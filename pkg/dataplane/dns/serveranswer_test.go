@@ -47,7 +47,7 @@ func TestWhatIsAnswered(t *testing.T) {
 		{name: "two OPT", ask: change(long("web.overlay.local."), func(m *dns.Msg) { m.Extra = append(m.Extra, m.Extra[0]) }), rcode: dns.RcodeFormatError},
 		{name: "a zone that panics", ask: question("panic.overlay.local.", dns.TypeA), rcode: noAnswer},
 	}
-	s := newTestServer(ServerConfig{Forward: exchangerFunc(answerElsewhere)}, fakeTestZone())
+	s := newTestServer(ServerConfig{Forward: exchangerFunc(answerElsewhere)}, testZone())
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			proto := udp
@@ -80,7 +80,7 @@ func TestWhatIsAnswered(t *testing.T) {
 }
 
 func TestNobodyElseIsAskedWithoutForwarder(t *testing.T) {
-	s := newTestServer(ServerConfig{}, fakeTestZone())
+	s := newTestServer(ServerConfig{}, testZone())
 	for name, want := range map[string]int{"example.com.": dns.RcodeRefused, "web.overlay.local.": dns.RcodeSuccess} {
 		m := new(dns.Msg)
 		if err := m.Unpack(replyTo(s, udp, wire(t, question(name, dns.TypeA)))); err != nil || m.Rcode != want || m.RecursionAvailable {
@@ -116,7 +116,7 @@ func TestSizeOfAnswers(t *testing.T) {
 		{"whole by TCP with a small EDNS", ednsQuestion(question("crowd.overlay.local.", dns.TypeA), 512, false), tcp, 65535, false, 200},
 		{"what a client can do without", question("example.com.", dns.TypeA), udp, 512, false, 1},
 	}
-	s := newTestServer(ServerConfig{Forward: exchangerFunc(mx)}, fakeTestZone())
+	s := newTestServer(ServerConfig{Forward: exchangerFunc(mx)}, testZone())
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			got := replyTo(s, test.proto, wire(t, test.ask))
@@ -174,7 +174,7 @@ func TestWhatOthersSay(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			s := newTestServer(ServerConfig{Forward: test.by}, fakeTestZone())
+			s := newTestServer(ServerConfig{Forward: test.by}, testZone())
 			asked := question("eXample.com.", dns.TypeA)
 			got := replyTo(s, udp, wire(t, asked))
 			if test.rcode == noAnswer {

@@ -19,6 +19,8 @@ const (
 	tcpMessage = 5 * time.Second
 	// tcpBuffer is what a connection reads at once.
 	tcpBuffer = 1024
+	// acceptPause is how long no connection is taken after an error.
+	acceptPause = 100 * time.Millisecond
 	// lengthSize is of the length before each message.
 	lengthSize = 2
 )
@@ -40,15 +42,23 @@ func (s *Server) serveTCP(ctx context.Context, addr netip.AddrPort, opened *sock
 	return nil
 }
 
-// accept takes connections. An error ends it, such as no more files: what was
-// not accepted waits in the kernel until Run listens anew, a second later.
+// accept takes connections. A lack of files or memory may pass: it ends only if
+// the errors do not.
 func (s *Server) accept(ctx context.Context, listener *net.TCPListener, opened *socket) error {
 	count := &s.counters[0]
-	for {
+	for faults := 0; ; {
 		conn, err := listener.AcceptTCP()
 		if err != nil {
-			return err
+			if faults++; faults >= socketFaults || errors.Is(err, net.ErrClosed) {
+				return err
+			}
+			select {
+			case <-time.After(acceptPause):
+			case <-ctx.Done():
+			}
+			continue
 		}
+		faults = 0
 		st := &stream{conn: conn, of: opened, client: clientOf(conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr())}
 		switch {
 		case !s.serves(st.client, opened, time.Now(), count): // a connection costs as much as a question

@@ -80,7 +80,7 @@ func TestSlowStreamsEnd(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := newTestServer(ServerConfig{}, fakeTestZone())
+				s := newTestServer(ServerConfig{}, testZone())
 				start := time.Now()
 				conn, ended := serveTestStream(t, s, "10.0.0.1")
 				test.do(t, conn)
@@ -104,7 +104,7 @@ func TestPipelining(t *testing.T) {
 			time.Sleep(time.Second)
 			return answerElsewhere(ctx, question)
 		}
-		s := newTestServer(ServerConfig{Forward: exchangerFunc(slow)}, fakeTestZone())
+		s := newTestServer(ServerConfig{Forward: exchangerFunc(slow)}, testZone())
 		conn, ended := serveTestStream(t, s, "10.0.0.1")
 		var all []byte
 		for i, name := range []string{"example.com.", "web.overlay.local.", "crowd.overlay.local.", "example.net."} {
@@ -129,7 +129,7 @@ func TestPipelining(t *testing.T) {
 }
 
 func TestLargestMessageByTCP(t *testing.T) {
-	s := newTestServer(ServerConfig{}, fakeTestZone())
+	s := newTestServer(ServerConfig{}, testZone())
 	conn, _ := serveTestStream(t, s, "10.0.0.1")
 	large := ednsQuestion(question("web.overlay.local.", dns.TypeA), 1232, false)
 	padding := &dns.EDNS0_PADDING{}

@@ -14,8 +14,8 @@ const (
 	packetSize = 4096
 	// udpReaders is how many goroutines a socket has at most.
 	udpReaders = 4
-	// udpFaults is how many errors in a row end a socket.
-	udpFaults = 10
+	// socketFaults is how many errors in a row end a socket.
+	socketFaults = 10
 )
 
 // serveUDP binds and starts the goroutines that serve, which end when opened.conn is closed.
@@ -42,7 +42,7 @@ func (s *Server) readUDP(ctx context.Context, conn *net.UDPConn, opened *socket,
 	for faults := 0; ; {
 		n, from, err := conn.ReadFromUDPAddrPort(in)
 		if err != nil {
-			if faults++; faults >= udpFaults || errors.Is(err, net.ErrClosed) {
+			if faults++; faults >= socketFaults || errors.Is(err, net.ErrClosed) {
 				return err
 			}
 			continue
