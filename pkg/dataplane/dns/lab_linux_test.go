@@ -84,6 +84,9 @@ func attachPod(t testing.TB, pod *netlab.NS, bridge netlink.Link, addrs ...strin
 			addr.Flags, via = unix.IFA_F_NODAD, netip.MustParseAddr(gateway6)
 		}
 		must(t, inside.AddrAdd(eth0, addr))
+		if addr.IP.IsLinkLocalUnicast() {
+			continue
+		}
 		must(t, inside.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: via.AsSlice(), Flags: int(netlink.FLAG_ONLINK)}))
 		must(t, netlink.RouteReplace(&netlink.Route{LinkIndex: bridge.Attrs().Index, Dst: addr.IPNet, Scope: netlink.SCOPE_LINK}))
 	}

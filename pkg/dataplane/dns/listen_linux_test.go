@@ -178,7 +178,7 @@ func TestGatewaysOfSeveralBridges(t *testing.T) {
 	s := newTestServer(ServerConfig{}, testZone())
 	addrs := []netip.AddrPort{netip.MustParseAddrPort(gateway4 + ":53"), netip.MustParseAddrPort("[" + gateway6 + "%br-a]:53"), netip.MustParseAddrPort("[" + gateway6 + "%br-b]:53")}
 	bridgeA := makeBridge(t, "br-a")
-	podA := makePod(t, "pod-a", bridgeA, "10.1.0.1/32", "fd00::a/128")
+	podA := makePod(t, "pod-a", bridgeA, "10.1.0.1/32", "fd00::a/128", "fe80::a/64")
 	run(t, s, addrs[:2]...)
 	s.SetAddresses(addrs)
 	waitForFault(t, s, addrs[2], "no such interface as br-b")
@@ -214,8 +214,14 @@ func TestGatewaysOfSeveralBridges(t *testing.T) {
 	eth0, err := inside.LinkByName("eth0")
 	must(t, err)
 	must(t, inside.LinkDel(eth0))
-	attachPod(t, podA, again, "10.1.0.1/32", "fd00::a/128")
-	waitForFault(t, s, addrs[1])
+	attachPod(t, podA, again, "10.1.0.1/32", "fd00::a/128", "fe80::a/64")
+	eventually(t, func() error {
+		fault := faultOf(t, s, addrs[1])
+		if errors.Is(fault, unix.ENODEV) {
+			t.Fatalf("bound to the bridge that is gone: %v", fault)
+		}
+		return fault
+	})
 	everywhere()
 }
 
