@@ -44,7 +44,7 @@ func TestConcurrentChanges(t *testing.T) {
 	set(t, z, "s", "o", one...)
 	var writers, readers sync.WaitGroup
 	writers.Go(func() {
-		for i := range rounds {
+		for i := range 20 * rounds {
 			set(t, z, "s", "o", [][]Entry{two, one}[i&1]...)
 		}
 	})

@@ -207,6 +207,23 @@ func TestReplicas(t *testing.T) {
 	}
 }
 
+// TestRemovalCoversBothFamilies is the original's test_dns_handle_remove_record_covers_both_types,
+// for relative and for absolute names.
+func TestRemovalCoversBothFamilies(t *testing.T) {
+	z := newZone(t)
+	for _, name := range []string{"web", "web.overlay.local."} {
+		set(t, z, "registered", "1", entry(name, "10.64.1.1", "fd00:1::1"))
+		asks(t, z, map[string]string{
+			"web.overlay.local. A":    "NOERROR [web.overlay.local. 5 A 10.64.1.1]",
+			"web.overlay.local. AAAA": "NOERROR [web.overlay.local. 5 AAAA fd00:1::1]",
+		})
+		set(t, z, "registered", "1", entry(name, "10.64.1.1"))
+		asks(t, z, map[string]string{"web.overlay.local. A": "NOERROR [web.overlay.local. 5 A 10.64.1.1]", "web.overlay.local. AAAA": nodata})
+		set(t, z, "registered", "1")
+		asks(t, z, map[string]string{"web.overlay.local. A": nxdomain, "web.overlay.local. AAAA": nxdomain})
+	}
+}
+
 func TestPlacesAboveGoWithTheLastName(t *testing.T) {
 	z := newZone(t)
 	set(t, z, "s", "1", entry("a.b.c", "10.64.1.1"))
