@@ -35,7 +35,7 @@ type DNSStatus struct {
 func (d *Dataplane) DNSStatus() DNSStatus {
 	n := d.naming
 	status := DNSStatus{
-		Zone: n.zone.Name(), Enabled: n.cfg.Enabled, Names: len(n.zone.List()),
+		Zone: n.zone.Name(), Enabled: n.cfg.Enabled, Names: n.zone.Len(),
 		Waiting: n.zone.Waiting(), Upstreams: n.forward.Upstreams(), Server: n.server.Stats(), Forward: n.forward.Stats(),
 	}
 	if n.cfg.Enabled {
