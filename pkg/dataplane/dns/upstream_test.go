@@ -167,6 +167,19 @@ func TestUpstreamTries(t *testing.T) {
 	}
 }
 
+// What was given up is not taken for the answer to what was asked after it.
+func TestUpstreamLate(t *testing.T) {
+	first := make(chan fakeQuestion, 1)
+	upstream := newFakeUpstream(t, func(q fakeQuestion) { first <- q }, func(q fakeQuestion) {
+		late := <-first
+		lie(func(*dns.Msg) {})(late)
+		q.send(late.pack(late.reply())) // to the new port, with the old identifier
+		tell(webA)(q)
+	})
+	f := newTestForwarder(t, upstream)
+	wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA)), "NOERROR", webA)
+}
+
 // Each try has an identifier and a port of its own, so that it takes guessing both
 // to answer in the upstream's place.
 func TestUpstreamUnguessable(t *testing.T) {
