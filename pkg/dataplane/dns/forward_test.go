@@ -377,6 +377,9 @@ func TestForwardRunEnds(t *testing.T) {
 		}
 		wantTold(t, <-answered, "SERVFAIL")
 		wantTold(t, f.Exchange(t.Context(), questionFor("other.example.", dns.TypeA)), "SERVFAIL")
+		if asked := len(upstream.questions()); asked != 1 {
+			t.Errorf("asked %d times, so nobody stopped it", asked)
+		}
 	})
 }
 
