@@ -399,19 +399,24 @@ func TestAReusedAddressHasNoOldName(t *testing.T) {
 	wantAnswers(t, d, "without the old one", map[string]string{web: gone, db: has})
 }
 
-// TestNamesOfAddressesComeBack is about sandboxes that go without a DEL.
+// TestANamespaceThatVanishesTakesItsNames is about sandboxes that go without a DEL.
+// Their names go with the event, not with the next look at everything.
 func TestANamespaceThatVanishesTakesItsNames(t *testing.T) {
 	d := newPlaneWith(t, serving)
 	runPlane(t, d, clusterOfOne())
 	_, web := attachIn(t, d, "web", ServiceRequest{Name: "shop/web"})
 	wantAnswers(t, d, "attached", map[string]string{"web.shop.svc.overlay.local.": words(web.Addrs)})
 	ip(t, "link", "del", web.Port)
+	start := time.Now()
 	eventually(t, "the name goes", func() error {
 		if got := answerTo(d, "web.shop.svc.overlay.local."); got != "NXDOMAIN" {
 			return errors.New(got)
 		}
 		return nil
 	})
+	if took := time.Since(start); took > resyncInterval*2/3 {
+		t.Errorf("the name went after %v", took)
+	}
 }
 
 // TestNodesAndGuestsThatShareAName is about nodes that were named by a few bits of
