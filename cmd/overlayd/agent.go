@@ -263,7 +263,7 @@ func (d *daemon) setupOf(r *shim.SetupGlobalOverlay) (agentSetup, error) {
 		return setup, err
 	}
 	if setup.Slice.IsValid() {
-		return setup, setup.check()
+		return setup, d.checkSetup(setup)
 	}
 	if setup.Cluster != setup.Cluster.Masked() {
 		return setup, fmt.Errorf("cluster_cidr: %s has host bits: %w", setup.Cluster, dataplane.ErrInvalid)
@@ -277,7 +277,21 @@ func (d *daemon) setupOf(r *shim.SetupGlobalOverlay) (agentSetup, error) {
 		return setup, fmt.Errorf("carve a slice out of %s: %w: %w", setup.Cluster, err, dataplane.ErrInvalid)
 	}
 	setup.Slice = carved[d.config.NodeName]
-	return setup, setup.check()
+	return setup, d.checkSetup(setup)
+}
+
+// checkSetup checks what an agent says by itself, and beside this node's own
+// configuration.
+func (d *daemon) checkSetup(setup agentSetup) error {
+	if err := setup.check(); err != nil {
+		return err
+	}
+	both := d.config
+	both.ListenPort, both.NAT = setup.Port, d.config.natOf(setup)
+	if err := both.validateDNS(); err != nil {
+		return fmt.Errorf("dns.%w: %w", err, dataplane.ErrInvalid)
+	}
+	return nil
 }
 
 // checkUAPIDir refuses a folder in which nobody would find a device's socket.

@@ -185,6 +185,9 @@ func TestAgentsMistakesChangeNothing(t *testing.T) {
 		request.UAPISocketDir = dir
 		wantRefused(t, client, request, shim.CodeInvalid, "uapi_socket_dir: "+dir)
 	}
+	ports := agentSays()
+	ports.WGPort = 15353
+	wantRefused(t, client, ports, shim.CodeInvalid, "dns.ports: 15353 is that of WireGuard")
 	if diff := cmp.Diff(before, n.kernelState()); diff != "" {
 		t.Errorf("kernel (-before +after):\n%s", diff)
 	}

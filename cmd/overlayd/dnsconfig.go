@@ -40,7 +40,7 @@ func (c *Config) validateDNS() error {
 	if len(c.DNS.Ports) == 0 {
 		return errors.New("ports: there is none (enabled: false switches DNS off)")
 	}
-	taken := map[int]string{c.ListenPort: "listenPort, WireGuard's"}
+	taken := map[int]string{c.ListenPort: "WireGuard (listenPort)"}
 	if c.MetricsAddress.Addr().IsUnspecified() {
 		taken[int(c.MetricsAddress.Port())] = "metricsAddress"
 	}
