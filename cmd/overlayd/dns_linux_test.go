@@ -203,9 +203,7 @@ func TestPortThatIsTaken(t *testing.T) {
 		return nil
 	})
 	client := n.client()
-	if err := client.Ready(t.Context()); err != nil {
-		t.Errorf("not ready for sandboxes: %v", err)
-	}
+	eventually(t, func() error { return client.Ready(t.Context()) })
 	newSandbox(t, "pod").attach(t, client)
 	status := n.status()
 	if !status.Ready || !slices.ContainsFunc(status.Waiting, func(line string) bool { return strings.Contains(line, fault) }) ||

@@ -147,11 +147,11 @@ func TestEveryOperationOfTheOverlay(t *testing.T) {
 		{[]shim.Request{&shim.RemovePeer{Pubkey: keyA}, &shim.RemovePeer{Pubkey: keyA, Scope: dedicated}, &shim.RemovePeer{Pubkey: keyA}}, nil, "", ""},
 		{
 			[]shim.Request{&shim.RegisterDNS{Name: "web.example", IP: netip.MustParseAddr(node)}},
-			&shim.RegisterDNS{Name: "a name", IP: netip.MustParseAddr(node)}, shim.CodeInvalid, "no host name",
+			&shim.RegisterDNS{Name: "a name", IP: netip.MustParseAddr(node)}, shim.CodeInvalid, "it is no name",
 		},
 		{[]shim.Request{&shim.UnregisterDNS{Name: "web.example"}, &shim.UnregisterDNS{Name: "web.example"}}, nil, "", ""},
 		{[]shim.Request{&shim.TeardownServiceOverlay{Service: "web"}, &shim.TeardownServiceOverlay{Service: "bank"}, &shim.TeardownServiceOverlay{Service: "bank"}}, nil, "", ""},
-		{[]shim.Request{&shim.ListGuests{}, &shim.Status{}, &shim.Ready{}, &shim.NATTick{}}, nil, "", ""},
+		{[]shim.Request{&shim.ListGuests{}, &shim.ListDNS{}, &shim.Status{}, &shim.Ready{}, &shim.NATTick{}}, nil, "", ""},
 	} {
 		for _, request := range tc.good {
 			if _, err := client.Call(t.Context(), request); err != nil {
@@ -184,7 +184,7 @@ func TestNothingIsAnsweredBeforeTheOverlayIsUp(t *testing.T) {
 	} {
 		wantRefused(t, client, request, shim.CodeUnavailable, "no agent has set the overlay up yet")
 	}
-	for _, request := range []shim.Request{&shim.Status{}, &shim.SetLocalNodeID{}, &shim.SetLocalWGPubkey{Pubkey: keyA}, &shim.RegisterDNS{Name: "n", IP: addr}} {
+	for _, request := range []shim.Request{&shim.Status{}, &shim.ListDNS{}, &shim.SetLocalNodeID{}, &shim.SetLocalWGPubkey{Pubkey: keyA}, &shim.RegisterDNS{Name: "n", IP: addr}} {
 		if _, err := client.Call(t.Context(), request); err != nil {
 			t.Errorf("%s: %v", request.Op(), err)
 		}
