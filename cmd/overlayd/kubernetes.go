@@ -15,7 +15,7 @@ import (
 // followCluster makes the API server the source of nodes, and of pods.
 func (d *daemon) followCluster() error {
 	kube.SetLog(d.log)
-	cluster, err := kube.New(kube.Config{
+	config := kube.Config{
 		Node: d.config.NodeName, Kubeconfig: d.config.Kubeconfig, Cluster: d.config.ClusterCIDRs,
 		PublicKey: d.plane.PublicKey(), ListenPort: d.config.ListenPort, Endpoint: d.config.Endpoint,
 		StateDir: d.config.StateDir, Log: d.log,
@@ -23,12 +23,16 @@ func (d *daemon) followCluster() error {
 			return d.plane.LocalServices(), d.plane.ServiceProblems()
 		},
 		Silent: d.plane.SilentNodes, Candidates: d.plane.Candidates, Relay: d.plane.RelayOffer,
-		Guests: d.plane.LocalGuests, Pods: d.plane.SetPods,
+		Guests: d.plane.LocalGuests,
 		Apply: func(ctx context.Context, set dataplane.NodeSet) (kube.Applied, error) {
 			err := d.setNodes(ctx, set)
 			return kube.Applied{MTU: d.plane.MTU(), Problems: d.plane.Problems()}, err
 		},
-	})
+	}
+	if d.config.DNS.Enabled { // else nobody asks for their names
+		config.Pods = d.plane.SetPods
+	}
+	cluster, err := kube.New(config)
 	if err != nil {
 		return fmt.Errorf("kubernetes: %w", err)
 	}
