@@ -114,6 +114,10 @@ func TestPodsOfServicesAreFollowed(t *testing.T) {
 	const dev, first = "web-1.web.dev at c: 10.244.2.2 ready", "web-1.web.prod at b: 10.244.1.2 fd00:10:244:1::2 ready"
 	got.become(t, dev, first, "web-2.web.prod at self: 10.244.0.2 ready")
 
+	if _, kept := l.kube.named.Get("prod/stranger"); kept {
+		t.Error("a pod without the label was asked for")
+	}
+
 	edit := func(changes ...func(apiserver.Object)) {
 		for _, change := range changes {
 			l.Edit("pods", "prod", "web-2", change)
