@@ -51,6 +51,9 @@ func (l *nameLab) dnsperf(ctx context.Context, server *nameServer, rate int, sec
 		return perf{}, fmt.Errorf("dnsperf of %s: %w: %s", server.name, err, complaint.String())
 	}
 	p, err := parsePerf(out.String())
+	if err == nil && p.codes["NOERROR"]+p.codes["NXDOMAIN"] != p.completed {
+		err = fmt.Errorf("not all answers are ones of the zone: %v", p.codes)
+	}
 	if err != nil {
 		return p, fmt.Errorf("dnsperf of %s: %w", server.name, err)
 	}
