@@ -105,6 +105,9 @@ type Zone struct {
 	// changedNames and changedPointers are to be published.
 	changedNames    []*name
 	changedPointers []*pointer
+	// buffer is where names are written to be looked for; one for each would be most of
+	// what filling a zone allocates.
+	buffer [maxName + 1]byte
 }
 
 // NewZone returns a zone without names. ErrName is for a name that is none.

@@ -145,8 +145,7 @@ func (z *Zone) claimsLocked(o *owner, entries []Entry, faults *faults) []*claim 
 	claims := make([]*claim, 0, len(entries))
 	byName := map[*name]*claim{}
 	for _, e := range entries {
-		var buffer [maxName + 1]byte
-		wire, err := appendName(buffer[:0], e.Name, z.zone.wire)
+		wire, err := appendName(z.buffer[:0], e.Name, z.zone.wire)
 		if err == nil && z.server.is(wire) && o != &z.node {
 			err = fmt.Errorf("%q: %w", e.Name, ErrReserved)
 		}
