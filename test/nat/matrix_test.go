@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"text/tabwriter"
@@ -22,9 +23,17 @@ type site struct {
 	kind kind
 	// add builds it; sites of one group are built after each other.
 	add func(l *lab, name string)
-	// short has it in the matrix of -short.
-	short bool
+	// group is whom it shares its portions with.
+	group group
 }
+
+// group is a part of the sites. Nodes that share a router are of one group.
+type group int
+
+const (
+	everywhere group = iota // in every portion
+	groups           = 4    // the others are of 1 to this
+)
 
 // kind is how a node is reached.
 type kind struct {
@@ -59,39 +68,39 @@ func sites() []site {
 	}
 	var home, carrier, tight *natlab.Router
 	return []site{
-		{name: "symmetric", short: true, kind: kind{filter: byPort, symmetric: true, translated: true}, add: one(natlab.Config{IPv4: natlab.Symmetric})},
-		{name: "symmetric-2", short: true, kind: kind{filter: byPort, symmetric: true, translated: true}, add: one(natlab.Config{IPv4: natlab.Symmetric})},
-		{name: "port", short: true, kind: kind{filter: byPort, translated: true}, add: one(natlab.Config{IPv4: natlab.PortRestricted})},
-		{name: "port-2", short: true, kind: kind{filter: byPort, translated: true}, add: one(natlab.Config{IPv4: natlab.PortRestricted})},
-		{name: "address", kind: kind{filter: byAddress, translated: true}, add: one(natlab.Config{IPv4: natlab.AddressRestricted})},
-		{name: "full-cone", short: true, kind: kind{translated: true}, add: one(natlab.Config{IPv4: natlab.FullCone})},
-		{name: "firewall", kind: kind{filter: byPort}, add: one(natlab.Config{IPv4: natlab.Firewall})},
-		{name: "home", kind: kind{filter: byPort, translated: true, lan: "home", path: shim.ConnectionDirect}, add: func(l *lab, name string) {
+		{name: "symmetric", group: 1, kind: kind{filter: byPort, symmetric: true, translated: true}, add: one(natlab.Config{IPv4: natlab.Symmetric})},
+		{name: "symmetric-2", group: 2, kind: kind{filter: byPort, symmetric: true, translated: true}, add: one(natlab.Config{IPv4: natlab.Symmetric})},
+		{name: "port", group: 1, kind: kind{filter: byPort, translated: true}, add: one(natlab.Config{IPv4: natlab.PortRestricted})},
+		{name: "port-2", group: 2, kind: kind{filter: byPort, translated: true}, add: one(natlab.Config{IPv4: natlab.PortRestricted})},
+		{name: "address", group: 3, kind: kind{filter: byAddress, translated: true}, add: one(natlab.Config{IPv4: natlab.AddressRestricted})},
+		{name: "full-cone", group: 3, kind: kind{translated: true}, add: one(natlab.Config{IPv4: natlab.FullCone})},
+		{name: "firewall", group: 4, kind: kind{filter: byPort}, add: one(natlab.Config{IPv4: natlab.Firewall})},
+		{name: "home", group: 1, kind: kind{filter: byPort, translated: true, lan: "home", path: shim.ConnectionDirect}, add: func(l *lab, name string) {
 			home = l.router(name+"-r", nil, natlab.Config{IPv4: natlab.PortRestricted})
 			l.behind(home, name)
 		}},
-		{name: "home-2", kind: kind{filter: byPort, translated: true, lan: "home", path: shim.ConnectionDirect}, add: func(l *lab, name string) { l.behind(home, name) }},
-		{name: "carrier", kind: kind{filter: byPort, translated: true, lan: "carrier", path: shim.ConnectionHolePunched}, add: func(l *lab, name string) {
+		{name: "home-2", group: 1, kind: kind{filter: byPort, translated: true, lan: "home", path: shim.ConnectionDirect}, add: func(l *lab, name string) { l.behind(home, name) }},
+		{name: "carrier", group: 2, kind: kind{filter: byPort, translated: true, lan: "carrier", path: shim.ConnectionHolePunched}, add: func(l *lab, name string) {
 			carrier = l.router("cgn", nil, natlab.Config{IPv4: natlab.PortRestricted, Hairpin: true})
 			l.behind(l.router(name+"-r", carrier, natlab.Config{IPv4: natlab.PortRestricted}), name)
 		}},
-		{name: "carrier-2", kind: kind{filter: byPort, translated: true, lan: "carrier", path: shim.ConnectionHolePunched}, add: func(l *lab, name string) {
+		{name: "carrier-2", group: 2, kind: kind{filter: byPort, translated: true, lan: "carrier", path: shim.ConnectionHolePunched}, add: func(l *lab, name string) {
 			l.behind(l.router(name+"-r", carrier, natlab.Config{IPv4: natlab.PortRestricted}), name)
 		}},
-		{name: "tight", kind: kind{filter: byPort, translated: true, lan: "tight", path: shim.ConnectionRelayed}, add: func(l *lab, name string) {
+		{name: "tight", group: 3, kind: kind{filter: byPort, translated: true, lan: "tight", path: shim.ConnectionRelayed}, add: func(l *lab, name string) {
 			tight = l.router("tight-cgn", nil, natlab.Config{IPv4: natlab.PortRestricted})
 			l.behind(l.router(name+"-r", tight, natlab.Config{IPv4: natlab.FullCone}), name)
 		}},
-		{name: "tight-2", kind: kind{filter: byPort, translated: true, lan: "tight", path: shim.ConnectionRelayed}, add: func(l *lab, name string) {
+		{name: "tight-2", group: 3, kind: kind{filter: byPort, translated: true, lan: "tight", path: shim.ConnectionRelayed}, add: func(l *lab, name string) {
 			l.behind(l.router(name+"-r", tight, natlab.Config{IPv4: natlab.FullCone}), name)
 		}},
-		{name: "wall6", kind: kind{filter: byPort, symmetric: true, translated: true, ipv6: true}, add: one(natlab.Config{IPv4: natlab.Symmetric, IPv6: natlab.Firewall})},
-		{name: "six", kind: kind{ipv6: true, noIPv4: true}, add: one(natlab.Config{IPv6: natlab.Firewall})},
-		{name: "ipv6", kind: kind{filter: byPort, translated: true, ipv6: true}, add: one(natlab.Config{IPv4: natlab.PortRestricted, IPv6: natlab.Routed})},
-		{name: "ipv6-2", kind: kind{filter: byPort, symmetric: true, translated: true, ipv6: true}, add: one(natlab.Config{IPv4: natlab.Symmetric, IPv6: natlab.Routed})},
-		{name: "no-udp", kind: kind{noUDP: true}, add: one(natlab.Config{IPv4: natlab.PortRestricted, NoUDP: true})},
-		{name: "public", kind: kind{ipv6: true}, add: func(l *lab, name string) { l.behind(nil, name) }},
-		{name: "relay", short: true, kind: kind{ipv6: true}, add: func(l *lab, name string) { l.relay(name) }},
+		{name: "wall6", group: 1, kind: kind{filter: byPort, symmetric: true, translated: true, ipv6: true}, add: one(natlab.Config{IPv4: natlab.Symmetric, IPv6: natlab.Firewall})},
+		{name: "six", group: 2, kind: kind{ipv6: true, noIPv4: true}, add: one(natlab.Config{IPv6: natlab.Firewall})},
+		{name: "ipv6", group: 3, kind: kind{filter: byPort, translated: true, ipv6: true}, add: one(natlab.Config{IPv4: natlab.PortRestricted, IPv6: natlab.Routed})},
+		{name: "ipv6-2", group: 4, kind: kind{filter: byPort, symmetric: true, translated: true, ipv6: true}, add: one(natlab.Config{IPv4: natlab.Symmetric, IPv6: natlab.Routed})},
+		{name: "no-udp", group: 4, kind: kind{noUDP: true}, add: one(natlab.Config{IPv4: natlab.PortRestricted, NoUDP: true})},
+		{name: "public", group: 4, kind: kind{ipv6: true}, add: func(l *lab, name string) { l.behind(nil, name) }},
+		{name: "relay", group: everywhere, kind: kind{ipv6: true}, add: func(l *lab, name string) { l.relay(name) }},
 	}
 }
 
@@ -126,22 +135,69 @@ type cell struct {
 	fault  error
 }
 
-// TestMatrix has nodes behind every kind of router meet each other, all at the
-// same time, and prints how.
-func TestMatrix(t *testing.T) {
-	l := newLab(t, "matrix")
-	var all []site
-	for _, s := range sites() {
-		if s.short || !testing.Short() {
-			s.add(l, s.name)
-			all = append(all, s)
+// portions are the sites by the labs that they meet in: one, or for a slow
+// machine one for each two groups.
+func portions(short bool) [][]site {
+	all := sites()
+	if !short {
+		return [][]site{all}
+	}
+	var some [][]site
+	for a := group(1); a <= groups; a++ {
+		for b := a + 1; b <= groups; b++ {
+			some = append(some, slices.DeleteFunc(slices.Clone(all), func(s site) bool {
+				return s.group != everywhere && s.group != a && s.group != b
+			}))
 		}
+	}
+	return some
+}
+
+// TestPortionsHaveEveryPair has the portions be the matrix.
+func TestPortionsHaveEveryPair(t *testing.T) {
+	met := map[[2]string]bool{}
+	for _, portion := range portions(true) {
+		for i, a := range portion {
+			for _, b := range portion[i+1:] {
+				met[[2]string{a.name, b.name}] = true
+			}
+		}
+	}
+	all := sites()
+	for i, a := range all {
+		for _, b := range all[i+1:] {
+			if !met[[2]string{a.name, b.name}] {
+				t.Errorf("%s and %s are in no portion together", a.name, b.name)
+			}
+			if a.kind.lan != "" && a.kind.lan == b.kind.lan && a.group != b.group {
+				t.Errorf("%s and %s share a router, but are of groups %d and %d", a.name, b.name, a.group, b.group)
+			}
+		}
+	}
+}
+
+// TestMatrix has nodes behind every kind of router meet each other, all that one
+// lab holds at the same time, and prints how.
+func TestMatrix(t *testing.T) {
+	for i, portion := range portions(testing.Short()) {
+		name := fmt.Sprintf("matrix%d", i+1)
+		t.Run(name, func(t *testing.T) { allMeet(t, name, portion) })
+	}
+}
+
+// allMeet has every pair of the sites meet.
+func allMeet(t *testing.T, name string, all []site) {
+	t.Helper()
+	began := time.Now()
+	l := newLab(t, name)
+	for _, s := range all {
+		s.add(l, s.name)
 	}
 	l.start()
 	var cells []*cell
 	for i, a := range all {
 		for _, b := range all[i+1:] {
-			cells = append(cells, &cell{a: a, b: b, want: meet(a.kind, b.kind), fault: fmt.Errorf("not looked at")})
+			cells = append(cells, &cell{a: a, b: b, want: meet(a.kind, b.kind), fault: errors.New("not looked at")})
 		}
 	}
 	defer func() { t.Log(table(cells)) }()
@@ -150,6 +206,7 @@ func TestMatrix(t *testing.T) {
 		c.heard = l.echoTo(c.a.name, c.b.name).count()
 	}
 	l.eventually("all pairs still there, and so say the devices", patience, func() error { return l.verify(cells) })
+	t.Logf("%d nodes: up after %.1fs, all met after %.1fs", len(all), l.began.Sub(began).Seconds(), time.Since(l.began).Seconds())
 }
 
 // verify says which cells are not on their paths now, by what the nodes say, by
