@@ -68,7 +68,7 @@ func (e *echo) start(t *testing.T) {
 	})
 	running.Go(e.listen)
 	running.Go(func() {
-		ticker := time.NewTicker(echoSoon)
+		ticker := time.NewTicker(unhurried(echoSoon))
 		defer ticker.Stop()
 		for {
 			for _, peer := range e.peers {
@@ -88,11 +88,12 @@ func (e *echo) start(t *testing.T) {
 // ask sends a question if it is time for one. It is lost if there is no way yet.
 func (p *echoPeer) ask(conn *net.UDPConn) {
 	p.mu.Lock()
-	pause := echoSoon
+	soon := unhurried(echoSoon)
+	pause := soon
 	if !p.first.IsZero() {
 		pause = echoLater
 	}
-	due := time.Since(p.asked) >= pause-echoSoon/2
+	due := time.Since(p.asked) >= pause-soon/2
 	if due {
 		p.asked = time.Now()
 		p.sent++
