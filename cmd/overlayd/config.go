@@ -168,6 +168,7 @@ func (c *Config) validate() error {
 	if err := c.validateSource(); err != nil {
 		return err
 	}
+	completeRelay(c.NAT.RelayServer)
 	if err := c.NAT.Validate(); err != nil {
 		return fmt.Errorf("nat.%w", err)
 	}

@@ -41,6 +41,14 @@ func unmapped(addr netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
 }
 
+// completeRelay has others reach a relay at the port it listens at, unless
+// something else was said.
+func completeRelay(relay *shim.RelayServer) {
+	if relay != nil && relay.ExternalAddr.IsValid() && relay.ExternalAddr.Port() == 0 {
+		relay.ExternalAddr = netip.AddrPortFrom(relay.ExternalAddr.Addr(), relay.ListenPort)
+	}
+}
+
 // checkRelayPort wants a relay beside WireGuard's UDP port, not at it.
 func checkRelayPort(relay *shim.RelayServer, wireGuard int) error {
 	if relay != nil && int(relay.ListenPort) == wireGuard {

@@ -105,3 +105,24 @@ func TestNATUnderAnAgent(t *testing.T) {
 		})
 	}
 }
+
+// TestExternalAddressWithoutAPort is what deploy/relay.yaml gives: a node's address
+// as Kubernetes writes it.
+func TestExternalAddressWithoutAPort(t *testing.T) {
+	for name, test := range map[string]struct{ external, want string }{
+		"IPv4":             {"192.0.2.1", "192.0.2.1:3478"},
+		"IPv6":             {"2001:db8::1", "[2001:db8::1]:3478"},
+		"another port":     {"192.0.2.1:99", "192.0.2.1:99"},
+		"another for IPv6": {"[2001:db8::1]:99", "[2001:db8::1]:99"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := load(t, everyKey, "--nat-relay-external-addr="+test.external, "--nat-relay-listen-port=3478")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := got.NAT.RelayServer.ExternalAddr.String(); got != test.want {
+				t.Errorf("others reach the relay at %s, want %s", got, test.want)
+			}
+		})
+	}
+}

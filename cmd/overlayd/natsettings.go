@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net/netip"
 
 	"github.com/zlayer/zlayer-cni/pkg/shim"
 )
@@ -61,9 +62,9 @@ func relaySettings() []setting {
 				return err
 			},
 		}, {
-			key: "nat.relay_server.external_addr", flag: "nat-relay-external-addr", usage: "ADDRESS:PORT where others reach this node's relay",
+			key: "nat.relay_server.external_addr", flag: "nat-relay-external-addr", usage: "ADDRESS or ADDRESS:PORT where others reach this node's relay; without a port that it listens at",
 			set: func(c *Config, v []string) (err error) {
-				relay(c).ExternalAddr, err = parseAddrPort(v[0])
+				relay(c).ExternalAddr, err = parseExternal(v[0])
 				return err
 			},
 		}, {
@@ -81,6 +82,15 @@ func relaySettings() []setting {
 			set: func(c *Config, v []string) (err error) { relay(c).Forbidden, err = parsePrefixes(v); return err },
 		},
 	}
+}
+
+// parseExternal leaves the port 0 if there is none: Kubernetes tells a manifest a
+// node's address, but writes no brackets around IPv6.
+func parseExternal(value string) (netip.AddrPort, error) {
+	if addr, err := netip.ParseAddr(value); err == nil {
+		return netip.AddrPortFrom(addr, 0), nil
+	}
+	return parseAddrPort(value)
 }
 
 // defaultRelaySessions is what the wire's relay has, too.
