@@ -35,20 +35,23 @@ type cacheKey struct {
 	// do and cd ask for the proof and for what is not proved (RFC 4035), rd for
 	// recursion.
 	do, cd, rd bool
+	// whole asks for what takes TCP to be had as well. Fetching and keeping it for
+	// those who ask by UDP would cost far more than they do.
+	whole bool
 }
 
 // keyOf is for a message with one question.
-func keyOf(question *dns.Msg) cacheKey {
+func keyOf(question *dns.Msg, whole bool) cacheKey {
 	q := question.Question[0]
 	opt := question.IsEdns0()
 	return cacheKey{
 		name: dns.CanonicalName(q.Name), qtype: q.Qtype, class: q.Qclass,
-		do: opt != nil && opt.Do(), cd: question.CheckingDisabled, rd: question.RecursionDesired,
+		do: opt != nil && opt.Do(), cd: question.CheckingDisabled, rd: question.RecursionDesired, whole: whole,
 	}
 }
 
 func (k cacheKey) String() string {
-	return fmt.Sprint(k.name, " ", k.qtype, k.class, k.do, k.cd, k.rd)
+	return fmt.Sprint(k.name, " ", k.qtype, k.class, k.do, k.cd, k.rd, k.whole)
 }
 
 // query is the question as an upstream is asked it, with an identifier that

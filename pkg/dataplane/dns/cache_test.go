@@ -14,7 +14,7 @@ import (
 
 // cached is what a cache tells about a question, nil if nothing.
 func cached(c *cache, question *dns.Msg) []string {
-	known, ok := c.get(keyOf(question))
+	known, ok := c.get(keyOf(question, true))
 	if !ok {
 		return nil
 	}
@@ -95,7 +95,7 @@ func TestCacheKeepsFor(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c, question, start := newCache(), questionFor("web.example.", dns.TypeA), time.Now()
-				c.put(keyOf(question), upstreamSays(question, test.answer))
+				c.put(keyOf(question, true), upstreamSays(question, test.answer))
 				for _, keeps := range test.keeps {
 					wait(t, time.Until(start.Add(keeps.after)))
 					if diff := cmp.Diff(keeps.want, cached(c, question)); diff != "" {
@@ -116,7 +116,7 @@ func wait(t *testing.T, d time.Duration) {
 func TestCacheFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, question := newCache(), questionFor("web.example.", dns.TypeA, withEDNS)
-		wantTold(t, c.fail(keyOf(question)).reply(question), "SERVFAIL")
+		wantTold(t, c.fail(keyOf(question, true)).reply(question), "SERVFAIL")
 		wait(t, failureFor-time.Millisecond)
 		if diff := cmp.Diff([]string{"SERVFAIL"}, cached(c, question)); diff != "" {
 			t.Errorf("before its end (-want +got):\n%s", diff)
@@ -136,7 +136,7 @@ func TestCacheStale(t *testing.T) {
 	const stale = "web.example. 30 IN A 192.0.2.1"
 	synctest.Test(t, func(t *testing.T) {
 		c, question := newCache(), questionFor("web.example.", dns.TypeA, withEDNS)
-		key := keyOf(question)
+		key := keyOf(question, true)
 		c.put(key, upstreamSays(question, func(m *dns.Msg) { m.Answer = rrs(webA) }))
 		wait(t, time.Minute)
 		if got := cached(c, question); got != nil {
@@ -160,9 +160,9 @@ func TestCacheStale(t *testing.T) {
 	})
 	synctest.Test(t, func(t *testing.T) {
 		c, question := newCache(), questionFor("web.example.", dns.TypeA, withEDNS)
-		c.put(keyOf(question), upstreamSays(question, func(m *dns.Msg) { m.Rcode, m.Ns = dns.RcodeNameError, rrs(soaText) }))
+		c.put(keyOf(question, true), upstreamSays(question, func(m *dns.Msg) { m.Rcode, m.Ns = dns.RcodeNameError, rrs(soaText) }))
 		wait(t, time.Hour)
-		answer := c.fail(keyOf(question)).reply(question)
+		answer := c.fail(keyOf(question, true)).reply(question)
 		wantTold(t, answer, "NXDOMAIN", "example. 30 IN SOA ns.example. admin.example. 1 2 3 4 300")
 		if diff := cmp.Diff([]uint16{dns.ExtendedErrorCodeStaleNXDOMAINAnswer}, extendedErrors(answer)); diff != "" {
 			t.Errorf("extended errors (-want +got):\n%s", diff)
@@ -190,10 +190,10 @@ func TestCacheKey(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			c, question := newCache(), questionFor("web.example.", dns.TypeA)
-			c.put(keyOf(question), upstreamSays(question, func(m *dns.Msg) { m.Answer = rrs(webA) }))
-			before := keyOf(question)
+			c.put(keyOf(question, true), upstreamSays(question, func(m *dns.Msg) { m.Answer = rrs(webA) }))
+			before := keyOf(question, true)
 			test.edit(question)
-			if _, known := c.get(keyOf(question)); known != test.same || (before.String() == keyOf(question).String()) != test.same {
+			if _, known := c.get(keyOf(question, true)); known != test.same || (before.String() == keyOf(question, true).String()) != test.same {
 				t.Errorf("known: %v", known)
 			}
 		})
@@ -203,10 +203,10 @@ func TestCacheKey(t *testing.T) {
 // Whoever gets an answer may change it.
 func TestCacheCopies(t *testing.T) {
 	c, question := newCache(), questionFor("web.example.", dns.TypeTXT)
-	said := c.put(keyOf(question), upstreamSays(question, func(m *dns.Msg) {
+	said := c.put(keyOf(question, true), upstreamSays(question, func(m *dns.Msg) {
 		m.Answer, m.Ns, m.Extra = rrs(`web.example. 60 IN TXT "a"`), rrs("example. 60 IN NS ns.example."), rrs("ns.example. 60 IN A 192.0.2.1")
 	}))
-	known, _ := c.get(keyOf(question))
+	known, _ := c.get(keyOf(question, true))
 	want := known.reply(question)
 	for _, spoiled := range []*dns.Msg{said.reply(question), known.reply(question)} {
 		spoiled.Answer[0].(*dns.TXT).Txt[0] = "b"
@@ -222,13 +222,13 @@ func TestCacheCopies(t *testing.T) {
 func TestCacheBounds(t *testing.T) {
 	small := func(i int) *dns.Msg { return questionFor(fmt.Sprintf("n%d.example.", i), dns.TypeA) }
 	put := func(c *cache, question *dns.Msg, records ...string) {
-		c.put(keyOf(question), upstreamSays(question, func(m *dns.Msg) { m.Answer = rrs(records...) }))
+		c.put(keyOf(question, true), upstreamSays(question, func(m *dns.Msg) { m.Answer = rrs(records...) }))
 	}
 	t.Run("entries", func(t *testing.T) {
 		c := newCache()
 		for i := range cacheEntries + 10 {
 			put(c, small(i), "a. 60 IN A 192.0.2.1")
-			c.get(keyOf(small(0))) // is wanted, and so it stays
+			c.get(keyOf(small(0), true)) // is wanted, and so it stays
 		}
 		if got := c.len(); got != cacheEntries {
 			t.Errorf("%d entries", got)
@@ -244,7 +244,7 @@ func TestCacheBounds(t *testing.T) {
 		runtime.ReadMemStats(&before)
 		for i := range 1000 {
 			question := questionFor(fmt.Sprintf("n%d.example.", i), dns.TypeTXT)
-			c.put(keyOf(question), upstreamSays(question, func(m *dns.Msg) {
+			c.put(keyOf(question, true), upstreamSays(question, func(m *dns.Msg) {
 				for range 200 {
 					m.Answer = append(m.Answer, unshared(record))
 				}
@@ -264,7 +264,7 @@ func TestCacheBounds(t *testing.T) {
 		size := c.bytes
 		for range 100 {
 			put(c, small(1), webA)
-			c.fail(keyOf(small(1)))
+			c.fail(keyOf(small(1), true))
 		}
 		if c.len() != 1 || c.bytes != size {
 			t.Errorf("%d entries, %d bytes, once %d", c.len(), c.bytes, size)
@@ -293,14 +293,14 @@ func BenchmarkCacheHit(b *testing.B) {
 	for _, records := range []int{1, 10} {
 		b.Run(fmt.Sprint(records), func(b *testing.B) {
 			c, question := newCache(), questionFor("web.example.", dns.TypeA)
-			c.put(keyOf(question), upstreamSays(question, func(m *dns.Msg) {
+			c.put(keyOf(question, true), upstreamSays(question, func(m *dns.Msg) {
 				for range records {
 					m.Answer = append(m.Answer, rrs(webA)...)
 				}
 			}))
 			b.ReportAllocs()
 			for b.Loop() {
-				known, _ := c.get(keyOf(question))
+				known, _ := c.get(keyOf(question, true))
 				known.reply(question)
 			}
 		})

@@ -79,6 +79,7 @@ func (o outcome) reply(question *dns.Msg) *dns.Msg {
 	opt := question.IsEdns0()
 	reply.Rcode = o.msg.Rcode
 	reply.RecursionAvailable = o.msg.RecursionAvailable
+	reply.Truncated = o.msg.Truncated
 	// Whoever does not ask for this may not know it (RFC 6840, section 5.8).
 	reply.AuthenticatedData = o.msg.AuthenticatedData && (question.AuthenticatedData || opt != nil && opt.Do())
 	reply.Compress = true

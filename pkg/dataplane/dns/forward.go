@@ -127,11 +127,11 @@ func (f *Forwarder) own(addr netip.AddrPort) bool {
 
 // Exchange implements Exchanger. The answer is the caller's. It has an OPT record
 // only if it has something to say by it (RFC 8914) and the question has one too.
-func (f *Forwarder) Exchange(ctx context.Context, question *dns.Msg) *dns.Msg {
+func (f *Forwarder) Exchange(ctx context.Context, question *dns.Msg, whole bool) *dns.Msg {
 	if rcode := unfit(question); rcode != dns.RcodeSuccess {
 		return new(dns.Msg).SetRcode(question, rcode)
 	}
-	r, key := f.resolver.Load(), keyOf(question)
+	r, key := f.resolver.Load(), keyOf(question, whole)
 	if known, ok := r.cache.get(key); ok {
 		f.hits.Add(1)
 		return known.reply(question)

@@ -55,5 +55,5 @@ func TestUpstreamLinkLocal(t *testing.T) {
 	fake.wg.Go(func() { fake.servePackets(conn) })
 	t.Cleanup(func() { _ = conn.Close(); fake.wg.Wait() })
 	f := newTestForwarder(t, fake)
-	wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA)), "NOERROR", webA)
+	wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA), true), "NOERROR", webA)
 }

@@ -130,7 +130,7 @@ func TestForwardPassesOn(t *testing.T) {
 			f := newTestForwarder(t, newFakeUpstream(t, test.upstream))
 			question := questionFor("web.example.", dns.TypeA)
 			asked := question.String()
-			wantTold(t, f.Exchange(t.Context(), question), test.want...)
+			wantTold(t, f.Exchange(t.Context(), question, true), test.want...)
 			if diff := cmp.Diff(asked, question.String()); diff != "" {
 				t.Errorf("question was changed (-want +got):\n%s", diff)
 			}
@@ -156,7 +156,7 @@ func TestForwardUnfit(t *testing.T) {
 	f := newTestForwarder(t, upstream)
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			if got := f.Exchange(t.Context(), test.question); got.Rcode != test.want || !got.Response || got.Id != test.question.Id {
+			if got := f.Exchange(t.Context(), test.question, true); got.Rcode != test.want || !got.Response || got.Id != test.question.Id {
 				t.Errorf("got %v", got)
 			}
 		})
@@ -189,7 +189,7 @@ func TestForwardFlags(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			answer := f.Exchange(t.Context(), test.question)
+			answer := f.Exchange(t.Context(), test.question, true)
 			wantTold(t, answer, "NOERROR", webA)
 			want := dns.MsgHdr{
 				Id: test.question.Id, Response: true, RecursionDesired: test.rd, RecursionAvailable: true,
@@ -240,7 +240,7 @@ func TestForwardNoUpstream(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			test.config.Root, test.config.Log = t.TempDir(), slog.New(slog.DiscardHandler)
 			f := runForwarder(t, test.config)
-			wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA)), "REFUSED")
+			wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA), true), "REFUSED")
 			if got := f.Upstreams(); len(got) != 0 {
 				t.Errorf("upstreams %v", got)
 			}
@@ -259,9 +259,9 @@ func TestForwardAnswerTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := NewForwarder(ForwarderConfig{Upstreams: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:53")}, Log: slog.New(slog.DiscardHandler)})
 		question, hung := questionFor("web.example.", dns.TypeA), make(chan struct{})
-		stuck := f.resolver.Load().asking.DoChan(keyOf(question).String(), func() (any, error) { <-hung; return nil, nil })
+		stuck := f.resolver.Load().asking.DoChan(keyOf(question, true).String(), func() (any, error) { <-hung; return nil, nil })
 		start := time.Now()
-		wantTold(t, f.Exchange(t.Context(), question), "SERVFAIL")
+		wantTold(t, f.Exchange(t.Context(), question, true), "SERVFAIL")
 		if took := time.Since(start); took != answerTimeout {
 			t.Errorf("took %v", took)
 		}
@@ -283,13 +283,13 @@ func TestForwardSameQuestionOnce(t *testing.T) {
 		// The first to ask gives up.
 		hasty, giveUp := context.WithCancel(t.Context())
 		gaveUp := make(chan *dns.Msg, 1)
-		go func() { gaveUp <- f.Exchange(hasty, questionFor("web.example.", dns.TypeA)) }()
+		go func() { gaveUp <- f.Exchange(hasty, questionFor("web.example.", dns.TypeA), true) }()
 		waitFor(t, func() bool { return len(upstream.questions()) == 1 })
 
 		var others sync.WaitGroup
 		answers := make([]*dns.Msg, 50)
 		for i := range answers {
-			others.Go(func() { answers[i] = f.Exchange(t.Context(), questionFor("WEB.example.", dns.TypeA)) })
+			others.Go(func() { answers[i] = f.Exchange(t.Context(), questionFor("WEB.example.", dns.TypeA), true) })
 		}
 		waitFor(t, func() bool { return f.Stats().Misses == 51 })
 		giveUp()
@@ -321,13 +321,13 @@ func TestForwardLoop(t *testing.T) {
 				question := q.msg.Copy()
 				question.Extra = nil
 				edit(question)
-				answer := known.Load().Exchange(context.WithoutCancel(t.Context()), question)
+				answer := known.Load().Exchange(context.WithoutCancel(t.Context()), question, true)
 				answer.Id = q.msg.Id
 				q.send(q.pack(answer))
 			})
 			f := newTestForwarder(t, upstream)
 			known.Store(f)
-			wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA)), "SERVFAIL")
+			wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA), true), "SERVFAIL")
 			waitFor(t, func() bool { return f.flights.TryAcquire(flightLimit) }) // all have landed
 			f.flights.Release(flightLimit)
 			if asked := len(upstream.questions()); asked > 2*tries {
@@ -342,9 +342,9 @@ func TestForwardFlightLimit(t *testing.T) {
 	upstream := newFakeUpstream(t, tell(webA))
 	f := newTestForwarder(t, upstream)
 	f.flights.TryAcquire(flightLimit)
-	wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA)), "SERVFAIL")
+	wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA), true), "SERVFAIL")
 	f.flights.Release(flightLimit)
-	wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA)), "NOERROR", webA)
+	wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA), true), "NOERROR", webA)
 }
 
 // A fault in asking costs the question alone.
@@ -355,7 +355,7 @@ func TestForwardPanic(t *testing.T) {
 		Own:       func(netip.AddrPort) bool { panic("own broke") },
 		Log:       slog.New(slog.NewTextHandler(log, nil)),
 	})
-	wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA)), "SERVFAIL")
+	wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA), true), "SERVFAIL")
 	if log.count("own broke") != 1 {
 		t.Error("nothing was logged")
 	}
@@ -369,14 +369,14 @@ func TestForwardRunEnds(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		ended, answered := make(chan error), make(chan *dns.Msg, 1)
 		go func() { ended <- f.Run(ctx) }()
-		go func() { answered <- f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA)) }()
+		go func() { answered <- f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA), true) }()
 		waitFor(t, func() bool { return len(upstream.questions()) == 1 })
 		cancel()
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
 		wantTold(t, <-answered, "SERVFAIL")
-		wantTold(t, f.Exchange(t.Context(), questionFor("other.example.", dns.TypeA)), "SERVFAIL")
+		wantTold(t, f.Exchange(t.Context(), questionFor("other.example.", dns.TypeA), true), "SERVFAIL")
 		if asked := len(upstream.questions()); asked != 1 {
 			t.Errorf("asked %d times, so nobody stopped it", asked)
 		}
@@ -393,22 +393,22 @@ func TestForwardForgetsFormerUpstreams(t *testing.T) {
 	after := newFakeUpstream(t, tell("kept.example. 60 IN A 192.0.2.2"), tell("slow.example. 60 IN A 192.0.2.2"))
 	f := newTestForwarder(t, before)
 	kept, slow := questionFor("kept.example.", dns.TypeA), questionFor("slow.example.", dns.TypeA)
-	wantTold(t, f.Exchange(t.Context(), kept), "NOERROR", "kept.example. 60 IN A 192.0.2.1")
+	wantTold(t, f.Exchange(t.Context(), kept, true), "NOERROR", "kept.example. 60 IN A 192.0.2.1")
 	late := make(chan *dns.Msg, 1)
-	go func() { late <- f.Exchange(t.Context(), slow) }()
+	go func() { late <- f.Exchange(t.Context(), slow, true) }()
 	waitFor(t, func() bool { return len(before.questions()) == 2 })
 
 	f.setUpstreams([]netip.AddrPort{after.addr})
-	wantTold(t, f.Exchange(t.Context(), kept), "NOERROR", "kept.example. 60 IN A 192.0.2.2")
+	wantTold(t, f.Exchange(t.Context(), kept, true), "NOERROR", "kept.example. 60 IN A 192.0.2.2")
 	close(release)
 	wantTold(t, <-late, "NOERROR", "slow.example. 60 IN A 192.0.2.1")
-	wantTold(t, f.Exchange(t.Context(), slow), "NOERROR", "slow.example. 60 IN A 192.0.2.2")
+	wantTold(t, f.Exchange(t.Context(), slow, true), "NOERROR", "slow.example. 60 IN A 192.0.2.2")
 }
 
 func TestForwardStats(t *testing.T) {
 	f := newTestForwarder(t, newFakeUpstream(t, say(dns.RcodeServerFailure), tell(webA)))
 	for range 3 {
-		wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA)), "NOERROR", webA)
+		wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA), true), "NOERROR", webA)
 	}
 	if diff := cmp.Diff(ForwardStats{Hits: 2, Misses: 1, Failures: 1, Entries: 1}, f.Stats()); diff != "" {
 		t.Errorf("stats (-want +got):\n%s", diff)
@@ -432,10 +432,10 @@ func waitFor(t testing.TB, holds func() bool) {
 func BenchmarkForwardHit(b *testing.B) {
 	f := newTestForwarder(b, newFakeUpstream(b, tell(webA, "web.example. 60 IN A 192.0.2.2")))
 	question := questionFor("web.example.", dns.TypeA, withEDNS)
-	f.Exchange(b.Context(), question)
+	f.Exchange(b.Context(), question, true)
 	b.ReportAllocs()
 	for b.Loop() {
-		if answer := f.Exchange(b.Context(), question); len(answer.Answer) != 2 {
+		if answer := f.Exchange(b.Context(), question, true); len(answer.Answer) != 2 {
 			b.Fatal(answer)
 		}
 	}

@@ -33,6 +33,7 @@ const (
 	bitTC = 1 << 9
 	bitRD = 1 << 8
 	bitRA = 1 << 7
+	bitAD = 1 << 5
 	bitCD = 1 << 4
 
 	opcodeMask = 0xf << 11
@@ -243,6 +244,10 @@ func (q *query) appendReply(out []byte, bits uint16, m *dns.Msg, proto protocol)
 	reply.Rcode = m.Rcode
 	if q.opt {
 		reply.SetEdns0(ednsSize, q.do)
+		reply.IsEdns0().Option = reasons(m)
+	}
+	if m.AuthenticatedData && (q.do || q.bits&bitAD != 0) { // others may not know it (RFC 6840, section 5.8)
+		bits |= bitAD
 	}
 	wire, err := packWithin(&reply, q.limit(proto), out)
 	if err != nil {
@@ -282,6 +287,20 @@ func packWithin(m *dns.Msg, limit int, out []byte) ([]byte, error) {
 	return pack()
 }
 
+// reasons are the options of an answer that say why it is none (RFC 8914).
+func reasons(m *dns.Msg) (options []dns.EDNS0) {
+	opt := m.IsEdns0()
+	if opt == nil {
+		return nil
+	}
+	for _, option := range opt.Option {
+		if option.Option() == dns.EDNS0EDE {
+			options = append(options, option)
+		}
+	}
+	return options
+}
+
 func withoutOPT(records []dns.RR) []dns.RR {
 	return slices.DeleteFunc(slices.Clone(records), func(r dns.RR) bool { return r.Header().Rrtype == dns.TypeOPT })
 }
@@ -295,6 +314,7 @@ func (q *query) message() (*dns.Msg, error) {
 	m := &dns.Msg{Question: []dns.Question{question}}
 	m.Id = binary.BigEndian.Uint16(q.packet)
 	m.RecursionDesired, m.CheckingDisabled = q.bits&bitRD != 0, q.bits&bitCD != 0
+	m.AuthenticatedData = q.bits&bitAD != 0 // wants to know whether the answer is proved (RFC 6840, section 5.7)
 	if q.opt {
 		m.SetEdns0(ednsSize, q.do)
 	}

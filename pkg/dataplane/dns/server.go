@@ -15,9 +15,10 @@ import (
 
 // Exchanger finds the answers to questions that are not about the zone. It always
 // returns an answer, at worst SERVFAIL, in bounded time, and does not change the
-// question.
+// question. Unless the whole is wanted, an answer that has to be fetched by TCP comes
+// truncated, without records.
 type Exchanger interface {
-	Exchange(ctx context.Context, question *dns.Msg) *dns.Msg
+	Exchange(ctx context.Context, question *dns.Msg, whole bool) *dns.Msg
 }
 
 // ServerConfig says what is fixed for a Server.

@@ -102,7 +102,7 @@ func (z *fakeZone) Lookup(name []byte, ipv6 bool, into []netip.Addr) (addrs []ne
 // exchangerFunc is an Exchanger.
 type exchangerFunc func(ctx context.Context, question *dns.Msg) *dns.Msg
 
-func (f exchangerFunc) Exchange(ctx context.Context, question *dns.Msg) *dns.Msg {
+func (f exchangerFunc) Exchange(ctx context.Context, question *dns.Msg, _ bool) *dns.Msg {
 	return f(ctx, question)
 }
 

@@ -165,7 +165,7 @@ func (s *Server) exchange(ctx context.Context, f *forwarding) (reply []byte) {
 	if err != nil {
 		return s.fail(f.arrival, &f.query, nil, dns.RcodeFormatError)
 	}
-	answer := s.config.Forward.Exchange(ctx, question)
+	answer := s.config.Forward.Exchange(ctx, question, f.proto == tcp)
 	if answer == nil {
 		answer = &dns.Msg{MsgHdr: dns.MsgHdr{Rcode: dns.RcodeServerFailure}}
 	}

@@ -195,6 +195,30 @@ func TestWhatOthersSay(t *testing.T) {
 	}
 }
 
+// TestWhatElseOthersSay is for clients that ask for it: whether it was proved, and
+// why there is no answer.
+func TestWhatElseOthersSay(t *testing.T) {
+	forward := exchangerFunc(func(ctx context.Context, question *dns.Msg) *dns.Msg {
+		m := answerElsewhere(ctx, question)
+		m.AuthenticatedData = question.AuthenticatedData
+		m.SetEdns0(4000, true)
+		m.IsEdns0().Option = []dns.EDNS0{&dns.EDNS0_COOKIE{Cookie: "0123456789abcdef"}, &dns.EDNS0_EDE{InfoCode: dns.ExtendedErrorCodeStaleAnswer}}
+		return m
+	})
+	asked := ednsQuestion(question("example.com.", dns.TypeA), 1232, false)
+	asked.AuthenticatedData = true
+	m := new(dns.Msg)
+	if err := m.Unpack(replyTo(newTestServer(ServerConfig{Forward: forward}, testZone()), udp, wire(t, asked))); err != nil {
+		t.Fatal(err)
+	}
+	if !m.AuthenticatedData {
+		t.Error("it is not said that the answer was proved")
+	}
+	if options := m.IsEdns0().Option; len(options) != 1 || options[0].Option() != dns.EDNS0EDE {
+		t.Errorf("options %v, want the extended error alone", options)
+	}
+}
+
 func TestAddressesAreAnsweredWithoutAllocation(t *testing.T) {
 	zone := oneAddress{}
 	s := newTestServer(ServerConfig{}, zone)

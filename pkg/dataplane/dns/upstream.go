@@ -68,7 +68,7 @@ func askInTurn(ctx context.Context, key cacheKey, order []*upstream, failures *a
 	var faults error
 	for next, try := 0, 0; try < tries; try++ {
 		u := order[next%len(order)]
-		answer, err := u.ask(ctx, key.query(!errors.Is(faults, errNoEDNS)))
+		answer, err := u.ask(ctx, key.query(!errors.Is(faults, errNoEDNS)), key.whole)
 		if err == nil {
 			return answer, nil
 		}
@@ -82,12 +82,14 @@ func askInTurn(ctx context.Context, key cacheKey, order []*upstream, failures *a
 	return nil, faults
 }
 
-// ask tries once.
-func (u *upstream) ask(ctx context.Context, query *dns.Msg) (*dns.Msg, error) {
+// ask tries once. What does not fit into UDP comes without records unless the whole
+// is wanted.
+func (u *upstream) ask(ctx context.Context, query *dns.Msg, whole bool) (*dns.Msg, error) {
 	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
 	defer cancel()
 	answer, err := exchange(ctx, "udp", u.addr, query)
-	if err == nil && answer.Truncated {
+	cut := err == nil && answer.Truncated
+	if cut && whole {
 		answer, err = exchange(ctx, "tcp", u.addr, query)
 	}
 	if err != nil {
@@ -95,6 +97,10 @@ func (u *upstream) ask(ctx context.Context, query *dns.Msg) (*dns.Msg, error) {
 		return nil, err
 	}
 	u.away.Store(0)
+	if cut && !whole && answer.Rcode == dns.RcodeSuccess {
+		answer.Answer, answer.Ns, answer.Extra = nil, nil, nil
+		return answer, nil
+	}
 	return answer, passable(answer, query)
 }
 

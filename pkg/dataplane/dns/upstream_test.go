@@ -69,7 +69,7 @@ func TestUpstreamLies(t *testing.T) {
 			t.Parallel()
 			upstream := newFakeUpstream(t, inOrder(first, tell(webA)))
 			f := newTestForwarder(t, upstream)
-			wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA)), "NOERROR", webA)
+			wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA), true), "NOERROR", webA)
 			if diff := cmp.Diff([]string{"udp"}, upstream.networks()); diff != "" {
 				t.Errorf("asked by (-want +got):\n%s", diff)
 			}
@@ -82,10 +82,29 @@ func TestUpstreamCase(t *testing.T) {
 	f := newTestForwarder(t, newFakeUpstream(t, changed(func(m *dns.Msg) {
 		m.Question[0].Name, m.Answer = "WEB.EXAMPLE.", rrs(webA)
 	})))
-	answer := f.Exchange(t.Context(), questionFor("Web.example.", dns.TypeA))
+	answer := f.Exchange(t.Context(), questionFor("Web.example.", dns.TypeA), true)
 	wantTold(t, answer, "NOERROR", webA)
 	if got := answer.Question[0].Name; got != "Web.example." {
 		t.Errorf("question came back as %s", got)
+	}
+}
+
+// TestUpstreamTruncatedByUDP has a client that asks by UDP be told to ask by TCP,
+// and nothing fetched for it before it does.
+func TestUpstreamTruncatedByUDP(t *testing.T) {
+	noLeaks(t)
+	upstream := newFakeUpstream(t, changed(func(m *dns.Msg) { m.Truncated = true }), changed(func(m *dns.Msg) { m.Truncated = true }), tell(webA))
+	f := newTestForwarder(t, upstream)
+	question := questionFor("web.example.", dns.TypeA)
+	if cut := f.Exchange(t.Context(), question, false); !cut.Truncated || cut.Rcode != dns.RcodeSuccess || len(cut.Answer) > 0 {
+		t.Errorf("by UDP: %s", cut)
+	}
+	if diff := cmp.Diff([]string{"udp"}, upstream.networks()); diff != "" {
+		t.Errorf("asked by (-want +got):\n%s", diff)
+	}
+	wantTold(t, f.Exchange(t.Context(), question, true), "NOERROR", webA)
+	if diff := cmp.Diff([]string{"udp", "udp", "tcp"}, upstream.networks()); diff != "" {
+		t.Errorf("asked by (-want +got):\n%s", diff)
 	}
 }
 
@@ -122,7 +141,7 @@ func TestUpstreamTruncated(t *testing.T) {
 			t.Parallel()
 			upstream := newFakeUpstream(t, test.plan...)
 			f := newTestForwarder(t, upstream)
-			wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA)), test.want...)
+			wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA), true), test.want...)
 			if diff := cmp.Diff(test.by, upstream.networks()); diff != "" {
 				t.Errorf("asked by (-want +got):\n%s", diff)
 			}
@@ -155,7 +174,7 @@ func TestUpstreamTries(t *testing.T) {
 				upstreams = append(upstreams, newFakeUpstream(t, test.second...))
 			}
 			f := newTestForwarder(t, upstreams...)
-			wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA)), test.want...)
+			wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA), true), test.want...)
 			var asked [2]int
 			for i, upstream := range upstreams {
 				asked[i] = len(upstream.questions())
@@ -177,7 +196,7 @@ func TestUpstreamLate(t *testing.T) {
 		tell(webA)(q)
 	})
 	f := newTestForwarder(t, upstream)
-	wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA)), "NOERROR", webA)
+	wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA), true), "NOERROR", webA)
 }
 
 // Each try has an identifier and a port of its own, so that it takes guessing both
@@ -187,7 +206,7 @@ func TestUpstreamUnguessable(t *testing.T) {
 	f := newTestForwarder(t, upstream)
 	const questions = 10
 	for i := range questions {
-		f.Exchange(t.Context(), questionFor(string(rune('a'+i))+".example.", dns.TypeA))
+		f.Exchange(t.Context(), questionFor(string(rune('a'+i))+".example.", dns.TypeA), true)
 	}
 	ids, ports := map[uint16]bool{}, map[uint16]bool{}
 	for _, q := range upstream.questions() {
@@ -204,7 +223,7 @@ func TestUpstreamAway(t *testing.T) {
 	away, there := newFakeUpstream(t, lose), newFakeUpstream(t, tell(webA))
 	f := newTestForwarder(t, away, there)
 	for _, qtype := range []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeMX} {
-		f.Exchange(t.Context(), questionFor("web.example.", qtype))
+		f.Exchange(t.Context(), questionFor("web.example.", qtype), true)
 	}
 	if a, b := len(away.questions()), len(there.questions()); a != 1 || b != 3 {
 		t.Errorf("asked the one %d times, the other %d times", a, b)
@@ -214,7 +233,7 @@ func TestUpstreamAway(t *testing.T) {
 	}
 	r := f.resolver.Load()
 	r.upstreams[0].away.Add(-int64(avoidFor))
-	f.Exchange(t.Context(), questionFor("web.example.", dns.TypeNS))
+	f.Exchange(t.Context(), questionFor("web.example.", dns.TypeNS), true)
 	if a := len(away.questions()); a != 2 {
 		t.Errorf("was asked %d times after its time", a)
 	}
@@ -226,12 +245,12 @@ func TestUpstreamNobodyListens(t *testing.T) {
 	nobody := &fakeUpstream{addr: netip.MustParseAddrPort(packets.LocalAddr().String())}
 	_, _ = packets.Close(), listener.Close()
 	f := newTestForwarder(t, nobody)
-	answer := f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA, withEDNS))
+	answer := f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA, withEDNS), true)
 	wantTold(t, answer, "SERVFAIL")
 	if diff := cmp.Diff([]uint16{dns.ExtendedErrorCodeNoReachableAuthority}, extendedErrors(answer)); diff != "" {
 		t.Errorf("extended errors (-want +got):\n%s", diff)
 	}
-	if answer := f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA)); answer.IsEdns0() != nil {
+	if answer := f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA), true); answer.IsEdns0() != nil {
 		t.Errorf("EDNS for a client without it: %v", answer)
 	}
 	if got := f.Stats(); got.Failures != tries || got.Hits != 1 {
@@ -252,7 +271,7 @@ func TestUpstreamWithoutEDNS(t *testing.T) {
 			})
 			other := newFakeUpstream(t, tell(liarA))
 			f := newTestForwarder(t, old, other)
-			wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA, withEDNS)), "NOERROR", webA)
+			wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA, withEDNS), true), "NOERROR", webA)
 			if asked := other.questions(); len(asked) > 0 {
 				t.Errorf("the other one was asked too")
 			}
@@ -269,7 +288,7 @@ func TestUpstreamIPv6(t *testing.T) {
 	fake := &fakeUpstream{addr: netip.MustParseAddrPort(conn.LocalAddr().String()), plan: []behaviour{tell(webA)}}
 	fake.wg.Go(func() { fake.servePackets(conn) })
 	f := newTestForwarder(t, fake)
-	wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA)), "NOERROR", webA)
+	wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA), true), "NOERROR", webA)
 }
 
 func stringsOf(addrs []netip.AddrPort) []string {
@@ -282,7 +301,7 @@ func stringsOf(addrs []netip.AddrPort) []string {
 
 // FuzzUpstreamAnswer has an upstream send anything.
 func FuzzUpstreamAnswer(f *testing.F) {
-	query := keyOf(questionFor("web.example.", dns.TypeA)).query(true)
+	query := keyOf(questionFor("web.example.", dns.TypeA), true).query(true)
 	query.Id = 4711
 	seed := func(change func(*dns.Msg)) {
 		reply := new(dns.Msg).SetReply(query)
@@ -310,7 +329,7 @@ func FuzzUpstreamAnswer(f *testing.F) {
 			return
 		}
 		c, question := newCache(), questionFor("WEB.example.", dns.TypeA, withEDNS)
-		key := keyOf(question)
+		key := keyOf(question, true)
 		said := c.put(key, answer)
 		if known, ok := c.get(key); ok {
 			said = known
