@@ -182,6 +182,13 @@ func dnsKey(r *rig) {
 	if diff := cmp.Diff(want, r.result(r.run(c)).DNS); diff != "" {
 		r.Errorf("(-want +got)\n%s", diff)
 	}
+	ours := types.DNS{Domain: "overlay.local", Search: []string{"overlay.local"}}
+	for _, addr := range r.overlay().NodeIPs {
+		ours.Nameservers = append(ours.Nameservers, addr.String())
+	}
+	if diff := cmp.Diff(ours, r.result(r.run(r.pod("no-dns").call("ADD"))).DNS); diff != "" {
+		r.Errorf("without the key (-want +got)\n%s", diff)
+	}
 }
 
 // wished are addresses of the node's slices and the MAC that a test asks for.
