@@ -30,7 +30,7 @@ const ListenPort = 51820
 
 // Patience bounds each wait for a daemon. It is long because the lab may be an
 // emulated machine.
-const Patience = time.Minute
+const Patience = 5 * time.Minute
 
 // Config says what to build.
 type Config struct {
