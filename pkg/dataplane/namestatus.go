@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -57,9 +58,17 @@ func (d *Dataplane) DNSFaults() []string {
 	if !d.naming.cfg.Enabled {
 		return nil
 	}
+	return faultsOf(d.naming.server.Listeners())
+}
+
+// faultsOf are those of listeners. One that a new segment needs is no fault until
+// it was tried, or the node would not be ready for that moment.
+func faultsOf(listeners []dns.Listener) []string {
+	untried := func(l dns.Listener) bool { return errors.Is(l.Fault, dns.ErrNotTried) }
+	began := slices.ContainsFunc(listeners, func(l dns.Listener) bool { return !untried(l) })
 	var faults []string
-	for _, listener := range d.naming.server.Listeners() {
-		if listener.Fault != nil {
+	for _, listener := range listeners {
+		if listener.Fault != nil && !(began && untried(listener)) {
 			faults = append(faults, fmt.Sprintf("DNS is not served on %s: %v", listener.Addr, listener.Fault))
 		}
 	}

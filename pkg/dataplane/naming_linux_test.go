@@ -61,8 +61,10 @@ func eventually(t *testing.T, what string, wrong func() error) {
 func wantListening(t *testing.T, d *Dataplane) {
 	t.Helper()
 	eventually(t, "listening", func() error {
-		if faults := d.DNSFaults(); len(faults) > 0 {
-			return errors.New(strings.Join(faults, "\n"))
+		for _, listener := range d.DNSStatus().Listeners {
+			if listener.Fault != nil {
+				return listener.Fault
+			}
 		}
 		return nil
 	})
@@ -547,6 +549,9 @@ func TestAListenerThatCannotBeHad(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantListening(t, d)
+	if faults := d.DNSFaults(); len(faults) > 0 {
+		t.Errorf("faults are left: %v", faults)
+	}
 	if _, err := ask(ns, "udp", "10.200.1.1:53", "one.node.overlay.local.", mdns.TypeA); err != nil {
 		t.Errorf("after the fault: %v", err)
 	}

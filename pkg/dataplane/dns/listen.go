@@ -13,8 +13,10 @@ import (
 	"syscall"
 )
 
+// ErrNotTried is the fault of a listener that was asked for a moment ago.
+var ErrNotTried = errors.New("not listening yet")
+
 var (
-	errNotTried    = errors.New("not listening yet")
 	errNoInterface = errors.New("no such interface")
 	errNoAddress   = errors.New("no interface has this address")
 )

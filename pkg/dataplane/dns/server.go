@@ -131,7 +131,7 @@ func (s *Server) Listeners() []Listener {
 	for i, addr := range s.wanted {
 		fault, tried := s.faults[addr]
 		if !tried {
-			fault = errNotTried
+			fault = ErrNotTried
 		}
 		listeners[i] = Listener{Addr: addr, Fault: fault}
 	}
