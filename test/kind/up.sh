@@ -48,7 +48,7 @@ kubectl -n zlayer-system rollout status daemonset overlayd --timeout 180s
 kubectl wait node --all --for condition=Ready --timeout 120s
 kubectl -n kube-system rollout status deployment coredns --timeout 180s
 
-# As the README says, and only if something else comes of it.
+# As the README says, in place of what an earlier run has added.
 say "have the cluster's DNS ask this network's for its names"
 corefile() { kubectl -n kube-system get configmap coredns -o jsonpath='{.data.Corefile}'; }
 before=$(corefile)
