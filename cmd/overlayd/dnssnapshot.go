@@ -17,7 +17,7 @@ func dnsStatusOf(status dataplane.DNSStatus) *shim.DNSStatus {
 	}
 	told := &shim.DNSStatus{
 		Enabled: true, Zone: strings.TrimSuffix(status.Zone, "."), Upstreams: status.Upstreams,
-		Names: status.Names, Waiting: status.Waiting, Down: status.Down,
+		Names: status.Names, Waiting: status.Waiting, Down: status.Down, Problems: status.Problems,
 	}
 	for _, listener := range status.Listeners {
 		told.Listeners = append(told.Listeners, shim.DNSListener{Address: listener.Addr, Problem: problemOf(listener)})

@@ -29,6 +29,7 @@ func servedNames() dataplane.DNSStatus {
 	status := dataplane.DNSStatus{
 		Enabled: true, Zone: "overlay.local.", Upstreams: addrPorts("192.0.2.53:53", "[2001:db8::53]:5353"), Names: 12,
 		Waiting: []string{"guests", "pods"}, Down: []string{"node-c", "node-d"},
+		Problems: []string{"guest a b of node node-a has no name: ...", "node c d has no name: ..."},
 		Server: dns.ServerStats{
 			Queries: map[dns.QueryKind]uint64{
 				{Proto: "udp", Type: "A", Rcode: "NOERROR"}: 40, {Proto: "tcp", Type: "other", Rcode: "SERVFAIL", Forwarded: true}: 2,
@@ -48,6 +49,7 @@ func servedNames() dataplane.DNSStatus {
 func TestDNSStatusOf(t *testing.T) {
 	want := &shim.DNSStatus{
 		Enabled: true, Zone: "overlay.local", Upstreams: servedNames().Upstreams, Names: 12, Waiting: []string{"guests", "pods"}, Down: []string{"node-c", "node-d"},
+		Problems: servedNames().Problems,
 	}
 	for _, listener := range servedNames().Listeners {
 		want.Listeners = append(want.Listeners, shim.DNSListener{Address: listener.Addr})

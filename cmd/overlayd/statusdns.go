@@ -32,6 +32,9 @@ func (p *page) dns(status *shim.DNSStatus) {
 	if len(status.Down) > 0 {
 		rows = append(rows, []string{"Nodes down:", strings.Join(status.Down, " ")})
 	}
+	for i, problem := range status.Problems {
+		rows = append(rows, []string{[]string{"Left out:", ""}[min(i, 1)], oneLine(problem)})
+	}
 	p.columns(rows)
 }
 

@@ -274,9 +274,9 @@ func responseVectors() []struct {
 		{
 			"status, with DNS",
 			`{"result":"status","peer_count":0,"service_count":0,"dns":{"enabled":true,"zone":"overlay.local","listeners":[{"address":"10.200.0.1:53"},{"address":"[fe80::1%zl-default-b]:53","problem":"address already in use"}],` +
-				`"upstreams":["192.0.2.53:53","[2001:db8::53]:5353"],"names":3,"waiting":["pods"],"down":["n2"]}}`,
+				`"upstreams":["192.0.2.53:53","[2001:db8::53]:5353"],"names":3,"waiting":["pods"],"down":["n2"],"problems":["node c d has no name"]}}`,
 			&StatusSnapshot{DNS: &DNSStatus{
-				Enabled: true, Zone: "overlay.local", Names: 3, Waiting: []string{"pods"}, Down: []string{"n2"},
+				Enabled: true, Zone: "overlay.local", Names: 3, Waiting: []string{"pods"}, Down: []string{"n2"}, Problems: []string{"node c d has no name"},
 				Listeners: []DNSListener{{Address: addrPort("10.200.0.1:53")}, {Address: addrPort("[fe80::1%zl-default-b]:53"), Problem: "address already in use"}},
 				Upstreams: []netip.AddrPort{addrPort("192.0.2.53:53"), addrPort("[2001:db8::53]:5353")},
 			}},

@@ -20,8 +20,9 @@ type DNSStatus struct {
 	Listeners []DNSListener    `json:"listeners,omitempty"` // where it is to listen, by UDP and TCP
 	Upstreams []netip.AddrPort `json:"upstreams,omitempty"` // who is asked for other names, in this order; none: nobody
 	Names     int              `json:"names"`
-	Waiting   []string         `json:"waiting,omitempty"` // sources of names that have told nothing yet: until then a name that is not found may exist
-	Down      []string         `json:"down,omitempty"`    // nodes whose addresses are left out of answers that have others
+	Waiting   []string         `json:"waiting,omitempty"`  // sources of names that have told nothing yet: until then a name that is not found may exist
+	Down      []string         `json:"down,omitempty"`     // nodes whose addresses are left out of answers that have others
+	Problems  []string         `json:"problems,omitempty"` // what has no name, and why
 }
 
 // DNSListener is an address of a DNS server.

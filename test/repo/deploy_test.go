@@ -24,7 +24,7 @@ func TestRelayManifest(t *testing.T) {
 		return set.at("spec", "template", "spec")["containers"].([]any)[0].(map[string]any)
 	}
 	args := container(want)["args"].([]any)
-	container(want)["args"] = append(args, "--nat-relay-listen-port=3478", "--nat-relay-external-addr=$(NODE_IP):3478")
+	container(want)["args"] = append(args, "--nat-relay-listen-port=3478", "--nat-relay-external-addr=$(NODE_IP)")
 	address := map[string]any{"name": "NODE_IP", "valueFrom": map[string]any{"fieldRef": map[string]any{"fieldPath": "status.hostIP"}}}
 	container(want)["env"] = append(container(want)["env"].([]any), address)
 	if diff := cmp.Diff(want, got); diff != "" {
