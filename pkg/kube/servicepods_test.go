@@ -218,6 +218,16 @@ func TestPodsAreToldAtAPace(t *testing.T) {
 		if want := "web-1.web.prod at : 10.244.3.231"; got.last() != want {
 			t.Errorf("the last set is %q, want %q", got.last(), want)
 		}
+		before := got.count()
+		pod.Status.Message = "nothing that a name has"
+		if err := k.named.Add(pod); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(podsPace)
+		synctest.Wait()
+		if n := got.count() - before; n != 0 {
+			t.Errorf("%d sets without a change", n)
+		}
 	})
 }
 
