@@ -669,9 +669,10 @@ func TestRelayMakesRoomForConnections(t *testing.T) {
 	if len(a.down)+len(b.down) > 0 {
 		t.Error("a node's connection was closed")
 	}
-	if got, want := relay.server.stats.Connections.Load(), uint64(5*relayConnsPerAddr); got < want {
-		t.Errorf("%d connections refused or closed, not %d", got, want)
-	}
+	// The last ones dialed may not be accepted yet.
+	waitUntil(t, "as many refused or closed as were too many", func() bool {
+		return relay.server.stats.Connections.Load() >= 5*relayConnsPerAddr
+	})
 }
 
 // TestRelayMakesRoomWhereItIsMissing: who fills up the places of one address costs no
