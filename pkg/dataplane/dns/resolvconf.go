@@ -64,25 +64,22 @@ func hostUpstreams(root string) ([]netip.AddrPort, error) {
 }
 
 // behindStub are the servers that one on loopback asks, itself if that is not known.
+// What systemd-resolved asks is told of its own addresses alone: another resolver
+// there, such as an unbound, may have zones that those servers do not know.
 func behindStub(root string, stub netip.Addr) ([]netip.Addr, error) {
-	files := []string{networkManagerConf, resolvedConf}
+	file := networkManagerConf
 	if isResolved(stub) {
-		files = []string{resolvedConf}
+		file = resolvedConf
 	}
-	for _, file := range files {
-		behind, err := readResolvConf(root, file)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		behind = slices.DeleteFunc(behind, func(addr netip.Addr) bool { return addr == stub || isResolved(addr) })
-		if len(behind) > 0 {
-			return behind, nil
-		}
+	behind, err := readResolvConf(root, file)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
 	}
-	return []netip.Addr{stub}, nil
+	behind = slices.DeleteFunc(behind, func(addr netip.Addr) bool { return addr == stub || isResolved(addr) })
+	if len(behind) == 0 {
+		return []netip.Addr{stub}, nil
+	}
+	return behind, nil
 }
 
 // isResolved tells whether an address is one of those systemd-resolved listens on.
