@@ -97,7 +97,7 @@ func (u *upstream) ask(ctx context.Context, query *dns.Msg, whole bool) (*dns.Ms
 		return nil, err
 	}
 	u.away.Store(0)
-	if cut && !whole && answer.Rcode == dns.RcodeSuccess {
+	if cut && !whole && (answer.Rcode == dns.RcodeSuccess || answer.Rcode == dns.RcodeNameError) {
 		answer.Answer, answer.Ns, answer.Extra = nil, nil, nil
 		return answer, nil
 	}

@@ -93,18 +93,32 @@ func TestUpstreamCase(t *testing.T) {
 // and nothing fetched for it before it does.
 func TestUpstreamTruncatedByUDP(t *testing.T) {
 	noLeaks(t)
-	upstream := newFakeUpstream(t, changed(func(m *dns.Msg) { m.Truncated = true }), changed(func(m *dns.Msg) { m.Truncated = true }), tell(webA))
-	f := newTestForwarder(t, upstream)
-	question := questionFor("web.example.", dns.TypeA)
-	if cut := f.Exchange(t.Context(), question, false); !cut.Truncated || cut.Rcode != dns.RcodeSuccess || len(cut.Answer) > 0 {
-		t.Errorf("by UDP: %s", cut)
+	tests := map[int]struct {
+		answer behaviour
+		want   []string
+	}{
+		dns.RcodeSuccess: {tell(webA), []string{"NOERROR", webA}},
+		// The proof that there is no such name may be long.
+		dns.RcodeNameError: {say(dns.RcodeNameError), []string{"NXDOMAIN"}},
 	}
-	if diff := cmp.Diff([]string{"udp"}, upstream.networks()); diff != "" {
-		t.Errorf("asked by (-want +got):\n%s", diff)
-	}
-	wantTold(t, f.Exchange(t.Context(), question, true), "NOERROR", webA)
-	if diff := cmp.Diff([]string{"udp", "udp", "tcp"}, upstream.networks()); diff != "" {
-		t.Errorf("asked by (-want +got):\n%s", diff)
+	for rcode, test := range tests {
+		t.Run(dns.RcodeToString[rcode], func(t *testing.T) {
+			t.Parallel()
+			cut := changed(func(m *dns.Msg) { m.Truncated, m.Rcode = true, rcode })
+			upstream := newFakeUpstream(t, cut, cut, test.answer)
+			f := newTestForwarder(t, upstream)
+			question := questionFor("web.example.", dns.TypeA)
+			if cut := f.Exchange(t.Context(), question, false); !cut.Truncated || cut.Rcode != rcode || len(cut.Answer) > 0 {
+				t.Errorf("by UDP: %s", cut)
+			}
+			if diff := cmp.Diff([]string{"udp"}, upstream.networks()); diff != "" {
+				t.Errorf("asked by (-want +got):\n%s", diff)
+			}
+			wantTold(t, f.Exchange(t.Context(), question, true), test.want...)
+			if diff := cmp.Diff([]string{"udp", "udp", "tcp"}, upstream.networks()); diff != "" {
+				t.Errorf("asked by (-want +got):\n%s", diff)
+			}
+		})
 	}
 }
 
