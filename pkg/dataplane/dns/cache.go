@@ -19,6 +19,8 @@ const (
 	// failureFor is how long a failure is remembered (RFC 9520), so that a name that
 	// cannot be resolved does not keep upstreams busy.
 	failureFor = 3 * time.Second
+	// cutFor is how long it is remembered that an answer takes TCP to be had.
+	cutFor = 5 * time.Second
 	// staleFor is how long an answer may still be told after its time when no
 	// upstream answers (RFC 8767), and staleTTL what it then says of itself.
 	staleFor = time.Hour
@@ -121,13 +123,16 @@ func (c *cache) get(key cacheKey) (outcome, bool) {
 
 // put remembers an answer for as long as it says, and takes it over.
 func (c *cache) put(key cacheKey, answer *dns.Msg) outcome {
-	ttl := time.Duration(prepare(key, answer)) * time.Second
+	ttl, stale := time.Duration(prepare(key, answer))*time.Second, staleFor
+	if answer.Truncated {
+		ttl, stale = cutFor, 0
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.lru.Remove(key)
 	if ttl > 0 {
 		now := time.Now()
-		c.add(key, &cacheEntry{msg: answer, said: now, expires: now.Add(ttl), until: now.Add(ttl + staleFor)})
+		c.add(key, &cacheEntry{msg: answer, said: now, expires: now.Add(ttl), until: now.Add(ttl + stale)})
 	}
 	return outcome{msg: answer}
 }

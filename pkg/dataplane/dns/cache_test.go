@@ -131,6 +131,27 @@ func TestCacheFailure(t *testing.T) {
 	})
 }
 
+// Those that ask by UDP for what takes TCP do not have upstreams asked each time.
+func TestCacheCut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, question := newCache(), questionFor("web.example.", dns.TypeA)
+		key := keyOf(question, false)
+		c.put(key, upstreamSays(question, func(m *dns.Msg) { m.Truncated = true }))
+		wait(t, cutFor-time.Millisecond)
+		known, ok := c.get(key)
+		if !ok || !known.reply(question).Truncated {
+			t.Errorf("before its end: %v, %v", known, ok)
+		}
+		if cached(c, question) != nil {
+			t.Error("it is told to those who want the whole")
+		}
+		wait(t, time.Millisecond)
+		if _, ok := c.get(key); ok || c.len() != 0 {
+			t.Error("it is known after its end")
+		}
+	})
+}
+
 // When no upstream answers, what was known before is told for an hour more.
 func TestCacheStale(t *testing.T) {
 	const stale = "web.example. 30 IN A 192.0.2.1"
