@@ -84,6 +84,7 @@ type cache struct {
 // cacheEntry is an answer in the cache.
 type cacheEntry struct {
 	msg  *dns.Msg // is shared and so never changed
+	why  dns.EDNS0_EDE
 	size int
 	said time.Time
 	// expires is when upstreams are to be asked again, and until when it may be told
@@ -112,7 +113,7 @@ func (c *cache) get(key cacheKey) (outcome, bool) {
 	switch {
 	case !ok:
 	case now.Before(entry.expires):
-		return outcome{msg: entry.msg, age: now.Sub(entry.said)}, true
+		return outcome{msg: entry.msg, age: now.Sub(entry.said), why: entry.why}, true
 	case !now.Before(entry.until):
 		c.lru.Remove(key)
 	case now.Before(entry.retry):
@@ -137,8 +138,8 @@ func (c *cache) put(key cacheKey, answer *dns.Msg) outcome {
 	return outcome{msg: answer}
 }
 
-// fail remembers that no upstream answers, and returns what is told instead.
-func (c *cache) fail(key cacheKey) outcome {
+// fail remembers that no upstream answers, and why, and returns what is told instead.
+func (c *cache) fail(key cacheKey, why dns.EDNS0_EDE) outcome {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now()
@@ -147,9 +148,9 @@ func (c *cache) fail(key cacheKey) outcome {
 		return outcome{msg: entry.msg, stale: true}
 	}
 	c.lru.Remove(key)
-	failure := failed(dns.RcodeServerFailure)
+	failure := failed(dns.RcodeServerFailure, why)
 	end := now.Add(failureFor)
-	c.add(key, &cacheEntry{msg: failure.msg, said: now, expires: end, until: end})
+	c.add(key, &cacheEntry{msg: failure.msg, why: why, said: now, expires: end, until: end})
 	return failure
 }
 

@@ -116,7 +116,8 @@ func wait(t *testing.T, d time.Duration) {
 func TestCacheFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, question := newCache(), questionFor("web.example.", dns.TypeA, withEDNS)
-		wantTold(t, c.fail(keyOf(question, true)).reply(question), "SERVFAIL")
+		why := dns.EDNS0_EDE{InfoCode: dns.ExtendedErrorCodeNetworkError}
+		wantTold(t, c.fail(keyOf(question, true), why).reply(question), "SERVFAIL")
 		wait(t, failureFor-time.Millisecond)
 		if diff := cmp.Diff([]string{"SERVFAIL"}, cached(c, question)); diff != "" {
 			t.Errorf("before its end (-want +got):\n%s", diff)
@@ -163,7 +164,7 @@ func TestCacheStale(t *testing.T) {
 		if got := cached(c, question); got != nil {
 			t.Errorf("is told before upstreams were asked: %v", got)
 		}
-		answer := c.fail(key).reply(question)
+		answer := c.fail(key, dns.EDNS0_EDE{}).reply(question)
 		wantTold(t, answer, "NOERROR", stale)
 		if diff := cmp.Diff([]uint16{dns.ExtendedErrorCodeStaleAnswer}, extendedErrors(answer)); diff != "" {
 			t.Errorf("extended errors (-want +got):\n%s", diff)
@@ -177,13 +178,13 @@ func TestCacheStale(t *testing.T) {
 			t.Errorf("they are not asked again: %v", got)
 		}
 		wait(t, staleFor-failureFor)
-		wantTold(t, c.fail(key).reply(question), "SERVFAIL")
+		wantTold(t, c.fail(key, dns.EDNS0_EDE{}).reply(question), "SERVFAIL")
 	})
 	synctest.Test(t, func(t *testing.T) {
 		c, question := newCache(), questionFor("web.example.", dns.TypeA, withEDNS)
 		c.put(keyOf(question, true), upstreamSays(question, func(m *dns.Msg) { m.Rcode, m.Ns = dns.RcodeNameError, rrs(soaText) }))
 		wait(t, time.Hour)
-		answer := c.fail(keyOf(question, true)).reply(question)
+		answer := c.fail(keyOf(question, true), dns.EDNS0_EDE{}).reply(question)
 		wantTold(t, answer, "NXDOMAIN", "example. 30 IN SOA ns.example. admin.example. 1 2 3 4 300")
 		if diff := cmp.Diff([]uint16{dns.ExtendedErrorCodeStaleNXDOMAINAnswer}, extendedErrors(answer)); diff != "" {
 			t.Errorf("extended errors (-want +got):\n%s", diff)
@@ -285,7 +286,7 @@ func TestCacheBounds(t *testing.T) {
 		size := c.bytes
 		for range 100 {
 			put(c, small(1), webA)
-			c.fail(keyOf(small(1), true))
+			c.fail(keyOf(small(1), true), dns.EDNS0_EDE{})
 		}
 		if c.len() != 1 || c.bytes != size {
 			t.Errorf("%d entries, %d bytes, once %d", c.len(), c.bytes, size)

@@ -66,11 +66,13 @@ type outcome struct {
 	age time.Duration
 	// stale means that it should have been asked for again, but nobody answers.
 	stale bool
+	// why is the reason of a failure (RFC 8914), empty if there is nothing to say.
+	why dns.EDNS0_EDE
 }
 
 // failed is an outcome without records.
-func failed(rcode int) outcome {
-	return outcome{msg: &dns.Msg{MsgHdr: dns.MsgHdr{Rcode: rcode, RecursionAvailable: rcode != dns.RcodeRefused}}}
+func failed(rcode int, why dns.EDNS0_EDE) outcome {
+	return outcome{msg: &dns.Msg{MsgHdr: dns.MsgHdr{Rcode: rcode, RecursionAvailable: rcode != dns.RcodeRefused}}, why: why}
 }
 
 // reply is the outcome as the answer to one of those who asked.
@@ -86,10 +88,10 @@ func (o outcome) reply(question *dns.Msg) *dns.Msg {
 	reply.Answer = o.records(o.msg.Answer)
 	reply.Ns = o.records(o.msg.Ns)
 	reply.Extra = o.records(o.msg.Extra)
-	if code, ok := o.extendedError(); ok && opt != nil {
+	if why := o.reason(); why != (dns.EDNS0_EDE{}) && opt != nil {
 		reply.SetEdns0(udpSize, opt.Do())
 		said := reply.IsEdns0()
-		said.Option = append(said.Option, &dns.EDNS0_EDE{InfoCode: code})
+		said.Option = append(said.Option, &why)
 	}
 	return reply
 }
@@ -113,15 +115,13 @@ func (o outcome) records(from []dns.RR) []dns.RR {
 	return records
 }
 
-// extendedError says more than the response code (RFC 8914).
-func (o outcome) extendedError() (uint16, bool) {
+// reason says more than the response code.
+func (o outcome) reason() dns.EDNS0_EDE {
 	switch {
 	case o.stale && o.msg.Rcode == dns.RcodeNameError:
-		return dns.ExtendedErrorCodeStaleNXDOMAINAnswer, true
+		return dns.EDNS0_EDE{InfoCode: dns.ExtendedErrorCodeStaleNXDOMAINAnswer}
 	case o.stale:
-		return dns.ExtendedErrorCodeStaleAnswer, true
-	case o.msg.Rcode == dns.RcodeServerFailure:
-		return dns.ExtendedErrorCodeNoReachableAuthority, true
+		return dns.EDNS0_EDE{InfoCode: dns.ExtendedErrorCodeStaleAnswer}
 	}
-	return 0, false
+	return o.why
 }

@@ -149,7 +149,7 @@ func (f *Forwarder) Exchange(ctx context.Context, question *dns.Msg, whole bool)
 		}
 	case <-ctx.Done():
 	}
-	return failed(dns.RcodeServerFailure).reply(question)
+	return failed(dns.RcodeServerFailure, dns.EDNS0_EDE{}).reply(question)
 }
 
 // unfit is how a question that cannot be passed on is answered.
@@ -174,7 +174,7 @@ func (f *Forwarder) ask(r *resolver, key cacheKey) (said outcome) {
 	defer func() {
 		if fault := recover(); fault != nil {
 			f.config.Log.Error("asking upstreams panicked", "op", "dns", "name", key.name, "fault", fault)
-			said = failed(dns.RcodeServerFailure)
+			said = failed(dns.RcodeServerFailure, dns.EDNS0_EDE{})
 		}
 	}()
 	// The flight before this one may have landed since the cache was asked.
@@ -182,16 +182,16 @@ func (f *Forwarder) ask(r *resolver, key cacheKey) (said outcome) {
 		return known
 	}
 	if !f.flights.TryAcquire(1) {
-		return failed(dns.RcodeServerFailure)
+		return failed(dns.RcodeServerFailure, dns.EDNS0_EDE{})
 	}
 	defer f.flights.Release(1)
 	answer, err := askInTurn(f.ctx, key, r.order(f.own), &f.failures)
 	switch {
 	case errors.Is(err, errNoUpstream):
-		return failed(dns.RcodeRefused)
+		return failed(dns.RcodeRefused, dns.EDNS0_EDE{})
 	case err != nil:
 		f.config.Log.Debug("no upstream answers", "op", "dns", "name", key.name, "err", err)
-		return r.cache.fail(key)
+		return r.cache.fail(key, reasonOf(err))
 	}
 	return r.cache.put(key, answer)
 }

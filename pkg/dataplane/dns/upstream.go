@@ -29,6 +29,7 @@ const (
 
 var (
 	errNoUpstream = errors.New("no upstream")
+	errSilent     = errors.New("none is there")
 	errForeign    = errors.New("not the answer to this question")
 	// errNoEDNS means that an upstream does not know EDNS (RFC 6891, section 7).
 	errNoEDNS = errors.New("answers that it does not know EDNS")
@@ -60,12 +61,12 @@ func (r *resolver) order(own func(netip.AddrPort) bool) []*upstream {
 }
 
 // askInTurn asks until there is an answer that may be passed on, NOERROR or
-// NXDOMAIN.
+// NXDOMAIN. The error is errSilent too if nobody said anything.
 func askInTurn(ctx context.Context, key cacheKey, order []*upstream, failures *atomic.Uint64) (*dns.Msg, error) {
 	if len(order) == 0 {
 		return nil, errNoUpstream
 	}
-	var faults error
+	faults, silent := error(nil), true
 	for next, try := 0, 0; try < tries; try++ {
 		u := order[next%len(order)]
 		answer, err := u.ask(ctx, key.query(!errors.Is(faults, errNoEDNS)), key.whole)
@@ -73,31 +74,46 @@ func askInTurn(ctx context.Context, key cacheKey, order []*upstream, failures *a
 			return answer, nil
 		}
 		failures.Add(1)
+		silent = silent && answer == nil
 		faults = errors.Join(faults, fmt.Errorf("ask %v: %w", u.addr, err))
 		// One that does not know EDNS gets the next try too, without.
 		if !errors.Is(err, errNoEDNS) {
 			next++
 		}
 	}
+	if silent {
+		faults = errors.Join(faults, errSilent)
+	}
 	return nil, faults
 }
 
+// reasonOf is what a client is told of an error of askInTurn.
+func reasonOf(err error) dns.EDNS0_EDE {
+	if errors.Is(err, errSilent) {
+		return dns.EDNS0_EDE{InfoCode: dns.ExtendedErrorCodeNoReachableAuthority}
+	}
+	return dns.EDNS0_EDE{InfoCode: dns.ExtendedErrorCodeNetworkError}
+}
+
 // ask tries once. What does not fit into UDP comes without records unless the whole
-// is wanted.
+// is wanted. With an error there is an answer too if one came, of whatever kind.
 func (u *upstream) ask(ctx context.Context, query *dns.Msg, whole bool) (*dns.Msg, error) {
 	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
 	defer cancel()
 	answer, err := exchange(ctx, "udp", u.addr, query)
-	cut := err == nil && answer.Truncated
-	if cut && whole {
-		answer, err = exchange(ctx, "tcp", u.addr, query)
-	}
 	if err != nil {
 		u.away.Store(time.Now().UnixNano())
 		return nil, err
 	}
 	u.away.Store(0)
-	if cut && !whole && (answer.Rcode == dns.RcodeSuccess || answer.Rcode == dns.RcodeNameError) {
+	switch {
+	case answer.Truncated && whole:
+		all, err := exchange(ctx, "tcp", u.addr, query)
+		if err != nil {
+			return answer, fmt.Errorf("by TCP: %w", err)
+		}
+		answer = all
+	case answer.Truncated && (answer.Rcode == dns.RcodeSuccess || answer.Rcode == dns.RcodeNameError):
 		answer.Answer, answer.Ns, answer.Extra = nil, nil, nil
 		return answer, nil
 	}
@@ -108,7 +124,7 @@ func (u *upstream) ask(ctx context.Context, query *dns.Msg, whole bool) (*dns.Ms
 func passable(answer, query *dns.Msg) error {
 	switch rcode := answer.Rcode; {
 	case answer.Truncated:
-		return errors.New("answer is cut off by TCP too")
+		return errors.New("answer is cut off")
 	case rcode == dns.RcodeSuccess || rcode == dns.RcodeNameError:
 		return nil
 	case (rcode == dns.RcodeFormatError || rcode == dns.RcodeNotImplemented) && query.IsEdns0() != nil && answer.IsEdns0() == nil:

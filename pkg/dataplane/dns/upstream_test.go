@@ -272,6 +272,39 @@ func TestUpstreamNobodyListens(t *testing.T) {
 	}
 }
 
+// A client is told whether there was nobody, or nobody with an answer, also when
+// it is told again.
+func TestUpstreamReasons(t *testing.T) {
+	cut := changed(func(m *dns.Msg) { m.Truncated = true })
+	tests := []struct {
+		name string
+		plan []behaviour
+		want uint16
+	}{
+		{"silent", []behaviour{lose}, dns.ExtendedErrorCodeNoReachableAuthority},
+		{"failure", []behaviour{say(dns.RcodeServerFailure)}, dns.ExtendedErrorCodeNetworkError},
+		{"failure, then silent", []behaviour{say(dns.RcodeServerFailure), lose}, dns.ExtendedErrorCodeNetworkError},
+		{"refused", []behaviour{say(dns.RcodeRefused)}, dns.ExtendedErrorCodeNetworkError},
+		{"silent by TCP", []behaviour{cut, lose, cut, lose}, dns.ExtendedErrorCodeNetworkError},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			f := newTestForwarder(t, newFakeUpstream(t, test.plan...))
+			for range 2 {
+				answer := f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA, withEDNS), true)
+				wantTold(t, answer, "SERVFAIL")
+				if diff := cmp.Diff([]uint16{test.want}, extendedErrors(answer)); diff != "" {
+					t.Errorf("extended errors (-want +got):\n%s", diff)
+				}
+			}
+			if got := f.Stats(); got.Hits != 1 {
+				t.Errorf("stats %+v", got)
+			}
+		})
+	}
+}
+
 // One that does not know EDNS is asked without.
 func TestUpstreamWithoutEDNS(t *testing.T) {
 	for _, rcode := range []int{dns.RcodeFormatError, dns.RcodeNotImplemented} {
