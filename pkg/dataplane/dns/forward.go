@@ -47,6 +47,7 @@ type Forwarder struct {
 	// stop ends ctx.
 	stop    context.CancelFunc
 	flights *semaphore.Weighted
+	streams *semaphore.Weighted // see upstream
 
 	resolver               atomic.Pointer[resolver]
 	hits, misses, failures atomic.Uint64
@@ -63,7 +64,7 @@ type resolver struct {
 
 // NewForwarder returns a forwarder that knows the upstreams of this moment.
 func NewForwarder(config ForwarderConfig) *Forwarder {
-	f := &Forwarder{config: config, flights: semaphore.NewWeighted(flightLimit)}
+	f := &Forwarder{config: config, flights: semaphore.NewWeighted(flightLimit), streams: semaphore.NewWeighted(streamLimit)}
 	f.ctx, f.stop = context.WithCancel(context.Background())
 	f.setUpstreams(config.Upstreams)
 	if len(config.Upstreams) == 0 {
@@ -102,7 +103,7 @@ func (f *Forwarder) setUpstreams(addrs []netip.AddrPort) {
 	}
 	next := &resolver{cache: newCache()}
 	for _, addr := range addrs {
-		next.upstreams = append(next.upstreams, &upstream{addr: addr})
+		next.upstreams = append(next.upstreams, &upstream{addr: addr, streams: f.streams})
 	}
 	f.resolver.Store(next)
 	if before != nil {

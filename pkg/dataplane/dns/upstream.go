@@ -2,6 +2,7 @@ package dns
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/sync/semaphore"
 )
 
 const (
@@ -25,12 +27,20 @@ const (
 	udpSize = 1232
 	// udpBuffer takes more than that from those that do not care.
 	udpBuffer = 4096
+	// answerBytes and answerRecords bound what is taken of an upstream. Whoever owns a
+	// name can have it say 64 KiB, with names that unfold to many times that, and ask
+	// for them again and again: every answer costs what its records do.
+	answerBytes   = 16 << 10
+	answerRecords = 500
+	// streamLimit bounds the answers that are fetched by TCP at a time.
+	streamLimit = 8
 )
 
 var (
 	errNoUpstream = errors.New("no upstream")
 	errSilent     = errors.New("none is there")
 	errForeign    = errors.New("not the answer to this question")
+	errTooLarge   = fmt.Errorf("answer has more than %d bytes or %d records", answerBytes, answerRecords)
 	// errNoEDNS means that an upstream does not know EDNS (RFC 6891, section 7).
 	errNoEDNS = errors.New("answers that it does not know EDNS")
 )
@@ -38,6 +48,8 @@ var (
 // upstream is a server that is asked.
 type upstream struct {
 	addr netip.AddrPort
+	// streams has a place for each answer that is fetched by TCP, from any of them.
+	streams *semaphore.Weighted
 	// away is when it last was not there, in nanoseconds since 1970.
 	away atomic.Int64
 }
@@ -76,6 +88,10 @@ func askInTurn(ctx context.Context, key cacheKey, order []*upstream, failures *a
 		failures.Add(1)
 		silent = silent && answer == nil
 		faults = errors.Join(faults, fmt.Errorf("ask %v: %w", u.addr, err))
+		// The next one has no other.
+		if errors.Is(err, errTooLarge) {
+			break
+		}
 		// One that does not know EDNS gets the next try too, without.
 		if !errors.Is(err, errNoEDNS) {
 			next++
@@ -89,7 +105,10 @@ func askInTurn(ctx context.Context, key cacheKey, order []*upstream, failures *a
 
 // reasonOf is what a client is told of an error of askInTurn.
 func reasonOf(err error) dns.EDNS0_EDE {
-	if errors.Is(err, errSilent) {
+	switch {
+	case errors.Is(err, errTooLarge):
+		return dns.EDNS0_EDE{InfoCode: dns.ExtendedErrorCodeOther, ExtraText: "answer too large"}
+	case errors.Is(err, errSilent):
 		return dns.EDNS0_EDE{InfoCode: dns.ExtendedErrorCodeNoReachableAuthority}
 	}
 	return dns.EDNS0_EDE{InfoCode: dns.ExtendedErrorCodeNetworkError}
@@ -108,7 +127,7 @@ func (u *upstream) ask(ctx context.Context, query *dns.Msg, whole bool) (*dns.Ms
 	u.away.Store(0)
 	switch {
 	case answer.Truncated && whole:
-		all, err := exchange(ctx, "tcp", u.addr, query)
+		all, err := u.fetch(ctx, query)
 		if err != nil {
 			return answer, fmt.Errorf("by TCP: %w", err)
 		}
@@ -118,6 +137,15 @@ func (u *upstream) ask(ctx context.Context, query *dns.Msg, whole bool) (*dns.Ms
 		return answer, nil
 	}
 	return answer, passable(answer, query)
+}
+
+// fetch asks by TCP when there is a place.
+func (u *upstream) fetch(ctx context.Context, query *dns.Msg) (*dns.Msg, error) {
+	if err := u.streams.Acquire(ctx, 1); err != nil {
+		return nil, fmt.Errorf("wait for one of %d places: %w", streamLimit, err)
+	}
+	defer u.streams.Release(1)
+	return exchange(ctx, "tcp", u.addr, query)
 }
 
 // passable tells whether an answer is one to pass on.
@@ -164,15 +192,21 @@ func exchange(ctx context.Context, network string, addr netip.AddrPort, query *d
 		if err != nil {
 			return nil, err
 		}
-		if answer, err := accept(query, wire); err == nil {
-			return answer, nil
+		if answer, err := accept(query, wire); err == nil || errors.Is(err, errTooLarge) {
+			return answer, err
 		}
 	}
 }
 
 // accept returns what wire holds if it is an answer to query. One that is
-// truncated need not be whole.
+// truncated need not be whole, and one that is too large is not read.
 func accept(query *dns.Msg, wire []byte) (*dns.Msg, error) {
+	if tooLarge(wire) {
+		if binary.BigEndian.Uint16(wire) != query.Id {
+			return nil, errForeign
+		}
+		return nil, errTooLarge
+	}
 	answer := new(dns.Msg)
 	err := answer.Unpack(wire)
 	switch {
@@ -187,6 +221,19 @@ func accept(query *dns.Msg, wire []byte) (*dns.Msg, error) {
 		return nil, fmt.Errorf("read answer: %w", err)
 	}
 	return answer, nil
+}
+
+// tooLarge tells whether a message has more than we take, by its length and what
+// its header says.
+func tooLarge(wire []byte) bool {
+	if len(wire) < headerSize {
+		return false
+	}
+	records := 0
+	for at := 6; at < headerSize; at += 2 {
+		records += int(binary.BigEndian.Uint16(wire[at:]))
+	}
+	return len(wire) > answerBytes || records > answerRecords
 }
 
 // sameQuestion leaves the case of letters open, which some servers change.

@@ -4,6 +4,9 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
+	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -131,12 +134,18 @@ func TestUpstreamTruncated(t *testing.T) {
 		wire := q.pack(reply)
 		q.send(wire[:len(wire)-2])
 	}
-	var many []string
-	for i := range 4000 {
-		addr := netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})
-		many = append(many, "web.example. 60 IN A "+addr.String())
+	many := func(n int) (records []string) {
+		for i := range n {
+			addr := netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})
+			records = append(records, "web.example. 60 IN A "+addr.String())
+		}
+		return records
 	}
-	large := changed(func(m *dns.Msg) { m.Answer, m.Compress = rrs(many...), true })
+	records := func(texts []string) behaviour {
+		return changed(func(m *dns.Msg) { m.Answer, m.Compress = rrs(texts...), true })
+	}
+	// Two are more than 16 KiB, the header with them.
+	half := "web.example. 60 IN TXT" + strings.Repeat(` "`+strings.Repeat("x", 255)+`"`, answerBytes/2/256)
 	tests := []struct {
 		name string
 		plan []behaviour
@@ -145,7 +154,11 @@ func TestUpstreamTruncated(t *testing.T) {
 	}{
 		{"then whole by TCP", []behaviour{cut, tell(webA)}, []string{"NOERROR", webA}, []string{"udp", "tcp"}},
 		{"within a record", []behaviour{cutShort, tell(webA)}, []string{"NOERROR", webA}, []string{"udp", "tcp"}},
-		{"then nearly 64 KiB by TCP", []behaviour{cut, large}, append([]string{"NOERROR"}, many...), []string{"udp", "tcp"}},
+		{"then as many records as we take", []behaviour{cut, records(many(answerRecords))}, append([]string{"NOERROR"}, many(answerRecords)...), []string{"udp", "tcp"}},
+		{"then too many records", []behaviour{cut, records(many(answerRecords + 1))}, []string{"SERVFAIL"}, []string{"udp", "tcp"}},
+		{"then nearly 64 KiB", []behaviour{cut, records(many(4000))}, []string{"SERVFAIL"}, []string{"udp", "tcp"}},
+		{"then many bytes", []behaviour{cut, records([]string{half})}, []string{"NOERROR", half}, []string{"udp", "tcp"}},
+		{"then too many bytes", []behaviour{cut, records([]string{half, half})}, []string{"SERVFAIL"}, []string{"udp", "tcp"}},
 		{"liar by TCP", []behaviour{cut, inOrder(lie(func(m *dns.Msg) { m.Id++ }), tell(webA))}, []string{"NOERROR", webA}, []string{"udp", "tcp"}},
 		{"by TCP too", []behaviour{cut}, []string{"SERVFAIL"}, []string{"udp", "tcp", "udp", "tcp"}},
 		{"failure by TCP, then whole", []behaviour{cut, say(dns.RcodeServerFailure), tell(webA)}, []string{"NOERROR", webA}, []string{"udp", "tcp", "udp"}},
@@ -161,6 +174,60 @@ func TestUpstreamTruncated(t *testing.T) {
 			}
 		})
 	}
+}
+
+// One that is too large is asked for once in a while, and the client told why.
+func TestUpstreamTooLarge(t *testing.T) {
+	upstream := newFakeUpstream(t, changed(func(m *dns.Msg) { m.Truncated = true }), changed(func(m *dns.Msg) {
+		m.Answer = slices.Repeat(rrs(webA), answerRecords+1)
+		m.Compress = true
+	}))
+	f := newTestForwarder(t, upstream, newFakeUpstream(t, tell(webA)))
+	for range 2 {
+		answer := f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA, withEDNS), true)
+		wantTold(t, answer, "SERVFAIL")
+		if diff := cmp.Diff([]uint16{dns.ExtendedErrorCodeOther}, extendedErrors(answer)); diff != "" {
+			t.Errorf("extended errors (-want +got):\n%s", diff)
+		}
+	}
+	if diff := cmp.Diff([]string{"udp", "tcp"}, upstream.networks()); diff != "" {
+		t.Errorf("asked by (-want +got):\n%s", diff)
+	}
+}
+
+// Not more than these are fetched by TCP at a time, and the others wait.
+func TestUpstreamStreamLimit(t *testing.T) {
+	noLeaks(t)
+	t.Run("", func(t *testing.T) {
+		release := make(chan struct{})
+		upstream := newFakeUpstream(t, func(q fakeQuestion) {
+			if q.network == "udp" {
+				changed(func(m *dns.Msg) { m.Truncated = true })(q)
+				return
+			}
+			<-release
+			tell(webA)(q)
+		})
+		f := newTestForwarder(t, upstream)
+		const questions = streamLimit + 4
+		answers := make([]*dns.Msg, questions)
+		var waiting sync.WaitGroup
+		for i := range answers {
+			waiting.Go(func() {
+				answers[i] = f.Exchange(t.Context(), questionFor(strconv.Itoa(i)+".example.", dns.TypeA), true)
+			})
+		}
+		fetched := func() int { return len(upstream.networks()) - questions }
+		waitFor(t, func() bool { return fetched() >= streamLimit })
+		if f.streams.TryAcquire(1) || fetched() > streamLimit {
+			t.Error("more can be fetched at a time")
+		}
+		close(release)
+		waiting.Wait()
+		for _, answer := range answers {
+			wantTold(t, answer, "NOERROR", webA)
+		}
+	})
 }
 
 func TestUpstreamTries(t *testing.T) {
