@@ -132,12 +132,11 @@ func (f *Forwarder) Exchange(ctx context.Context, question *dns.Msg, whole bool)
 	if rcode := unfit(question); rcode != dns.RcodeSuccess {
 		return new(dns.Msg).SetRcode(question, rcode)
 	}
-	r, key := f.resolver.Load(), keyOf(question, whole)
-	if known, ok := r.cache.get(key); ok {
-		f.hits.Add(1)
-		return known.reply(question)
+	if known := f.Known(question, whole); known != nil {
+		return known
 	}
 	f.misses.Add(1)
+	r, key := f.resolver.Load(), keyOf(question, whole)
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	// The one that asks runs on its own, so that whoever gives up takes nothing
@@ -151,6 +150,19 @@ func (f *Forwarder) Exchange(ctx context.Context, question *dns.Msg, whole bool)
 	case <-ctx.Done():
 	}
 	return failed(dns.RcodeServerFailure, dns.EDNS0_EDE{}).reply(question)
+}
+
+// Known implements Exchanger by the cache.
+func (f *Forwarder) Known(question *dns.Msg, whole bool) *dns.Msg {
+	if unfit(question) != dns.RcodeSuccess {
+		return nil
+	}
+	known, ok := f.resolver.Load().cache.get(keyOf(question, whole))
+	if !ok {
+		return nil
+	}
+	f.hits.Add(1)
+	return known.reply(question)
 }
 
 // unfit is how a question that cannot be passed on is answered.

@@ -19,6 +19,8 @@ import (
 // truncated, without records.
 type Exchanger interface {
 	Exchange(ctx context.Context, question *dns.Msg, whole bool) *dns.Msg
+	// Known is what Exchange would answer without asking anybody, nil if it had to ask.
+	Known(question *dns.Msg, whole bool) *dns.Msg
 }
 
 // ServerConfig says what is fixed for a Server.

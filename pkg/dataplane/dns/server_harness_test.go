@@ -106,6 +106,9 @@ func (f exchangerFunc) Exchange(ctx context.Context, question *dns.Msg, _ bool) 
 	return f(ctx, question)
 }
 
+// Known implements Exchanger.
+func (exchangerFunc) Known(*dns.Msg, bool) *dns.Msg { return nil }
+
 // answerElsewhere answers 192.0.2.1 to everything.
 func answerElsewhere(_ context.Context, question *dns.Msg) *dns.Msg {
 	m := new(dns.Msg).SetReply(question)

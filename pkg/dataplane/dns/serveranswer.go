@@ -138,8 +138,14 @@ func (s *Server) panicked(a arrival, fault any) {
 }
 
 // forward has others answer, in a goroutine that counts as work, and sends what
-// they say. If too many wait already, it sends at once that there is no answer.
+// they say. What is known needs no place among those who wait, so that a client
+// whose places wait for a dead upstream still gets it. If too many wait already, it
+// sends at once that there is no answer.
 func (s *Server) forward(ctx context.Context, f *forwarding, work interface{ Go(func()) }, send func([]byte)) {
+	if reply := s.known(f); reply != nil {
+		send(reply)
+		return
+	}
 	if !s.forwards.enter(f.client) {
 		send(s.fail(f.arrival, &f.query, nil, dns.RcodeServerFailure))
 		return
@@ -154,7 +160,23 @@ func (s *Server) forward(ctx context.Context, f *forwarding, work interface{ Go(
 	})
 }
 
-func (s *Server) exchange(ctx context.Context, f *forwarding) (reply []byte) {
+// known is the answer that nobody has to be asked for, nil if there is none.
+func (s *Server) known(f *forwarding) []byte {
+	return s.relay(f, func(question *dns.Msg) *dns.Msg { return s.config.Forward.Known(question, f.proto == tcp) })
+}
+
+// exchange is the answer of others.
+func (s *Server) exchange(ctx context.Context, f *forwarding) []byte {
+	return s.relay(f, func(question *dns.Msg) *dns.Msg {
+		if answer := s.config.Forward.Exchange(ctx, question, f.proto == tcp); answer != nil {
+			return answer
+		}
+		return &dns.Msg{MsgHdr: dns.MsgHdr{Rcode: dns.RcodeServerFailure}}
+	})
+}
+
+// relay writes what somebody else answers, nothing if that is nil.
+func (s *Server) relay(f *forwarding, ask func(question *dns.Msg) *dns.Msg) (reply []byte) {
 	defer func() {
 		if fault := recover(); fault != nil {
 			s.panicked(f.arrival, fault)
@@ -165,9 +187,9 @@ func (s *Server) exchange(ctx context.Context, f *forwarding) (reply []byte) {
 	if err != nil {
 		return s.fail(f.arrival, &f.query, nil, dns.RcodeFormatError)
 	}
-	answer := s.config.Forward.Exchange(ctx, question, f.proto == tcp)
+	answer := ask(question)
 	if answer == nil {
-		answer = &dns.Msg{MsgHdr: dns.MsgHdr{Rcode: dns.RcodeServerFailure}}
+		return nil
 	}
 	rcode := answer.Rcode
 	reply, err = f.query.appendReply(nil, s.recursion(), answer, f.proto)

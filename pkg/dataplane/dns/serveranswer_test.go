@@ -2,6 +2,7 @@ package dns
 
 import (
 	"context"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -192,6 +193,35 @@ func TestWhatOthersSay(t *testing.T) {
 				t.Errorf("got %s", m)
 			}
 		})
+	}
+}
+
+// TestKnownAnswersNeedNoPlace has all places of a client wait.
+func TestKnownAnswersNeedNoPlace(t *testing.T) {
+	upstream := newFakeUpstream(t, tell("known.example. 60 IN A 192.0.2.1"))
+	s := newTestServer(ServerConfig{Forward: newTestForwarder(t, upstream)}, testZone())
+	known, unknown := wire(t, question("known.example.", dns.TypeA)), wire(t, question("unknown.example.", dns.TypeA))
+	client := netip.MustParseAddr("10.0.0.9")
+	replyTo(s, udp, known)
+	for s.forwards.enter(client) { // until there is none
+	}
+	for _, test := range []struct {
+		packet []byte
+		want   int
+	}{{known, dns.RcodeSuccess}, {unknown, dns.RcodeServerFailure}} {
+		_, others := s.answer(arrival{packet: test.packet, client: client, at: time.Now(), count: &s.counters[0]}, new(scratch))
+		m := new(dns.Msg)
+		s.forward(t.Context(), others, nil, func(reply []byte) { // nil starts no goroutine
+			if err := m.Unpack(reply); err != nil {
+				t.Error(err)
+			}
+		})
+		if m.Rcode != test.want || !m.Response {
+			t.Errorf("got %s, want code %d", m, test.want)
+		}
+	}
+	if got := len(upstream.questions()); got != 1 {
+		t.Errorf("upstream was asked %d times", got)
 	}
 }
 
