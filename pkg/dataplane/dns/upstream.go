@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -22,6 +23,9 @@ const (
 	tryTimeout = 2 * time.Second
 	// avoidFor is how long an upstream that was not there is asked after the others.
 	avoidFor = 10 * time.Second
+	// awayAfter is how many questions in a row go without answer before an upstream is
+	// taken to be away. One or two may be about names that it looks for in vain.
+	awayAfter = 3
 	// udpSize is what an answer by UDP is to fit into, so that no path fragments it
 	// (the value of DNS flag day 2020).
 	udpSize = 1232
@@ -52,6 +56,8 @@ type upstream struct {
 	streams *semaphore.Weighted
 	// away is when it last was not there, in nanoseconds since 1970.
 	away atomic.Int64
+	// silent is how many questions have gone without answer since the last one that had one.
+	silent atomic.Int32
 }
 
 func (u *upstream) is(addr netip.AddrPort) bool { return u.addr == addr }
@@ -121,9 +127,10 @@ func (u *upstream) ask(ctx context.Context, query *dns.Msg, whole bool) (*dns.Ms
 	defer cancel()
 	answer, err := exchange(ctx, "udp", u.addr, query)
 	if err != nil {
-		u.away.Store(time.Now().UnixNano())
+		u.missed(err)
 		return nil, err
 	}
+	u.silent.Store(0)
 	u.away.Store(0)
 	switch {
 	case answer.Truncated && whole:
@@ -137,6 +144,14 @@ func (u *upstream) ask(ctx context.Context, query *dns.Msg, whole bool) (*dns.Ms
 		return answer, nil
 	}
 	return answer, passable(answer, query)
+}
+
+// missed notes that there was no answer. That nobody listens, or that there is no
+// way to it, is known at once.
+func (u *upstream) missed(err error) {
+	if silent := u.silent.Add(1); silent >= awayAfter || !errors.Is(err, os.ErrDeadlineExceeded) {
+		u.away.Store(time.Now().UnixNano())
+	}
 }
 
 // fetch asks by TCP when there is a place.

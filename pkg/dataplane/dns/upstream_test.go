@@ -299,24 +299,47 @@ func TestUpstreamUnguessable(t *testing.T) {
 	}
 }
 
-// One that is not there is asked after the others for a while.
+// One that is not there is asked after the others for a while. A name that it has
+// no answer to, or one by TCP that it does not give, does not mean so.
 func TestUpstreamAway(t *testing.T) {
-	away, there := newFakeUpstream(t, lose), newFakeUpstream(t, tell(webA))
-	f := newTestForwarder(t, away, there)
-	for _, qtype := range []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeMX} {
-		f.Exchange(t.Context(), questionFor("web.example.", qtype), true)
+	answer, cut := tell(webA), changed(func(m *dns.Msg) { m.Truncated = true })
+	tests := []struct {
+		name  string
+		first []behaviour
+		asks  int
+		want  int // how many of them, and of one more, the first one is asked
+	}{
+		{"silent once", []behaviour{lose, answer}, 1, 2},
+		{"silent twice", []behaviour{lose, lose, answer}, 2, 3},
+		{"silent three times", []behaviour{lose}, 3, 3},
+		{"an answer between", []behaviour{lose, lose, answer, lose, lose, answer}, 5, 6},
+		{"a failure between", []behaviour{lose, lose, say(dns.RcodeServerFailure), lose, lose, answer}, 5, 6},
+		{"silent by TCP", []behaviour{cut, lose, cut, lose, cut, lose, answer}, 3, 7},
 	}
-	if a, b := len(away.questions()), len(there.questions()); a != 1 || b != 3 {
-		t.Errorf("asked the one %d times, the other %d times", a, b)
-	}
-	if diff := cmp.Diff([]string{away.addr.String(), there.addr.String()}, stringsOf(f.Upstreams())); diff != "" {
-		t.Errorf("upstreams (-want +got):\n%s", diff)
-	}
-	r := f.resolver.Load()
-	r.upstreams[0].away.Add(-int64(avoidFor))
-	f.Exchange(t.Context(), questionFor("web.example.", dns.TypeNS), true)
-	if a := len(away.questions()); a != 2 {
-		t.Errorf("was asked %d times after its time", a)
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			first, other := newFakeUpstream(t, test.first...), newFakeUpstream(t, answer)
+			f := newTestForwarder(t, first, other)
+			ask := func(i int) {
+				name := strconv.Itoa(i) + ".example."
+				wantTold(t, f.Exchange(t.Context(), questionFor(name, dns.TypeA), true), "NOERROR", webA)
+			}
+			for i := range test.asks + 1 {
+				ask(i)
+			}
+			if got := len(first.questions()); got != test.want {
+				t.Errorf("asked the first one %d times, want %d", got, test.want)
+			}
+			if diff := cmp.Diff([]string{first.addr.String(), other.addr.String()}, stringsOf(f.Upstreams())); diff != "" {
+				t.Errorf("upstreams (-want +got):\n%s", diff)
+			}
+			f.resolver.Load().upstreams[0].away.Add(-int64(avoidFor))
+			ask(test.asks + 1)
+			if got := len(first.questions()); got != test.want+1 {
+				t.Errorf("asked the first one %d times after its time", got)
+			}
+		})
 	}
 }
 
@@ -336,6 +359,9 @@ func TestUpstreamNobodyListens(t *testing.T) {
 	}
 	if got := f.Stats(); got.Failures != tries || got.Hits != 1 {
 		t.Errorf("stats %+v", got)
+	}
+	if f.resolver.Load().upstreams[0].away.Load() == 0 {
+		t.Error("it is asked before others")
 	}
 }
 
