@@ -17,10 +17,13 @@ import (
 )
 
 const (
-	// tries is how often a question is asked in all, each time at the next upstream.
-	tries = 2
-	// tryTimeout is for one try, by TCP too if it comes to that.
-	tryTimeout = 2 * time.Second
+	// tries is how often a question is asked at least, each time at the next upstream,
+	// and mostTries how often if there are as many upstreams.
+	tries     = 2
+	mostTries = 3
+	// triesTimeout is for all of them. Each has the same part of it, by TCP too if it
+	// comes to that.
+	triesTimeout = 4 * time.Second
 	// avoidFor is how long an upstream that was not there is asked after the others.
 	avoidFor = 10 * time.Second
 	// awayAfter is how many questions in a row go without answer before an upstream is
@@ -85,9 +88,10 @@ func askInTurn(ctx context.Context, key cacheKey, order []*upstream, failures *a
 		return nil, errNoUpstream
 	}
 	faults, silent := error(nil), true
-	for next, try := 0, 0; try < tries; try++ {
+	count := max(tries, min(len(order), mostTries))
+	for next, try := 0, 0; try < count; try++ {
 		u := order[next%len(order)]
-		answer, err := u.ask(ctx, key.query(!errors.Is(faults, errNoEDNS)), key.whole)
+		answer, err := u.ask(ctx, triesTimeout/time.Duration(count), key.query(!errors.Is(faults, errNoEDNS)), key.whole)
 		if err == nil {
 			return answer, nil
 		}
@@ -122,8 +126,8 @@ func reasonOf(err error) dns.EDNS0_EDE {
 
 // ask tries once. What does not fit into UDP comes without records unless the whole
 // is wanted. With an error there is an answer too if one came, of whatever kind.
-func (u *upstream) ask(ctx context.Context, query *dns.Msg, whole bool) (*dns.Msg, error) {
-	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
+func (u *upstream) ask(ctx context.Context, timeout time.Duration, query *dns.Msg, whole bool) (*dns.Msg, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	answer, err := exchange(ctx, "udp", u.addr, query)
 	if err != nil {

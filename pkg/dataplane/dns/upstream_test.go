@@ -267,6 +267,40 @@ func TestUpstreamTries(t *testing.T) {
 	}
 }
 
+// The first question finds the one that is there, also if it is the last.
+func TestUpstreamTriesOfThree(t *testing.T) {
+	noLeaks(t)
+	tests := []struct {
+		name          string
+		first, second behaviour
+		rest          []behaviour // of those after them
+		want          []string
+		asked         []int
+	}{
+		{"two lose", lose, lose, []behaviour{tell(webA)}, []string{"NOERROR", webA}, []int{1, 1, 1}},
+		{"one loses, one fails", lose, say(dns.RcodeServerFailure), []behaviour{tell(webA)}, []string{"NOERROR", webA}, []int{1, 1, 1}},
+		{"all lose", lose, lose, []behaviour{lose}, []string{"SERVFAIL"}, []int{1, 1, 1}},
+		{"a fourth is not asked", lose, lose, []behaviour{lose, tell(webA)}, []string{"SERVFAIL"}, []int{1, 1, 1, 0}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			var upstreams []*fakeUpstream
+			for _, do := range append([]behaviour{test.first, test.second}, test.rest...) {
+				upstreams = append(upstreams, newFakeUpstream(t, do))
+			}
+			wantTold(t, newTestForwarder(t, upstreams...).Exchange(t.Context(), questionFor("web.example.", dns.TypeA), true), test.want...)
+			var asked []int
+			for _, upstream := range upstreams {
+				asked = append(asked, len(upstream.questions()))
+			}
+			if diff := cmp.Diff(test.asked, asked); diff != "" {
+				t.Errorf("asked (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 // What was given up is not taken for the answer to what was asked after it.
 func TestUpstreamLate(t *testing.T) {
 	first := make(chan fakeQuestion, 1)
