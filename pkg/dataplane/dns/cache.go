@@ -25,9 +25,8 @@ const (
 	// upstream answers (RFC 8767), and staleTTL what it then says of itself.
 	staleFor = time.Hour
 	staleTTL = 30
-	// entryOverhead and recordOverhead are about what Go needs beside the text.
-	entryOverhead  = 512
-	recordOverhead = 128
+	// entryOverhead is about what an entry takes beside its name and its records.
+	entryOverhead = 512
 )
 
 // cacheKey is what the answer to a question depends on.
@@ -156,8 +155,7 @@ func (c *cache) fail(key cacheKey, why dns.EDNS0_EDE) outcome {
 
 // add makes room for what is new. Call with mu held.
 func (c *cache) add(key cacheKey, entry *cacheEntry) {
-	entry.size = entryOverhead + len(key.name) + entry.msg.Len() +
-		recordOverhead*(len(entry.msg.Answer)+len(entry.msg.Ns)+len(entry.msg.Extra))
+	entry.size = entryOverhead + len(key.name) + recordsSize(entry.msg)
 	c.bytes += entry.size
 	c.lru.Add(key, entry)
 	for c.bytes > cacheBytes {
