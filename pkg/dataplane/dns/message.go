@@ -253,8 +253,8 @@ func (q *query) appendReply(out []byte, bits uint16, m *dns.Msg, proto protocol)
 	if err != nil {
 		return nil, err
 	}
-	// By TCP there is nothing more to be had: a part is all that a client can get.
-	if (reply.Truncated || m.Truncated) && proto == udp {
+	// By TCP there is nothing more to be had, but a part is not to be taken for the whole.
+	if reply.Truncated || m.Truncated {
 		bits |= bitTC
 	}
 	// The bits and the question are written by the same code for all answers; the
@@ -280,11 +280,21 @@ func packWithin(m *dns.Msg, limit int, out []byte) ([]byte, error) {
 	if opt != nil {
 		m.Extra = []dns.RR{opt}
 	}
-	if len(m.Answer) > 0 {
+	if len(m.Answer) > 0 && !slices.ContainsFunc(m.Ns, proves) {
 		m.Ns = nil
 	}
 	m.Truncate(limit)
 	return pack()
+}
+
+// proves tells whether a record of the authority section is part of the answer: it
+// proves it, or says for how long there is nothing at the end of aliases.
+func proves(rr dns.RR) bool {
+	switch rr.Header().Rrtype {
+	case dns.TypeSOA, dns.TypeNSEC, dns.TypeNSEC3, dns.TypeRRSIG:
+		return true
+	}
+	return false
 }
 
 // reasons are the options of an answer that say why it is none (RFC 8914).

@@ -2,6 +2,7 @@ package dns
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -139,11 +140,48 @@ func TestSizeOfAnswers(t *testing.T) {
 	}
 }
 
+// TestAuthorityThatMatters has answers whose authority section does not fit. Name
+// servers a client can do without, but not the proof of what it asked, or the SOA
+// that says for how long there is nothing.
+func TestAuthorityThatMatters(t *testing.T) {
+	long := strings.Repeat("x", 60) + "." + strings.Repeat("y", 60) + ".example.com."
+	tests := []struct {
+		name, record string
+		truncated    bool
+	}{
+		{"name servers", "example.com. 60 IN NS %060d.example.com.", false},
+		{"SOA", "example%d.com. 60 IN SOA ns." + long + " admin.example.com. 1 2 3 4 300", true},
+		{"NSEC", "n%d.example.com. 60 IN NSEC " + long + " A RRSIG NSEC", true},
+		{"NSEC3", "n%d.example.com. 60 IN NSEC3 1 1 12 aabbccdd 2t7b4g4vsa5smi47k61mv5bv1a22bojr A RRSIG", true},
+		{"RRSIG", "n%d.example.com. 60 IN RRSIG A 5 3 60 20300101000000 20200101000000 1 example.com. " + strings.Repeat("A", 172), true},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			s := newTestServer(ServerConfig{Forward: exchangerFunc(func(ctx context.Context, question *dns.Msg) *dns.Msg {
+				m := answerElsewhere(ctx, question)
+				for i := range 40 {
+					m.Ns = append(m.Ns, mustRR(fmt.Sprintf(test.record, i)))
+				}
+				return m
+			})}, testZone())
+			for proto, truncated := range map[protocol]bool{udp: test.truncated, tcp: false} {
+				m := new(dns.Msg)
+				if err := m.Unpack(replyTo(s, proto, wire(t, ednsQuestion(question("example.com.", dns.TypeA), 1232, true)))); err != nil {
+					t.Fatal(err)
+				}
+				if m.Truncated != truncated || len(m.Answer) != 1 || m.IsEdns0() == nil || (proto == tcp) != (len(m.Ns) == 40) {
+					t.Errorf("by %v: %d answers, %d of authority, truncated %v", proto, len(m.Answer), len(m.Ns), m.Truncated)
+				}
+			}
+		})
+	}
+}
+
 func TestMoreThanTCPTakes(t *testing.T) {
 	s := newTestServer(ServerConfig{}, newFakeZone(addresses("crowd.overlay.local.", 9000)...))
 	got := replyTo(s, tcp, wire(t, question("crowd.overlay.local.", dns.TypeA)))
 	m := new(dns.Msg)
-	if err := m.Unpack(got); err != nil || m.Truncated || len(m.Answer) < 4000 || len(got) > maxTCP {
+	if err := m.Unpack(got); err != nil || !m.Truncated || len(m.Answer) < 4000 || len(got) > maxTCP {
 		t.Errorf("got %d bytes with %d answers, truncated %v: %v", len(got), len(m.Answer), m.Truncated, err)
 	}
 }
