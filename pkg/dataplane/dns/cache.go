@@ -67,7 +67,7 @@ func (k cacheKey) query(edns bool) *dns.Msg {
 		Question: []dns.Question{{Name: k.name, Qtype: k.qtype, Qclass: k.class}},
 	}
 	if edns {
-		query.SetEdns0(udpSize, k.do)
+		query.SetEdns0(ednsSize, k.do)
 	}
 	return query
 }

@@ -96,7 +96,7 @@ func TestCacheKeepsFor(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				c, question, start := newCache(), questionFor("web.example.", dns.TypeA), time.Now()
+				c, question, start := newCache(), question("web.example.", dns.TypeA), time.Now()
 				c.put(keyOf(question, true), upstreamSays(question, test.answer))
 				for _, keeps := range test.keeps {
 					wait(t, time.Until(start.Add(keeps.after)))
@@ -117,7 +117,7 @@ func wait(t *testing.T, d time.Duration) {
 
 func TestCacheFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, question := newCache(), questionFor("web.example.", dns.TypeA, withEDNS)
+		c, question := newCache(), question("web.example.", dns.TypeA, withEDNS)
 		why := dns.EDNS0_EDE{InfoCode: dns.ExtendedErrorCodeNetworkError}
 		wantTold(t, c.fail(keyOf(question, true), why).reply(question), "SERVFAIL")
 		wait(t, failureFor-time.Millisecond)
@@ -137,7 +137,7 @@ func TestCacheFailure(t *testing.T) {
 // Those that ask by UDP for what takes TCP do not have upstreams asked each time.
 func TestCacheCut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, question := newCache(), questionFor("web.example.", dns.TypeA)
+		c, question := newCache(), question("web.example.", dns.TypeA)
 		key := keyOf(question, false)
 		c.put(key, upstreamSays(question, func(m *dns.Msg) { m.Truncated = true }))
 		wait(t, cutFor-time.Millisecond)
@@ -159,7 +159,7 @@ func TestCacheCut(t *testing.T) {
 func TestCacheStale(t *testing.T) {
 	const stale = "web.example. 30 IN A 192.0.2.1"
 	synctest.Test(t, func(t *testing.T) {
-		c, question := newCache(), questionFor("web.example.", dns.TypeA, withEDNS)
+		c, question := newCache(), question("web.example.", dns.TypeA, withEDNS)
 		key := keyOf(question, true)
 		c.put(key, upstreamSays(question, func(m *dns.Msg) { m.Answer = rrs(webA) }))
 		wait(t, time.Minute)
@@ -183,7 +183,7 @@ func TestCacheStale(t *testing.T) {
 		wantTold(t, c.fail(key, dns.EDNS0_EDE{}).reply(question), "SERVFAIL")
 	})
 	synctest.Test(t, func(t *testing.T) {
-		c, question := newCache(), questionFor("web.example.", dns.TypeA, withEDNS)
+		c, question := newCache(), question("web.example.", dns.TypeA, withEDNS)
 		c.put(keyOf(question, true), upstreamSays(question, func(m *dns.Msg) { m.Rcode, m.Ns = dns.RcodeNameError, rrs(soaText) }))
 		wait(t, time.Hour)
 		answer := c.fail(keyOf(question, true), dns.EDNS0_EDE{}).reply(question)
@@ -213,7 +213,7 @@ func TestCacheKey(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			c, question := newCache(), questionFor("web.example.", dns.TypeA)
+			c, question := newCache(), question("web.example.", dns.TypeA)
 			c.put(keyOf(question, true), upstreamSays(question, func(m *dns.Msg) { m.Answer = rrs(webA) }))
 			before := keyOf(question, true)
 			test.edit(question)
@@ -226,7 +226,7 @@ func TestCacheKey(t *testing.T) {
 
 // Whoever gets an answer may change it.
 func TestCacheCopies(t *testing.T) {
-	c, question := newCache(), questionFor("web.example.", dns.TypeTXT)
+	c, question := newCache(), question("web.example.", dns.TypeTXT)
 	said := c.put(keyOf(question, true), upstreamSays(question, func(m *dns.Msg) {
 		m.Answer, m.Ns, m.Extra = rrs(`web.example. 60 IN TXT "a"`), rrs("example. 60 IN NS ns.example."), rrs("ns.example. 60 IN A 192.0.2.1")
 	}))
@@ -244,7 +244,7 @@ func TestCacheCopies(t *testing.T) {
 }
 
 func TestCacheBounds(t *testing.T) {
-	small := func(i int) *dns.Msg { return questionFor(fmt.Sprintf("n%d.example.", i), dns.TypeA) }
+	small := func(i int) *dns.Msg { return question(fmt.Sprintf("n%d.example.", i), dns.TypeA) }
 	put := func(c *cache, question *dns.Msg, records ...string) {
 		c.put(keyOf(question, true), upstreamSays(question, func(m *dns.Msg) { m.Answer = rrs(records...) }))
 	}
@@ -264,7 +264,7 @@ func TestCacheBounds(t *testing.T) {
 	t.Run("bytes", func(t *testing.T) {
 		c, text := newCache(), `a. 60 IN TXT "`+strings.Repeat("x", 250)+`"`
 		for i := range 1000 {
-			put(c, questionFor(small(i).Question[0].Name, dns.TypeTXT), slices.Repeat([]string{text}, 50)...)
+			put(c, question(small(i).Question[0].Name, dns.TypeTXT), slices.Repeat([]string{text}, 50)...)
 		}
 		if c.bytes > cacheBytes || c.bytes < cacheBytes-cacheBytes/100 {
 			t.Errorf("%d bytes, %d entries", c.bytes, c.len())
@@ -312,7 +312,7 @@ func TestCacheWeighs(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			answer := questionFor("web.example.", dns.TypeA)
+			answer := question("web.example.", dns.TypeA)
 			answer.Response, answer.Compress = true, true
 			answer.Answer = rrs(test.records...)
 			packed := wire(t, answer)
@@ -323,7 +323,7 @@ func TestCacheWeighs(t *testing.T) {
 				if err := said.Unpack(packed); err != nil {
 					t.Fatal(err)
 				}
-				key := keyOf(questionFor(fmt.Sprintf("n%d.example.", i), dns.TypeANY), true)
+				key := keyOf(question(fmt.Sprintf("n%d.example.", i), dns.TypeANY), true)
 				if test.records == nil {
 					c.fail(key, dns.EDNS0_EDE{})
 				} else if c.put(key, said); c.len() == 0 {
@@ -350,7 +350,7 @@ func heap() int {
 func BenchmarkCacheHit(b *testing.B) {
 	for _, records := range []int{1, 10} {
 		b.Run(fmt.Sprint(records), func(b *testing.B) {
-			c, question := newCache(), questionFor("web.example.", dns.TypeA)
+			c, question := newCache(), question("web.example.", dns.TypeA)
 			c.put(keyOf(question, true), upstreamSays(question, func(m *dns.Msg) {
 				for range records {
 					m.Answer = append(m.Answer, rrs(webA)...)

@@ -89,7 +89,7 @@ func (o outcome) reply(question *dns.Msg) *dns.Msg {
 	reply.Ns = o.records(o.msg.Ns)
 	reply.Extra = o.records(o.msg.Extra)
 	if why := o.reason(); why != (dns.EDNS0_EDE{}) && opt != nil {
-		reply.SetEdns0(udpSize, opt.Do())
+		reply.SetEdns0(ednsSize, opt.Do())
 		said := reply.IsEdns0()
 		said.Option = append(said.Option, &why)
 	}

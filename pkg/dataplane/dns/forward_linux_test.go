@@ -19,7 +19,7 @@ func TestForwardBesideZone(t *testing.T) {
 			server := freePort(t, "127.0.0.1")
 			run(t, newTestServer(ServerConfig{Forward: newTestForwarder(t, upstream)}, clientsZone(t)), server)
 			ask := func(name string) *dns.Msg {
-				return askServer(t, network, server, questionFor(name, dns.TypeA, withEDNS))
+				return askServer(t, network, server, question(name, dns.TypeA, withEDNS))
 			}
 			ours := func() {
 				t.Helper()
@@ -55,5 +55,5 @@ func TestUpstreamLinkLocal(t *testing.T) {
 	fake.wg.Go(func() { fake.servePackets(conn) })
 	t.Cleanup(func() { _ = conn.Close(); fake.wg.Wait() })
 	f := newTestForwarder(t, fake)
-	wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA), true), "NOERROR", webA)
+	wantTold(t, f.Exchange(t.Context(), question("web.example.", dns.TypeA), true), "NOERROR", webA)
 }

@@ -2,6 +2,7 @@ package dns
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -52,15 +53,6 @@ func runForwarder(t testing.TB, config ForwarderConfig) *Forwarder {
 		}
 	})
 	return f
-}
-
-// questionFor is a question as a stub resolver asks it.
-func questionFor(name string, qtype uint16, edit ...func(*dns.Msg)) *dns.Msg {
-	question := new(dns.Msg).SetQuestion(name, qtype)
-	for _, each := range edit {
-		each(question)
-	}
-	return question
 }
 
 func withEDNS(question *dns.Msg) { question.SetEdns0(4096, false) }
@@ -128,7 +120,7 @@ func TestForwardPassesOn(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			f := newTestForwarder(t, newFakeUpstream(t, test.upstream))
-			question := questionFor("web.example.", dns.TypeA)
+			question := question("web.example.", dns.TypeA)
 			asked := question.String()
 			wantTold(t, f.Exchange(t.Context(), question, true), test.want...)
 			if diff := cmp.Diff(asked, question.String()); diff != "" {
@@ -147,10 +139,10 @@ func TestForwardUnfit(t *testing.T) {
 		{"update", new(dns.Msg).SetUpdate("example."), dns.RcodeNotImplemented},
 		{"notify", new(dns.Msg).SetNotify("example."), dns.RcodeNotImplemented},
 		{"no question", new(dns.Msg), dns.RcodeFormatError},
-		{"two questions", questionFor("a.", dns.TypeA, func(m *dns.Msg) { m.Question = append(m.Question, m.Question[0]) }), dns.RcodeFormatError},
-		{"an answer", questionFor("a.", dns.TypeA, func(m *dns.Msg) { m.Response = true }), dns.RcodeFormatError},
-		{"zone transfer", questionFor("a.", dns.TypeAXFR), dns.RcodeRefused},
-		{"part of one", questionFor("a.", dns.TypeIXFR), dns.RcodeRefused},
+		{"two questions", question("a.", dns.TypeA, func(m *dns.Msg) { m.Question = append(m.Question, m.Question[0]) }), dns.RcodeFormatError},
+		{"an answer", question("a.", dns.TypeA, func(m *dns.Msg) { m.Response = true }), dns.RcodeFormatError},
+		{"zone transfer", question("a.", dns.TypeAXFR), dns.RcodeRefused},
+		{"part of one", question("a.", dns.TypeIXFR), dns.RcodeRefused},
 	}
 	upstream := newFakeUpstream(t, tell(webA))
 	f := newTestForwarder(t, upstream)
@@ -180,12 +172,12 @@ func TestForwardFlags(t *testing.T) {
 		do, cd, rd bool
 		proved     bool
 	}{
-		{"plain", questionFor("Web.Example.", dns.TypeA), false, false, true, false},
-		{"EDNS", questionFor("wEb.example.", dns.TypeA, withEDNS), false, false, true, false},
-		{"DO", questionFor("web.example.", dns.TypeA, withDO), true, false, true, true},
-		{"CD", questionFor("web.example.", dns.TypeA, func(m *dns.Msg) { m.CheckingDisabled = true }), false, true, true, false},
-		{"AD", questionFor("web.example.", dns.TypeA, func(m *dns.Msg) { m.AuthenticatedData = true }), false, false, true, true},
-		{"no RD", questionFor("web.example.", dns.TypeA, func(m *dns.Msg) { m.RecursionDesired = false }), false, false, false, false},
+		{"plain", question("Web.Example.", dns.TypeA), false, false, true, false},
+		{"EDNS", question("wEb.example.", dns.TypeA, withEDNS), false, false, true, false},
+		{"DO", question("web.example.", dns.TypeA, withDO), true, false, true, true},
+		{"CD", question("web.example.", dns.TypeA, func(m *dns.Msg) { m.CheckingDisabled = true }), false, true, true, false},
+		{"AD", question("web.example.", dns.TypeA, func(m *dns.Msg) { m.AuthenticatedData = true }), false, false, true, true},
+		{"no RD", question("web.example.", dns.TypeA, func(m *dns.Msg) { m.RecursionDesired = false }), false, false, false, false},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -240,7 +232,7 @@ func TestForwardNoUpstream(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			test.config.Root, test.config.Log = t.TempDir(), slog.New(slog.DiscardHandler)
 			f := runForwarder(t, test.config)
-			wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA), true), "REFUSED")
+			wantTold(t, f.Exchange(t.Context(), question("web.example.", dns.TypeA), true), "REFUSED")
 			if got := f.Upstreams(); len(got) != 0 {
 				t.Errorf("upstreams %v", got)
 			}
@@ -258,7 +250,7 @@ func TestForwardNoUpstream(t *testing.T) {
 func TestForwardAnswerTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := NewForwarder(ForwarderConfig{Upstreams: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:53")}, Log: slog.New(slog.DiscardHandler)})
-		question, hung := questionFor("web.example.", dns.TypeA), make(chan struct{})
+		question, hung := question("web.example.", dns.TypeA), make(chan struct{})
 		stuck := f.resolver.Load().asking.DoChan(keyOf(question, true).String(), func() (any, error) { <-hung; return nil, nil })
 		start := time.Now()
 		wantTold(t, f.Exchange(t.Context(), question, true), "SERVFAIL")
@@ -283,13 +275,13 @@ func TestForwardSameQuestionOnce(t *testing.T) {
 		// The first to ask gives up.
 		hasty, giveUp := context.WithCancel(t.Context())
 		gaveUp := make(chan *dns.Msg, 1)
-		go func() { gaveUp <- f.Exchange(hasty, questionFor("web.example.", dns.TypeA), true) }()
+		go func() { gaveUp <- f.Exchange(hasty, question("web.example.", dns.TypeA), true) }()
 		waitFor(t, func() bool { return len(upstream.questions()) == 1 })
 
 		var others sync.WaitGroup
 		answers := make([]*dns.Msg, 50)
 		for i := range answers {
-			others.Go(func() { answers[i] = f.Exchange(t.Context(), questionFor("WEB.example.", dns.TypeA), true) })
+			others.Go(func() { answers[i] = f.Exchange(t.Context(), question("WEB.example.", dns.TypeA), true) })
 		}
 		waitFor(t, func() bool { return f.Stats().Misses == 51 })
 		giveUp()
@@ -327,7 +319,7 @@ func TestForwardLoop(t *testing.T) {
 			})
 			f := newTestForwarder(t, upstream)
 			known.Store(f)
-			wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA), true), "SERVFAIL")
+			wantTold(t, f.Exchange(t.Context(), question("web.example.", dns.TypeA), true), "SERVFAIL")
 			waitFor(t, func() bool { return f.flights.TryAcquire(flightLimit) }) // all have landed
 			f.flights.Release(flightLimit)
 			if asked := len(upstream.questions()); asked > 2*tries {
@@ -342,9 +334,9 @@ func TestForwardFlightLimit(t *testing.T) {
 	upstream := newFakeUpstream(t, tell(webA))
 	f := newTestForwarder(t, upstream)
 	f.flights.TryAcquire(flightLimit)
-	wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA), true), "SERVFAIL")
+	wantTold(t, f.Exchange(t.Context(), question("web.example.", dns.TypeA), true), "SERVFAIL")
 	f.flights.Release(flightLimit)
-	wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA), true), "NOERROR", webA)
+	wantTold(t, f.Exchange(t.Context(), question("web.example.", dns.TypeA), true), "NOERROR", webA)
 }
 
 // A fault in asking costs the question alone.
@@ -355,7 +347,7 @@ func TestForwardPanic(t *testing.T) {
 		Own:       func(netip.AddrPort) bool { panic("own broke") },
 		Log:       slog.New(slog.NewTextHandler(log, nil)),
 	})
-	wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA), true), "SERVFAIL")
+	wantTold(t, f.Exchange(t.Context(), question("web.example.", dns.TypeA), true), "SERVFAIL")
 	if log.count("own broke") != 1 {
 		t.Error("nothing was logged")
 	}
@@ -369,14 +361,14 @@ func TestForwardRunEnds(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		ended, answered := make(chan error), make(chan *dns.Msg, 1)
 		go func() { ended <- f.Run(ctx) }()
-		go func() { answered <- f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA), true) }()
+		go func() { answered <- f.Exchange(t.Context(), question("web.example.", dns.TypeA), true) }()
 		waitFor(t, func() bool { return len(upstream.questions()) == 1 })
 		cancel()
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
 		wantTold(t, <-answered, "SERVFAIL")
-		wantTold(t, f.Exchange(t.Context(), questionFor("other.example.", dns.TypeA), true), "SERVFAIL")
+		wantTold(t, f.Exchange(t.Context(), question("other.example.", dns.TypeA), true), "SERVFAIL")
 		if asked := len(upstream.questions()); asked != 1 {
 			t.Errorf("asked %d times, so nobody stopped it", asked)
 		}
@@ -392,7 +384,7 @@ func TestForwardForgetsFormerUpstreams(t *testing.T) {
 	})
 	after := newFakeUpstream(t, tell("kept.example. 60 IN A 192.0.2.2"), tell("slow.example. 60 IN A 192.0.2.2"))
 	f := newTestForwarder(t, before)
-	kept, slow := questionFor("kept.example.", dns.TypeA), questionFor("slow.example.", dns.TypeA)
+	kept, slow := question("kept.example.", dns.TypeA), question("slow.example.", dns.TypeA)
 	wantTold(t, f.Exchange(t.Context(), kept, true), "NOERROR", "kept.example. 60 IN A 192.0.2.1")
 	late := make(chan *dns.Msg, 1)
 	go func() { late <- f.Exchange(t.Context(), slow, true) }()
@@ -408,7 +400,7 @@ func TestForwardForgetsFormerUpstreams(t *testing.T) {
 func TestForwardStats(t *testing.T) {
 	f := newTestForwarder(t, newFakeUpstream(t, say(dns.RcodeServerFailure), tell(webA)))
 	for range 3 {
-		wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA), true), "NOERROR", webA)
+		wantTold(t, f.Exchange(t.Context(), question("web.example.", dns.TypeA), true), "NOERROR", webA)
 	}
 	if diff := cmp.Diff(ForwardStats{Hits: 2, Misses: 1, Failures: 1, Entries: 1}, f.Stats()); diff != "" {
 		t.Errorf("stats (-want +got):\n%s", diff)
@@ -418,20 +410,18 @@ func TestForwardStats(t *testing.T) {
 // waitFor waits until a condition holds.
 func waitFor(t testing.TB, holds func() bool) {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
-	for !holds() {
-		select {
-		case <-deadline:
-			t.Fatal("waited in vain")
-		case <-time.After(5 * time.Millisecond):
+	eventually(t, func() error {
+		if holds() {
+			return nil
 		}
-	}
+		return errors.New("waited in vain")
+	})
 }
 
 // BenchmarkForwardHit is the way of a question whose answer is known.
 func BenchmarkForwardHit(b *testing.B) {
 	f := newTestForwarder(b, newFakeUpstream(b, tell(webA, "web.example. 60 IN A 192.0.2.2")))
-	question := questionFor("web.example.", dns.TypeA, withEDNS)
+	question := question("web.example.", dns.TypeA, withEDNS)
 	f.Exchange(b.Context(), question, true)
 	b.ReportAllocs()
 	for b.Loop() {

@@ -14,8 +14,6 @@ const (
 	recordTail = 10
 	// optSize is an OPT record without options.
 	optSize = 1 + recordTail
-	// longestName is RFC 1035's, as it is on the wire.
-	longestName = 255
 	// maxTCP is what the length before a message can say.
 	maxTCP = 65535
 
@@ -149,11 +147,10 @@ func wholeOptions(data []byte) bool {
 
 // skipLabels returns the end of a name that is written out.
 func skipLabels(packet []byte, offset int) (int, bool) {
-	const longestLabel = 63
 	for start := offset; offset < len(packet); {
 		size := int(packet[offset])
 		offset += 1 + size
-		if size > longestLabel || offset-start > longestName {
+		if size > maxLabel || offset-start > maxName {
 			return 0, false
 		}
 		if size == 0 {
@@ -166,7 +163,7 @@ func skipLabels(packet []byte, offset int) (int, bool) {
 // skipName returns the end of a name that may end with a pointer, which is not followed.
 func skipName(packet []byte, offset int) (int, bool) {
 	const pointer = 0xc0
-	for start := offset; offset < len(packet) && offset-start < longestName; {
+	for start := offset; offset < len(packet) && offset-start < maxName; {
 		switch size := int(packet[offset]); {
 		case size == 0:
 			return offset + 1, true

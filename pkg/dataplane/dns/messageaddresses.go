@@ -13,7 +13,7 @@ const mostAddresses = 80
 
 // scratch is memory that a goroutine answers with, again and again.
 type scratch struct {
-	name  [longestName]byte
+	name  [maxName]byte
 	addrs [mostAddresses]netip.Addr
 	out   [packetSize]byte
 }

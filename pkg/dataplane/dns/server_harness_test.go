@@ -231,7 +231,14 @@ func askServer(t testing.TB, network string, server netip.AddrPort, m *dns.Msg) 
 	return reply
 }
 
-func question(name string, qtype uint16) *dns.Msg { return new(dns.Msg).SetQuestion(name, qtype) }
+// question is one as a stub resolver asks it.
+func question(name string, qtype uint16, edit ...func(*dns.Msg)) *dns.Msg {
+	m := new(dns.Msg).SetQuestion(name, qtype)
+	for _, each := range edit {
+		each(m)
+	}
+	return m
+}
 
 func ednsQuestion(m *dns.Msg, size uint16, do bool) *dns.Msg { return m.SetEdns0(size, do) }
 

@@ -29,10 +29,7 @@ const (
 	// awayAfter is how many questions in a row go without answer before an upstream is
 	// taken to be away. One or two may be about names that it looks for in vain.
 	awayAfter = 3
-	// udpSize is what an answer by UDP is to fit into, so that no path fragments it
-	// (the value of DNS flag day 2020).
-	udpSize = 1232
-	// udpBuffer takes more than that from those that do not care.
+	// udpBuffer takes more than ednsSize from those that do not care.
 	udpBuffer = 4096
 	// answerBytes and answerRecords bound what is taken of an upstream. Whoever owns a
 	// name can have it say 64 KiB, with names that unfold to many times that, and ask

@@ -72,7 +72,7 @@ func TestUpstreamLies(t *testing.T) {
 			t.Parallel()
 			upstream := newFakeUpstream(t, inOrder(first, tell(webA)))
 			f := newTestForwarder(t, upstream)
-			wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA), true), "NOERROR", webA)
+			wantTold(t, f.Exchange(t.Context(), question("web.example.", dns.TypeA), true), "NOERROR", webA)
 			if diff := cmp.Diff([]string{"udp"}, upstream.networks()); diff != "" {
 				t.Errorf("asked by (-want +got):\n%s", diff)
 			}
@@ -85,7 +85,7 @@ func TestUpstreamCase(t *testing.T) {
 	f := newTestForwarder(t, newFakeUpstream(t, changed(func(m *dns.Msg) {
 		m.Question[0].Name, m.Answer = "WEB.EXAMPLE.", rrs(webA)
 	})))
-	answer := f.Exchange(t.Context(), questionFor("Web.example.", dns.TypeA), true)
+	answer := f.Exchange(t.Context(), question("Web.example.", dns.TypeA), true)
 	wantTold(t, answer, "NOERROR", webA)
 	if got := answer.Question[0].Name; got != "Web.example." {
 		t.Errorf("question came back as %s", got)
@@ -110,7 +110,7 @@ func TestUpstreamTruncatedByUDP(t *testing.T) {
 			cut := changed(func(m *dns.Msg) { m.Truncated, m.Rcode = true, rcode })
 			upstream := newFakeUpstream(t, cut, cut, test.answer)
 			f := newTestForwarder(t, upstream)
-			question := questionFor("web.example.", dns.TypeA)
+			question := question("web.example.", dns.TypeA)
 			if cut := f.Exchange(t.Context(), question, false); !cut.Truncated || cut.Rcode != rcode || len(cut.Answer) > 0 {
 				t.Errorf("by UDP: %s", cut)
 			}
@@ -168,7 +168,7 @@ func TestUpstreamTruncated(t *testing.T) {
 			t.Parallel()
 			upstream := newFakeUpstream(t, test.plan...)
 			f := newTestForwarder(t, upstream)
-			wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA), true), test.want...)
+			wantTold(t, f.Exchange(t.Context(), question("web.example.", dns.TypeA), true), test.want...)
 			if diff := cmp.Diff(test.by, upstream.networks()); diff != "" {
 				t.Errorf("asked by (-want +got):\n%s", diff)
 			}
@@ -184,7 +184,7 @@ func TestUpstreamTooLarge(t *testing.T) {
 	}))
 	f := newTestForwarder(t, upstream, newFakeUpstream(t, tell(webA)))
 	for range 2 {
-		answer := f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA, withEDNS), true)
+		answer := f.Exchange(t.Context(), question("web.example.", dns.TypeA, withEDNS), true)
 		wantTold(t, answer, "SERVFAIL")
 		if diff := cmp.Diff([]uint16{dns.ExtendedErrorCodeOther}, extendedErrors(answer)); diff != "" {
 			t.Errorf("extended errors (-want +got):\n%s", diff)
@@ -214,7 +214,7 @@ func TestUpstreamStreamLimit(t *testing.T) {
 		var waiting sync.WaitGroup
 		for i := range answers {
 			waiting.Go(func() {
-				answers[i] = f.Exchange(t.Context(), questionFor(strconv.Itoa(i)+".example.", dns.TypeA), true)
+				answers[i] = f.Exchange(t.Context(), question(strconv.Itoa(i)+".example.", dns.TypeA), true)
 			})
 		}
 		fetched := func() int { return len(upstream.networks()) - questions }
@@ -255,7 +255,7 @@ func TestUpstreamTries(t *testing.T) {
 				upstreams = append(upstreams, newFakeUpstream(t, test.second...))
 			}
 			f := newTestForwarder(t, upstreams...)
-			wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA), true), test.want...)
+			wantTold(t, f.Exchange(t.Context(), question("web.example.", dns.TypeA), true), test.want...)
 			var asked [2]int
 			for i, upstream := range upstreams {
 				asked[i] = len(upstream.questions())
@@ -289,7 +289,7 @@ func TestUpstreamTriesOfThree(t *testing.T) {
 			for _, do := range append([]behaviour{test.first, test.second}, test.rest...) {
 				upstreams = append(upstreams, newFakeUpstream(t, do))
 			}
-			wantTold(t, newTestForwarder(t, upstreams...).Exchange(t.Context(), questionFor("web.example.", dns.TypeA), true), test.want...)
+			wantTold(t, newTestForwarder(t, upstreams...).Exchange(t.Context(), question("web.example.", dns.TypeA), true), test.want...)
 			var asked []int
 			for _, upstream := range upstreams {
 				asked = append(asked, len(upstream.questions()))
@@ -311,7 +311,7 @@ func TestUpstreamLate(t *testing.T) {
 		tell(webA)(q)
 	})
 	f := newTestForwarder(t, upstream)
-	wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA), true), "NOERROR", webA)
+	wantTold(t, f.Exchange(t.Context(), question("web.example.", dns.TypeA), true), "NOERROR", webA)
 }
 
 // Each try has an identifier and a port of its own, so that it takes guessing both
@@ -321,7 +321,7 @@ func TestUpstreamUnguessable(t *testing.T) {
 	f := newTestForwarder(t, upstream)
 	const questions = 10
 	for i := range questions {
-		f.Exchange(t.Context(), questionFor(string(rune('a'+i))+".example.", dns.TypeA), true)
+		f.Exchange(t.Context(), question(string(rune('a'+i))+".example.", dns.TypeA), true)
 	}
 	ids, ports := map[uint16]bool{}, map[uint16]bool{}
 	for _, q := range upstream.questions() {
@@ -357,7 +357,7 @@ func TestUpstreamAway(t *testing.T) {
 			f := newTestForwarder(t, first, other)
 			ask := func(i int) {
 				name := strconv.Itoa(i) + ".example."
-				wantTold(t, f.Exchange(t.Context(), questionFor(name, dns.TypeA), true), "NOERROR", webA)
+				wantTold(t, f.Exchange(t.Context(), question(name, dns.TypeA), true), "NOERROR", webA)
 			}
 			for i := range test.asks + 1 {
 				ask(i)
@@ -383,12 +383,12 @@ func TestUpstreamNobodyListens(t *testing.T) {
 	nobody := &fakeUpstream{addr: netip.MustParseAddrPort(packets.LocalAddr().String())}
 	_, _ = packets.Close(), listener.Close()
 	f := newTestForwarder(t, nobody)
-	answer := f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA, withEDNS), true)
+	answer := f.Exchange(t.Context(), question("web.example.", dns.TypeA, withEDNS), true)
 	wantTold(t, answer, "SERVFAIL")
 	if diff := cmp.Diff([]uint16{dns.ExtendedErrorCodeNoReachableAuthority}, extendedErrors(answer)); diff != "" {
 		t.Errorf("extended errors (-want +got):\n%s", diff)
 	}
-	if answer := f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA), true); answer.IsEdns0() != nil {
+	if answer := f.Exchange(t.Context(), question("web.example.", dns.TypeA), true); answer.IsEdns0() != nil {
 		t.Errorf("EDNS for a client without it: %v", answer)
 	}
 	if got := f.Stats(); got.Failures != tries || got.Hits != 1 {
@@ -419,7 +419,7 @@ func TestUpstreamReasons(t *testing.T) {
 			t.Parallel()
 			f := newTestForwarder(t, newFakeUpstream(t, test.plan...))
 			for range 2 {
-				answer := f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA, withEDNS), true)
+				answer := f.Exchange(t.Context(), question("web.example.", dns.TypeA, withEDNS), true)
 				wantTold(t, answer, "SERVFAIL")
 				if diff := cmp.Diff([]uint16{test.want}, extendedErrors(answer)); diff != "" {
 					t.Errorf("extended errors (-want +got):\n%s", diff)
@@ -445,7 +445,7 @@ func TestUpstreamWithoutEDNS(t *testing.T) {
 			})
 			other := newFakeUpstream(t, tell(liarA))
 			f := newTestForwarder(t, old, other)
-			wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA, withEDNS), true), "NOERROR", webA)
+			wantTold(t, f.Exchange(t.Context(), question("web.example.", dns.TypeA, withEDNS), true), "NOERROR", webA)
 			if asked := other.questions(); len(asked) > 0 {
 				t.Errorf("the other one was asked too")
 			}
@@ -462,7 +462,7 @@ func TestUpstreamIPv6(t *testing.T) {
 	fake := &fakeUpstream{addr: netip.MustParseAddrPort(conn.LocalAddr().String()), plan: []behaviour{tell(webA)}}
 	fake.wg.Go(func() { fake.servePackets(conn) })
 	f := newTestForwarder(t, fake)
-	wantTold(t, f.Exchange(t.Context(), questionFor("web.example.", dns.TypeA), true), "NOERROR", webA)
+	wantTold(t, f.Exchange(t.Context(), question("web.example.", dns.TypeA), true), "NOERROR", webA)
 }
 
 func stringsOf(addrs []netip.AddrPort) []string {
@@ -475,7 +475,7 @@ func stringsOf(addrs []netip.AddrPort) []string {
 
 // FuzzUpstreamAnswer has an upstream send anything.
 func FuzzUpstreamAnswer(f *testing.F) {
-	query := keyOf(questionFor("web.example.", dns.TypeA), true).query(true)
+	query := keyOf(question("web.example.", dns.TypeA), true).query(true)
 	query.Id = 4711
 	seed := func(change func(*dns.Msg)) {
 		reply := new(dns.Msg).SetReply(query)
@@ -502,7 +502,7 @@ func FuzzUpstreamAnswer(f *testing.F) {
 		if err != nil || answer.Truncated || passable(answer, query) != nil {
 			return
 		}
-		c, question := newCache(), questionFor("WEB.example.", dns.TypeA, withEDNS)
+		c, question := newCache(), question("WEB.example.", dns.TypeA, withEDNS)
 		key := keyOf(question, true)
 		said := c.put(key, answer)
 		if known, ok := c.get(key); ok {

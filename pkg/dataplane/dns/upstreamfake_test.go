@@ -197,11 +197,7 @@ func inOrder(do ...behaviour) behaviour {
 func rrs(texts ...string) []dns.RR {
 	var records []dns.RR
 	for _, text := range texts {
-		rr, err := dns.NewRR(text)
-		if err != nil {
-			panic(err)
-		}
-		records = append(records, rr)
+		records = append(records, mustRR(text))
 	}
 	return records
 }
