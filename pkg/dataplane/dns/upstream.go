@@ -44,7 +44,7 @@ var (
 	errNoUpstream = errors.New("no upstream")
 	errSilent     = errors.New("none is there")
 	errForeign    = errors.New("not the answer to this question")
-	errTooLarge   = fmt.Errorf("answer has more than %d bytes or %d records", answerBytes, answerRecords)
+	errTooLarge   = errors.New("answer is too large")
 	// errNoEDNS means that an upstream does not know EDNS (RFC 6891, section 7).
 	errNoEDNS = errors.New("answers that it does not know EDNS")
 )
@@ -235,6 +235,8 @@ func accept(query *dns.Msg, wire []byte) (*dns.Msg, error) {
 		return nil, errForeign
 	case err != nil && !answer.Truncated:
 		return nil, fmt.Errorf("read answer: %w", err)
+	case answer.Len() > maxTCP: // with all names unfolded
+		return nil, errTooLarge
 	}
 	return answer, nil
 }

@@ -146,6 +146,7 @@ func TestUpstreamTruncated(t *testing.T) {
 	}
 	// Two are more than 16 KiB, the header with them.
 	half := "web.example. 60 IN TXT" + strings.Repeat(` "`+strings.Repeat("x", 255)+`"`, answerBytes/2/256)
+	unfolds := strings.Repeat("a.", 100) + " 60 IN NS " + strings.Repeat("a.", 100)
 	tests := []struct {
 		name string
 		plan []behaviour
@@ -158,6 +159,7 @@ func TestUpstreamTruncated(t *testing.T) {
 		{"then too many records", []behaviour{cut, records(many(answerRecords + 1))}, []string{"SERVFAIL"}, []string{"udp", "tcp"}},
 		{"then nearly 64 KiB", []behaviour{cut, records(many(4000))}, []string{"SERVFAIL"}, []string{"udp", "tcp"}},
 		{"then many bytes", []behaviour{cut, records([]string{half})}, []string{"NOERROR", half}, []string{"udp", "tcp"}},
+		{"then names that unfold", []behaviour{cut, records(slices.Repeat([]string{unfolds}, answerRecords))}, []string{"SERVFAIL"}, []string{"udp", "tcp"}},
 		{"then too many bytes", []behaviour{cut, records([]string{half, half})}, []string{"SERVFAIL"}, []string{"udp", "tcp"}},
 		{"liar by TCP", []behaviour{cut, inOrder(lie(func(m *dns.Msg) { m.Id++ }), tell(webA))}, []string{"NOERROR", webA}, []string{"udp", "tcp"}},
 		{"by TCP too", []behaviour{cut}, []string{"SERVFAIL"}, []string{"udp", "tcp", "udp", "tcp"}},
