@@ -164,24 +164,23 @@ func (d *Dataplane) tellAttachments(parts *parts) {
 	n := d.naming
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	owners, here, moved := map[string][]dns.Entry{}, map[string]bool{}, false
+	owners, here := map[string][]dns.Entry{}, map[string]bool{}
+	var moved []netip.Addr
 	for _, attached := range parts.attacher.List() {
 		id := attached.Key.ID()
 		here[id] = true
-		moved = n.placeLocked(id, sandbox{parts.services.nameOf(attached), attached.Addrs}) || moved
+		moved = append(moved, n.placeLocked(id, sandbox{parts.services.nameOf(attached), attached.Addrs})...)
 		if entries := n.entriesOf(n.sandboxes[id]); len(entries) > 0 {
 			owners[id] = entries
 		}
 	}
 	for id := range n.sandboxes {
 		if !here[id] {
-			moved = n.placeLocked(id, sandbox{}) || moved
+			moved = append(moved, n.placeLocked(id, sandbox{})...)
 		}
 	}
 	n.tellLocked(sourceAttachments, owners)
-	if moved {
-		n.tellPodsLocked()
-	}
+	n.tellPodsAtLocked(moved)
 }
 
 // tellAttachment tells what one sandbox of this node has now, nothing if it is
@@ -191,27 +190,30 @@ func (d *Dataplane) tellAttachment(parts *parts, key attach.Key) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	id := key.ID()
-	before := n.sandboxes[id].addrs
 	var now sandbox
 	if attached, found := parts.attacher.Lookup(key); found {
 		now = sandbox{parts.services.nameOf(attached), attached.Addrs}
 	}
-	n.placeLocked(id, now)
+	moved := n.placeLocked(id, now)
 	n.tellOneLocked(sourceAttachments, id, n.entriesOf(now))
-	n.tellPodsAtLocked(slices.Concat(before, now.addrs))
+	n.tellPodsAtLocked(moved)
 }
 
 // placeLocked notes where a sandbox is, and that whoever had an address that it
-// left has it no more. It tells whether that is news.
-func (n *naming) placeLocked(id string, now sandbox) (moved bool) {
-	moved = !slices.Equal(n.sandboxes[id].addrs, now.addrs)
-	for _, addr := range n.sandboxes[id].addrs {
+// left has it no more. It returns the addresses of which that is news.
+func (n *naming) placeLocked(id string, now sandbox) (moved []netip.Addr) {
+	before := n.sandboxes[id]
+	for _, addr := range before.addrs {
 		if n.at[addr] == id && !slices.Contains(now.addrs, addr) {
 			delete(n.at, addr)
 			n.pods.leave(n.self, addr)
+			moved = append(moved, addr)
 		}
 	}
 	for _, addr := range now.addrs {
+		if n.at[addr] != id {
+			moved = append(moved, addr)
+		}
 		n.at[addr] = id
 	}
 	n.sandboxes[id] = now

@@ -74,6 +74,8 @@ type naming struct {
 	lost    lostNodes
 	listens atomic.Pointer[[]netip.AddrPort] // what the server was given last
 
+	setPods sync.Mutex // serializes SetPods; taken before mu
+
 	mu        sync.Mutex            // guards what follows; held while the zone is told: the latest comes last
 	places    places                // which node has which addresses
 	sandboxes map[string]sandbox    // those of this node by key ID

@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -26,11 +27,30 @@ type ServicePod struct {
 // Config.DNS.Pods.
 func (d *Dataplane) SetPods(pods []ServicePod) {
 	n := d.naming
+	n.setPods.Lock()
+	defer n.setPods.Unlock()
+	changed := n.pods.compare(pods)
 	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.pods.set(pods)
-	n.tellPodsLocked()
+	first := !n.pods.known
+	keys := n.pods.change(changed)
+	if first {
+		n.tellPodsLocked()
+	}
+	n.mu.Unlock()
+	if first {
+		return
+	}
+	for some := range slices.Chunk(keys, toldAtOnce) { // sandboxes come and go meanwhile
+		n.mu.Lock()
+		for _, key := range some {
+			n.tellPodLocked(key)
+		}
+		n.mu.Unlock()
+	}
 }
+
+// toldAtOnce is of how many changed pods the zone is told while others wait.
+const toldAtOnce = 16
 
 // tellPodsLocked tells of all pods, once there was a set of them.
 func (n *naming) tellPodsLocked() {
@@ -38,8 +58,8 @@ func (n *naming) tellPodsLocked() {
 		return
 	}
 	owners := make(map[string][]dns.Entry, len(n.pods.all))
-	for key, pod := range n.pods.all {
-		if entries := n.podEntries(key, pod); len(entries) > 0 {
+	for key := range n.pods.all {
+		if entries := n.podEntries(key); len(entries) > 0 {
 			owners[key.owner()] = entries
 		}
 	}
@@ -50,19 +70,29 @@ func (n *naming) tellPodsLocked() {
 func (n *naming) tellPodsAtLocked(addrs []netip.Addr) {
 	for _, addr := range addrs {
 		for _, key := range n.pods.claimants[addr] {
-			n.tellOneLocked(sourcePods, key.owner(), n.podEntries(key, n.pods.all[key]))
+			n.tellPodLocked(key)
 		}
 	}
 }
 
+// tellPodLocked tells what a pod has now, which may be nothing.
+func (n *naming) tellPodLocked(key podKey) {
+	n.tellOneLocked(sourcePods, key.owner(), n.podEntries(key))
+}
+
 // podEntries are the names of a pod: its service's while it is ready, and its own
 // as long as it has an address.
-func (n *naming) podEntries(key podKey, pod ServicePod) []dns.Entry {
+func (n *naming) podEntries(key podKey) []dns.Entry {
+	told := n.pods.all[key]
+	if told == nil {
+		return nil
+	}
+	pod := told.pod
 	service, err := namespacedName(pod.Namespace, pod.Service)
 	if err != nil {
 		return nil
 	}
-	addrs, _ := n.addrsAt(pod.Node, pod.Addrs)
+	addrs, _ := n.addrsAt(pod.Node, told.addrs)
 	addrs = slices.DeleteFunc(addrs, func(addr netip.Addr) bool {
 		_, here := n.at[addr]
 		return pod.Node == n.self && !here || !n.pods.holds(key, addr)
@@ -83,6 +113,8 @@ func (n *naming) podEntries(key podKey, pod ServicePod) []dns.Entry {
 // podKey tells a pod from all others, those of its name included.
 type podKey struct{ namespace, name, uid string }
 
+func keyOf(pod ServicePod) podKey { return podKey{pod.Namespace, pod.Name, pod.UID} }
+
 func (k podKey) owner() string { return k.namespace + "/" + k.name + "/" + k.uid }
 
 // podClaim is a pod's on an address.
@@ -91,58 +123,132 @@ type podClaim struct {
 	addr netip.Addr
 }
 
+// toldPod is a pod of the last set.
+type toldPod struct {
+	pod   ServicePod
+	addrs []netip.Addr // its own, each once
+	round uint64       // of the last set that had it
+}
+
 // podTable knows which pod has an address, also while Kubernetes still tells of
 // one that had it before. The zero value is ready.
 type podTable struct {
+	round uint64 // counts sets
+
 	known     bool
-	all       map[podKey]ServicePod
+	all       map[podKey]*toldPod
 	claimants map[netip.Addr][]podKey
 	holders   map[netip.Addr]podKey // of addresses that several claim
 	left      map[podClaim]bool     // what sandboxes of this node gave back, as long as it is claimed
 }
 
-// set takes over the whole set.
-func (t *podTable) set(pods []ServicePod) {
-	before := *t
-	*t = podTable{
-		known: true, all: make(map[podKey]ServicePod, len(pods)), claimants: make(map[netip.Addr][]podKey, len(pods)),
-		holders: map[netip.Addr]podKey{}, left: map[podClaim]bool{},
-	}
+// compare returns the pods that a set has otherwise than the last, nil for those
+// that it has no more. It writes nothing that others read, so only the next change
+// has to wait for it.
+func (t *podTable) compare(pods []ServicePod) map[podKey]*ServicePod {
+	t.round++
+	changed := map[podKey]*ServicePod{}
 	for _, pod := range pods {
-		key := podKey{pod.Namespace, pod.Name, pod.UID}
-		t.all[key] = pod
-		for _, addr := range pod.Addrs {
-			if addr = addr.Unmap(); !slices.Contains(t.claimants[addr], key) {
-				t.claimants[addr] = append(t.claimants[addr], key)
-			}
-			if one := (podClaim{key, addr}); before.left[one] {
-				t.left[one] = true
-			}
+		key := keyOf(pod)
+		told := t.all[key]
+		if told != nil {
+			told.round = t.round
+		}
+		if told != nil && told.pod.equal(&pod) {
+			delete(changed, key) // another of the key came before
+			continue
+		}
+		other := pod // the set itself is not held on to
+		changed[key] = &other
+	}
+	for key, told := range t.all {
+		if told.round != t.round {
+			changed[key] = nil
 		}
 	}
-	for addr, claimants := range t.claimants {
-		if len(claimants) > 1 {
-			t.settle(addr, before)
+	return changed
+}
+
+func (p *ServicePod) equal(o *ServicePod) bool {
+	return p.Namespace == o.Namespace && p.Name == o.Name && p.UID == o.UID && p.Service == o.Service && p.Node == o.Node &&
+		p.Ready == o.Ready && slices.Equal(p.Addrs, o.Addrs)
+}
+
+// change takes over what compare returned, and returns the pods whose names may be
+// others: those that changed, and all that claim an address of theirs.
+func (t *podTable) change(changed map[podKey]*ServicePod) []podKey {
+	if !t.known {
+		*t = podTable{
+			round: t.round, known: true, all: make(map[podKey]*toldPod, len(changed)), claimants: make(map[netip.Addr][]podKey, len(changed)),
+			holders: map[netip.Addr]podKey{}, left: map[podClaim]bool{},
 		}
+	}
+	keys := make(map[podKey]bool, len(changed))
+	var touched []netip.Addr            // those that anybody claims since now, or no more
+	latest := map[netip.Addr][]podKey{} // who claims one since now
+	for key, pod := range changed {
+		keys[key] = true
+		now := &toldPod{round: t.round}
+		if pod != nil {
+			now.pod, now.addrs = *pod, eachOnce(pod.Addrs)
+		}
+		var before []netip.Addr
+		if told := t.all[key]; told != nil {
+			before = told.addrs
+		}
+		for _, addr := range before {
+			if !slices.Contains(now.addrs, addr) {
+				t.unclaim(key, addr)
+				touched = append(touched, addr)
+			}
+		}
+		for _, addr := range now.addrs {
+			if !slices.Contains(before, addr) {
+				t.claimants[addr] = append(t.claimants[addr], key)
+				touched, latest[addr] = append(touched, addr), append(latest[addr], key)
+			}
+		}
+		t.all[key] = now
+		if pod == nil {
+			delete(t.all, key)
+		}
+	}
+	for _, addr := range touched {
+		t.settle(addr, latest[addr])
+		for _, key := range t.claimants[addr] {
+			keys[key] = true
+		}
+	}
+	return slices.Collect(maps.Keys(keys))
+}
+
+func (t *podTable) unclaim(key podKey, addr netip.Addr) {
+	delete(t.left, podClaim{key, addr})
+	t.claimants[addr] = slices.DeleteFunc(t.claimants[addr], func(other podKey) bool { return other == key })
+	if len(t.claimants[addr]) == 0 {
+		delete(t.claimants, addr)
 	}
 }
 
-// settle finds who of several has an address: the one that claims it since the
-// last set, else who had it then. Of several that came at once nobody knows.
-func (t *podTable) settle(addr netip.Addr, before podTable) {
-	var latest []podKey
-	for _, key := range t.claimants[addr] {
-		if !slices.Contains(before.claimants[addr], key) {
-			latest = append(latest, key)
-		}
-	}
-	holder, held := before.holders[addr]
+// settle finds who of several has an address: the one that claims it since now,
+// else who had it before. Of several that came at once nobody knows.
+func (t *podTable) settle(addr netip.Addr, latest []podKey) {
 	switch {
+	case len(t.claimants[addr]) < 2 || len(latest) > 1:
+		delete(t.holders, addr)
 	case len(latest) == 1:
 		t.holders[addr] = latest[0]
-	case len(latest) == 0 && held:
-		t.holders[addr] = holder
 	}
+}
+
+func eachOnce(addrs []netip.Addr) []netip.Addr {
+	once := make([]netip.Addr, 0, len(addrs))
+	for _, addr := range addrs {
+		if addr = addr.Unmap(); !slices.Contains(once, addr) {
+			once = append(once, addr)
+		}
+	}
+	return once
 }
 
 // holds tells whether an address is the pod's, of those who claim it.
@@ -157,7 +263,7 @@ func (t *podTable) holds(key podKey, addr netip.Addr) bool {
 // claims it has it no more.
 func (t *podTable) leave(node string, addr netip.Addr) {
 	for _, key := range t.claimants[addr] {
-		if t.all[key].Node == node {
+		if t.all[key].pod.Node == node {
 			t.left[podClaim{key, addr}] = true
 		}
 	}

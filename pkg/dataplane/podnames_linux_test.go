@@ -1,6 +1,8 @@
 package dataplane
 
 import (
+	"fmt"
+	"log/slog"
 	"net/netip"
 	"testing"
 
@@ -39,7 +41,7 @@ func TestAnAddressThatSeveralPodsClaim(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			var table podTable
 			for _, set := range tc.sets {
-				table.set(set)
+				table.change(table.compare(set))
 			}
 			holder := ""
 			for key := range table.all {
@@ -60,25 +62,56 @@ func TestAnAddressThatWasGivenBack(t *testing.T) {
 	addr := netip.MustParseAddr("10.200.2.7")
 	old, young := podAt("old", "1", "10.200.2.7"), podAt("young", "2", "10.200.2.7")
 	var table podTable
-	table.set([]ServicePod{old})
+	set := func(pods ...ServicePod) { table.change(table.compare(pods)) }
+	set(old)
 	table.leave("one", addr)
 	if !table.holds(podKey{"prod", "old", "1"}, addr) {
 		t.Error("another node's pod lost its address")
 	}
 	table.leave("two", addr)
-	for _, set := range [][]ServicePod{{old}, {old, young}, {old, young}} {
+	for _, pods := range [][]ServicePod{{old}, {old, young}, {old, young}} {
 		if table.holds(podKey{"prod", "old", "1"}, addr) {
 			t.Error("it has its address again")
 		}
-		table.set(set)
+		set(pods...)
 	}
 	if !table.holds(podKey{"prod", "young", "2"}, addr) {
 		t.Error("the pod that has it now is not known to")
 	}
-	table.set([]ServicePod{young})
-	table.set([]ServicePod{old})
+	set(young)
+	set(old)
 	if !table.holds(podKey{"prod", "old", "1"}, addr) {
 		t.Error("what was given back once is remembered forever")
+	}
+}
+
+// TestOnePodOfManyCostsLittle changes one of 10,000 pods. What it allocates is what
+// it does, however loaded the machine is.
+func TestOnePodOfManyCostsLittle(t *testing.T) {
+	n, err := newNaming("one", DNSConfig{Pods: true}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.places = placesOf("one", prefixes("10.200.0.0/24"), []Node{{Name: "two"}}, []wireguard.Peer{{Node: "two", AllowedIPs: prefixes("10.201.0.0/16")}})
+	d := &Dataplane{naming: n}
+	pods := make([]ServicePod, 10000)
+	for i := range pods {
+		pods[i] = podAt(fmt.Sprintf("web-%d", i), "", fmt.Sprintf("10.201.%d.%d", i/250, i%250))
+		pods[i].Service = fmt.Sprintf("web-%d", i/10)
+	}
+	d.SetPods(pods)
+	web := "web-500.prod.svc.overlay.local."
+	before := answerTo(d, web)
+	allocs := testing.AllocsPerRun(10, func() {
+		pods[5000].Ready = !pods[5000].Ready
+		d.SetPods(pods)
+	})
+	t.Logf("%v allocations", allocs)
+	if allocs > 200 {
+		t.Errorf("%v allocations for one changed pod", allocs)
+	}
+	if after := answerTo(d, web); after == before || len(n.pods.all) != len(pods) {
+		t.Errorf("the pod was not ready in the end, and is answered: %s", after)
 	}
 }
 
