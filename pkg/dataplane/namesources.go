@@ -156,7 +156,12 @@ func (n *naming) addrsAt(node string, addrs []netip.Addr) (in, outside []netip.A
 // sandbox is one of this node, as its names need it.
 type sandbox struct {
 	service string
+	segment string // as attach tells of it: of a long name there may be the digest alone
 	addrs   []netip.Addr
+}
+
+func (p *parts) sandboxOf(a attach.Attachment) sandbox {
+	return sandbox{p.services.nameOf(a), a.Segment, a.Addrs}
 }
 
 // tellAttachments tells of all sandboxes of this node.
@@ -169,7 +174,7 @@ func (d *Dataplane) tellAttachments(parts *parts) {
 	for _, attached := range parts.attacher.List() {
 		id := attached.Key.ID()
 		here[id] = true
-		moved = append(moved, n.placeLocked(id, sandbox{parts.services.nameOf(attached), attached.Addrs})...)
+		moved = append(moved, n.placeLocked(id, parts.sandboxOf(attached))...)
 		if entries := n.entriesOf(n.sandboxes[id]); len(entries) > 0 {
 			owners[id] = entries
 		}
@@ -180,6 +185,10 @@ func (d *Dataplane) tellAttachments(parts *parts) {
 		}
 	}
 	n.tellLocked(sourceAttachments, owners)
+	if !n.adopted {
+		n.adopted = true
+		n.pods.leaveAll(n.hasLeft)
+	}
 	n.tellPodsAtLocked(moved)
 }
 
@@ -192,7 +201,7 @@ func (d *Dataplane) tellAttachment(parts *parts, key attach.Key) {
 	id := key.ID()
 	var now sandbox
 	if attached, found := parts.attacher.Lookup(key); found {
-		now = sandbox{parts.services.nameOf(attached), attached.Addrs}
+		now = parts.sandboxOf(attached)
 	}
 	moved := n.placeLocked(id, now)
 	n.tellOneLocked(sourceAttachments, id, n.entriesOf(now))
@@ -211,7 +220,7 @@ func (n *naming) placeLocked(id string, now sandbox) (moved []netip.Addr) {
 		}
 	}
 	for _, addr := range now.addrs {
-		if n.at[addr] != id {
+		if n.at[addr] != id || before.segment != now.segment {
 			moved = append(moved, addr)
 		}
 		n.at[addr] = id

@@ -80,6 +80,7 @@ type naming struct {
 	places    places                // which node has which addresses
 	sandboxes map[string]sandbox    // those of this node by key ID
 	at        map[netip.Addr]string // their key IDs by address
+	adopted   bool                  // those of an earlier run are among them
 	pods      podTable
 	problems  []string // what was left out, and why
 }

@@ -401,6 +401,53 @@ func TestAReusedAddressHasNoOldName(t *testing.T) {
 	wantAnswers(t, d, "without the old one", map[string]string{web: gone, db: has})
 }
 
+// TestAPodThatIsToldOfLate has Kubernetes tell of a pod's address when its sandbox
+// is gone already: nobody else may be found under its names.
+func TestAPodThatIsToldOfLate(t *testing.T) {
+	set := clusterOfOne()
+	set.Nodes[0].Slices = prefixes("10.200.1.0/30") // one address for sandboxes
+	const web, db = "web.prod.svc.overlay.local.", "db.prod.svc.overlay.local."
+	for _, tc := range []struct {
+		name, next string // the service that gets the address
+		steps      string // "u" is up, "r" restarts, "t" is told of the pod that had it, "a" attaches the next
+	}{
+		{"and then another service has it", "prod/db", "uta"},
+		{"and then the same service has it", "prod/web", "uta"},
+		{"when another service has it", "prod/db", "uat"},
+		{"before the node is up", "prod/web", "tua"},
+		{"after a restart", "prod/db", "uatrt"},
+		{"when nobody is of a service", "", "uat"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			d := newPlaneWith(t, servingPods)
+			old := ServicePod{Namespace: "prod", Name: "old", Service: "web", Node: "one", UID: "1", Addrs: addrs("10.200.1.2"), Ready: true}
+			for _, step := range tc.steps {
+				switch step {
+				case 'u':
+					if err := d.SetNodes(t.Context(), set); err != nil {
+						t.Fatal(err)
+					}
+				case 'r':
+					d = restartWith(t, d, set)
+				case 't':
+					d.SetPods([]ServicePod{old})
+				case 'a':
+					if _, attached := attachIn(t, d, "next", ServiceRequest{Name: tc.next}); attached.Addrs[0] != old.Addrs[0] {
+						t.Fatalf("it has %v", attached.Addrs)
+					}
+				}
+			}
+			wantAnswers(t, d, "told of late", map[string]string{web: "NXDOMAIN", "old." + web: "NXDOMAIN"})
+			young := ServicePod{Namespace: "prod", Name: "young", Service: "db", Node: "one", UID: "2", Addrs: old.Addrs, Ready: true}
+			if tc.next != "prod/db" {
+				return
+			}
+			d.SetPods([]ServicePod{old, young})
+			wantAnswers(t, d, "with its pod", map[string]string{web: "NXDOMAIN", db: "10.200.1.2", "young." + db: "10.200.1.2"})
+		})
+	}
+}
+
 // TestANamespaceThatVanishesTakesItsNames is about sandboxes that go without a DEL.
 // Their names go with the event, not with the next look at everything.
 func TestANamespaceThatVanishesTakesItsNames(t *testing.T) {

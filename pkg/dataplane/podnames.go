@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/dns"
 )
 
@@ -22,9 +23,9 @@ type ServicePod struct {
 
 // SetPods replaces all pods that belong to services, those of other nodes
 // included. Only addresses in the slices of a pod's node are taken, and on this
-// node only those that a sandbox has: one that is taken off its segment has no
-// name from then on, however long Kubernetes tells of its pod. Call it only with
-// Config.DNS.Pods.
+// node only those that a sandbox of the pod's service has: one that is taken off
+// its segment has no name from then on, however long or late Kubernetes tells of
+// its pod. Call it only with Config.DNS.Pods.
 func (d *Dataplane) SetPods(pods []ServicePod) {
 	n := d.naming
 	n.setPods.Lock()
@@ -32,7 +33,7 @@ func (d *Dataplane) SetPods(pods []ServicePod) {
 	changed := n.pods.compare(pods)
 	n.mu.Lock()
 	first := !n.pods.known
-	keys := n.pods.change(changed)
+	keys := n.pods.change(changed, n.hasLeft)
 	if first {
 		n.tellPodsLocked()
 	}
@@ -94,8 +95,7 @@ func (n *naming) podEntries(key podKey) []dns.Entry {
 	}
 	addrs, _ := n.addrsAt(pod.Node, told.addrs)
 	addrs = slices.DeleteFunc(addrs, func(addr netip.Addr) bool {
-		_, here := n.at[addr]
-		return pod.Node == n.self && !here || !n.pods.holds(key, addr)
+		return pod.Node == n.self && !n.isAttached(pod, addr) || !n.pods.holds(key, addr)
 	})
 	if len(addrs) == 0 {
 		return nil
@@ -108,6 +108,20 @@ func (n *naming) podEntries(key podKey) []dns.Entry {
 		entries = append(entries, dns.Entry{Name: own + "." + service, Addrs: addrs, TTL: podTTL, Reverse: true})
 	}
 	return entries
+}
+
+// isAttached tells whether a sandbox of this node has a pod's address, and is of
+// its service: else it is another's.
+func (n *naming) isAttached(pod ServicePod, addr netip.Addr) bool {
+	id, here := n.at[addr]
+	return here && attach.Attachment{Segment: n.sandboxes[id].segment}.OfSegment(pod.Namespace+"/"+pod.Service)
+}
+
+// hasLeft tells whether the sandbox of a pod that claims an address is gone:
+// Kubernetes tells of an address only after it was attached.
+func (n *naming) hasLeft(pod ServicePod, addr netip.Addr) bool {
+	_, here := n.at[addr]
+	return n.adopted && pod.Node == n.self && !here
 }
 
 // podKey tells a pod from all others, those of its name included.
@@ -175,8 +189,9 @@ func (p *ServicePod) equal(o *ServicePod) bool {
 }
 
 // change takes over what compare returned, and returns the pods whose names may be
-// others: those that changed, and all that claim an address of theirs.
-func (t *podTable) change(changed map[podKey]*ServicePod) []podKey {
+// others: those that changed, and all that claim an address of theirs. hasLeft
+// tells who claims an address that his sandbox has left already.
+func (t *podTable) change(changed map[podKey]*ServicePod, hasLeft func(ServicePod, netip.Addr) bool) []podKey {
 	if !t.known {
 		*t = podTable{
 			round: t.round, known: true, all: make(map[podKey]*toldPod, len(changed)), claimants: make(map[netip.Addr][]podKey, len(changed)),
@@ -206,6 +221,9 @@ func (t *podTable) change(changed map[podKey]*ServicePod) []podKey {
 			if !slices.Contains(before, addr) {
 				t.claimants[addr] = append(t.claimants[addr], key)
 				touched, latest[addr] = append(touched, addr), append(latest[addr], key)
+				if hasLeft(now.pod, addr) {
+					t.left[podClaim{key, addr}] = true
+				}
 			}
 		}
 		t.all[key] = now
@@ -265,6 +283,17 @@ func (t *podTable) leave(node string, addr netip.Addr) {
 	for _, key := range t.claimants[addr] {
 		if t.all[key].pod.Node == node {
 			t.left[podClaim{key, addr}] = true
+		}
+	}
+}
+
+// leaveAll notes of all claims which are of those that have left.
+func (t *podTable) leaveAll(hasLeft func(ServicePod, netip.Addr) bool) {
+	for key, told := range t.all {
+		for _, addr := range told.addrs {
+			if hasLeft(told.pod, addr) {
+				t.left[podClaim{key, addr}] = true
+			}
 		}
 	}
 }

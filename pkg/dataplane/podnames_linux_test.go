@@ -21,6 +21,7 @@ func podAt(name, uid string, texts ...string) ServicePod {
 func TestAnAddressThatSeveralPodsClaim(t *testing.T) {
 	old, young := podAt("old", "1", "10.200.2.7"), podAt("young", "2", "10.200.2.7")
 	again := podAt("old", "3", "10.200.2.7")
+	hasLeft := func(ServicePod, netip.Addr) bool { return false }
 	for _, tc := range []struct {
 		name string
 		sets [][]ServicePod
@@ -41,7 +42,7 @@ func TestAnAddressThatSeveralPodsClaim(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			var table podTable
 			for _, set := range tc.sets {
-				table.change(table.compare(set))
+				table.change(table.compare(set), hasLeft)
 			}
 			holder := ""
 			for key := range table.all {
@@ -62,7 +63,8 @@ func TestAnAddressThatWasGivenBack(t *testing.T) {
 	addr := netip.MustParseAddr("10.200.2.7")
 	old, young := podAt("old", "1", "10.200.2.7"), podAt("young", "2", "10.200.2.7")
 	var table podTable
-	set := func(pods ...ServicePod) { table.change(table.compare(pods)) }
+	hasLeft := func(ServicePod, netip.Addr) bool { return false }
+	set := func(pods ...ServicePod) { table.change(table.compare(pods), hasLeft) }
 	set(old)
 	table.leave("one", addr)
 	if !table.holds(podKey{"prod", "old", "1"}, addr) {
