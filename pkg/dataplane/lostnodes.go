@@ -2,6 +2,8 @@ package dataplane
 
 import (
 	"context"
+	"errors"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -49,10 +51,10 @@ func (l *lostNodes) keep(places places) {
 	}
 }
 
-// next are those of wanted that are looked at now, and where. Nodes that missed
-// the last answer come first, so that a node is lost soon although the others
-// take turns.
-func (l *lostNodes) next(wanted map[string][]netip.Prefix) map[string]netip.Addr {
+// next are those of wanted that are looked at now, and where: at an address of a
+// family that one of from is of. Nodes that missed the last answer come first, so
+// that a node is lost soon although the others take turns.
+func (l *lostNodes) next(wanted map[string][]netip.Prefix, from []netip.Addr) map[string]netip.Addr {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.nodes == nil {
@@ -64,7 +66,13 @@ func (l *lostNodes) next(wanted map[string][]netip.Prefix) map[string]netip.Addr
 		}
 	}
 	var suspects, others []string
+	targets := map[string]netip.Addr{}
 	for name, of := range wanted {
+		at := slices.IndexFunc(of, func(slice netip.Prefix) bool { return slices.ContainsFunc(from, sameFamily(slice.Addr())) })
+		if at < 0 {
+			continue // it cannot be asked
+		}
+		targets[name] = nodeAddress(of[at])
 		if l.nodes[name] == nil {
 			l.nodes[name] = &looked{slices: of}
 		}
@@ -83,11 +91,16 @@ func (l *lostNodes) next(wanted map[string][]netip.Prefix) map[string]netip.Addr
 	if len(chosen) > len(suspects) {
 		l.turn = chosen[len(chosen)-1]
 	}
-	targets := make(map[string]netip.Addr, len(chosen))
+	now := make(map[string]netip.Addr, len(chosen))
 	for _, name := range chosen {
-		targets[name] = nodeAddress(wanted[name][0])
+		now[name] = targets[name]
 	}
-	return targets
+	return now
+}
+
+// sameFamily tells of which addresses the family is that of addr.
+func sameFamily(addr netip.Addr) func(netip.Addr) bool {
+	return func(other netip.Addr) bool { return other.Is4() == addr.Is4() }
 }
 
 // observe notes who of those looked at answered, and returns the nodes that are
@@ -157,30 +170,47 @@ func (n *naming) watchLost(ctx context.Context, own []netip.Prefix) {
 	}
 }
 
-// look looks once, and tells the zone what it needs to know.
+// look looks once, and tells the zone what it needs to know. What fails in one
+// family costs only its nodes: it says nothing of them.
 func (n *naming) look(ctx context.Context, from []netip.Addr) error {
-	targets := n.lost.next(n.askedNodes(time.Now().Add(-askedFor)))
-	if len(targets) > 0 {
-		addrs := make([]netip.Addr, 0, len(targets))
-		for _, addr := range targets {
-			addrs = append(addrs, addr)
+	targets := n.lost.next(n.askedNodes(time.Now().Add(-askedFor)), from)
+	families := []map[string]netip.Addr{{}, {}}
+	for name, addr := range targets {
+		family := families[0]
+		if addr.Is6() {
+			family = families[1]
 		}
-		looking, cancel := context.WithTimeout(ctx, lookTimeout)
-		answered, err := ping.Echo(looking, from, addrs)
-		cancel()
-		if err != nil {
-			return err // it says nothing of the nodes
-		}
-		lost, found := n.lost.observe(targets, answered)
-		for _, name := range lost {
-			n.log.Warn("node does not answer, names lead elsewhere", "op", "names", "node", name)
-		}
-		for _, name := range found {
-			n.log.Info("node answers, names lead to it again", "op", "names", "node", name)
-		}
+		family[name] = addr
 	}
+	looking, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	errs := make([]error, len(families))
+	var group sync.WaitGroup
+	for i, family := range families {
+		group.Go(func() { errs[i] = n.lookAt(looking, from, family) })
+	}
+	group.Wait()
 	_, down := n.lost.down()
 	n.zone.SetDown(down) // also when nobody was looked at: nodes may have gone
+	return errors.Join(errs...)
+}
+
+// lookAt looks at nodes of one family.
+func (n *naming) lookAt(ctx context.Context, from []netip.Addr, targets map[string]netip.Addr) error {
+	if len(targets) == 0 {
+		return nil
+	}
+	answered, err := ping.Echo(ctx, from, slices.Collect(maps.Values(targets)))
+	if err != nil {
+		return err
+	}
+	lost, found := n.lost.observe(targets, answered)
+	for _, name := range lost {
+		n.log.Warn("node does not answer, names lead elsewhere", "op", "names", "node", name)
+	}
+	for _, name := range found {
+		n.log.Info("node answers, names lead to it again", "op", "names", "node", name)
+	}
 	return nil
 }
 

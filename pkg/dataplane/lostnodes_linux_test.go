@@ -11,12 +11,15 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	mdns "github.com/miekg/dns"
 
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/dns"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
 	"github.com/zlayer/zlayer-cni/test/netlab"
 )
@@ -205,4 +208,55 @@ func loseAndFind(t *testing.T, d *Dataplane, from *netlab.NS, own netip.Addr) {
 	}
 	ip(t, "-n", "two", "link", "set", "eth0", "up")
 	t.Logf("found after %v", want("the other node is back", "both.overlay.local.", own, theirs))
+}
+
+// TestNodesOfOtherFamilies looks at the nodes of a cluster of which some have IPv4
+// alone, some IPv6 alone, and some IPv6 first.
+func TestNodesOfOtherFamilies(t *testing.T) {
+	ip(t, "link", "set", "lo", "up")
+	for _, addr := range []string{"10.200.1.1/32", "10.200.2.1/32", "10.200.3.1/32", "fd00:200:0:1::1/128", "fd00:200:0:2::1/128", "fd00:200:0:4::1/128"} {
+		ip(t, "addr", "add", addr, "dev", "lo", "nodad")
+		t.Cleanup(func() { ip(t, "addr", "del", addr, "dev", "lo") })
+	}
+	nodes, peers := []Node{{Name: "six-first"}, {Name: "four"}, {Name: "six"}}, []wireguard.Peer{
+		{Node: "six-first", AllowedIPs: prefixes("fd00:200:0:2::/64", "10.200.2.0/24")},
+		{Node: "four", AllowedIPs: prefixes("10.200.3.0/24")}, {Node: "six", AllowedIPs: prefixes("fd00:200:0:4::/64")},
+	}
+	for _, tc := range []struct {
+		name  string
+		from  []netip.Addr
+		fails bool
+		want  []string // the nodes that were seen
+	}{
+		{"IPv4 alone", addrs("10.200.1.1"), false, []string{"four", "six-first"}},
+		{"IPv6 alone", addrs("fd00:200:0:1::1"), false, []string{"six", "six-first"}},
+		{"both", addrs("10.200.1.1", "fd00:200:0:1::1"), false, []string{"four", "six", "six-first"}},
+		{"both, of which one is lost", addrs("10.200.1.1", "fd00:200:0:1::99"), true, []string{"four"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			n, err := newNaming("one", DNSConfig{}, slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Fatal(err)
+			}
+			n.places = placesOf("one", nil, nodes, peers)
+			all := addrs("10.200.2.9", "10.200.3.9", "fd00:200:0:4::9", "fd00:200:0:4::10")
+			if err := n.zone.Set(sourceRegistered, "all", dns.Entry{Name: "all", Addrs: all, TTL: podTTL}); err != nil {
+				t.Fatal(err)
+			}
+			answerTo(&Dataplane{naming: n}, "all.overlay.local.")
+			if err := n.look(t.Context(), tc.from); (err != nil) != tc.fails {
+				t.Errorf("error %v", err)
+			}
+			var seen []string
+			for name, node := range n.lost.nodes {
+				if node.answered {
+					seen = append(seen, name)
+				}
+			}
+			slices.Sort(seen)
+			if diff := cmp.Diff(tc.want, seen); diff != "" {
+				t.Errorf("seen (-want +got)\n%s", diff)
+			}
+		})
+	}
 }

@@ -19,6 +19,9 @@ func lookedNodes(n int) map[string][]netip.Prefix {
 	return nodes
 }
 
+// from are the addresses that nodes are looked at from.
+var from = []netip.Addr{netip.MustParseAddr("10.200.0.1")}
+
 // answers are those of all targets but these nodes'.
 func answers(targets map[string]netip.Addr, silent ...string) map[netip.Addr]time.Duration {
 	got := map[netip.Addr]time.Duration{}
@@ -57,13 +60,13 @@ func TestLostNodes(t *testing.T) {
 			for _, round := range tc.rounds {
 				switch round {
 				case '-':
-					lost.next(nil)
+					lost.next(nil, from)
 					continue
 				case 'x':
 					lost.keep(places{slices: map[string][]netip.Prefix{b: nodes[b]}})
 					continue
 				}
-				targets := lost.next(nodes)
+				targets := lost.next(nodes, from)
 				lost.observe(targets, answers(targets, map[rune][]string{'a': {a}, 'b': {b}, 'B': {a, b}}[round]...))
 			}
 			names, down := lost.down()
@@ -82,7 +85,7 @@ func TestManyNodesTakeTurns(t *testing.T) {
 	var lost lostNodes
 	seen := map[string]bool{}
 	for range 4 {
-		targets := lost.next(nodes)
+		targets := lost.next(nodes, from)
 		if len(targets) > lookMost {
 			t.Fatalf("%d nodes at once", len(targets))
 		}
@@ -96,7 +99,7 @@ func TestManyNodesTakeTurns(t *testing.T) {
 	}
 	gone := slices.Sorted(maps.Keys(nodes))[many/2:]
 	for second := 1; ; second++ {
-		targets := lost.next(nodes)
+		targets := lost.next(nodes, from)
 		lost.observe(targets, answers(targets, gone[:10]...))
 		names, _ := lost.down()
 		if len(names) == 10 {

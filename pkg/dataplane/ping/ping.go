@@ -23,7 +23,8 @@ import (
 // Echo sends one echo request to each of targets, from the first of from that is
 // of its family, and returns who answered before ctx ended and how soon. It
 // returns as soon as all have. A target that a request cannot be sent to is one
-// that does not answer; an error is about this host, and says nothing of them.
+// that does not answer; an error is about this host and a family, and says nothing
+// of that one's targets: who of the other answered is returned beside it.
 func Echo(ctx context.Context, from, targets []netip.Addr) (map[netip.Addr]time.Duration, error) {
 	rounds := []*round{{family: echo4, asked: map[netip.Addr]uint32{}}, {family: echo6, asked: map[netip.Addr]uint32{}}}
 	for _, target := range targets {
@@ -44,8 +45,9 @@ func Echo(ctx context.Context, from, targets []netip.Addr) (map[netip.Addr]time.
 			running.Go(func() error { return one.run(ctx) })
 		}
 	}
-	if err := running.Wait(); err != nil {
-		return nil, fmt.Errorf("send echo requests: %w", err)
+	err := running.Wait()
+	if err != nil {
+		err = fmt.Errorf("send echo requests: %w", err)
 	}
 	answered := make(map[netip.Addr]time.Duration, len(targets))
 	for _, one := range rounds {
@@ -55,7 +57,7 @@ func Echo(ctx context.Context, from, targets []netip.Addr) (map[netip.Addr]time.
 			}
 		}
 	}
-	return answered, nil
+	return answered, err
 }
 
 func roundOf(rounds []*round, addr netip.Addr) *round {

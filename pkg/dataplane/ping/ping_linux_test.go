@@ -96,6 +96,10 @@ func TestEchoThatThisHostCannotSend(t *testing.T) {
 			t.Errorf("%s: %v, want an error", name, answered)
 		}
 	}
+	own(t, "fd09::1/128", "fd09::2/128")
+	if answered, err := Echo(t.Context(), parse("10.9.0.77", "fd09::1"), parse("10.9.0.1", "fd09::2")); err == nil || len(answered) != 1 {
+		t.Errorf("one family of two: %v, %v", answered, err)
+	}
 	canceled, cancel := context.WithCancel(t.Context())
 	cancel()
 	if answered, err := Echo(canceled, parse("10.9.0.1"), parse("192.0.2.9", "10.9.0.9")); err != nil || len(answered) > 0 {
