@@ -55,7 +55,7 @@ func loadNames(stateDir string, naming *naming) (*names, error) {
 	}
 	naming.mu.Lock()
 	defer naming.mu.Unlock()
-	naming.tellLocked(sourceRegistered, owners)
+	naming.tell(sourceRegistered, owners)
 	return n, errors.Join(errs...)
 }
 
@@ -116,7 +116,7 @@ func (n *names) tell(name string) {
 	}
 	n.naming.mu.Lock()
 	defer n.naming.mu.Unlock()
-	n.naming.tellOneLocked(sourceRegistered, name, entries)
+	n.naming.tellOne(sourceRegistered, name, entries)
 }
 
 // RegisterName gives a name one more address. It is in the zone unless there is a

@@ -76,13 +76,15 @@ type naming struct {
 
 	setPods sync.Mutex // serializes SetPods; taken before mu
 
+	told map[string]map[string][]dns.Entry // what the zone has of nodes and guests, by source; guarded by Dataplane.setNodes
+
 	mu        sync.Mutex            // guards what follows; held while the zone is told: the latest comes last
-	places    places                // which node has which addresses
+	places    places                // which node has which addresses; written with Dataplane.setNodes held, too
 	sandboxes map[string]sandbox    // those of this node by key ID
 	at        map[netip.Addr]string // their key IDs by address
 	adopted   bool                  // those of an earlier run are among them
 	pods      podTable
-	problems  []string // what was left out, and why
+	problems  []string // what was left out, and why; likewise
 }
 
 func newNaming(node string, cfg DNSConfig, log *slog.Logger) (*naming, error) {
@@ -92,7 +94,7 @@ func newNaming(node string, cfg DNSConfig, log *slog.Logger) (*naming, error) {
 	}
 	n := &naming{
 		cfg: cfg, self: node, log: log,
-		sandboxes: map[string]sandbox{}, at: map[netip.Addr]string{},
+		sandboxes: map[string]sandbox{}, at: map[netip.Addr]string{}, told: map[string]map[string][]dns.Entry{},
 	}
 	var err error
 	if n.zone, err = dns.NewZone(dns.ZoneConfig{Name: cfg.Zone, NegativeTTL: negativeTTL, Sources: n.sources()}); err != nil {
@@ -124,15 +126,16 @@ func (n *naming) run(ctx context.Context, parts *parts) error {
 	return group.Wait()
 }
 
-// tellLocked gives the zone all that a source has, by owner. The caller holds n.mu.
-func (n *naming) tellLocked(source string, owners map[string][]dns.Entry) {
+// tell gives the zone all that a source has, by owner. Whoever tells of a source
+// holds what its word follows from: n.mu, but for nodes and guests.
+func (n *naming) tell(source string, owners map[string][]dns.Entry) {
 	if err := n.zone.SetSource(source, owners); err != nil {
 		n.log.Warn("names left out", "op", "names", "source", source, "err", err)
 	}
 }
 
-// tellOneLocked gives the zone all that one owner has. The caller holds n.mu.
-func (n *naming) tellOneLocked(source, owner string, entries []dns.Entry) {
+// tellOne gives the zone all that one owner has, likewise.
+func (n *naming) tellOne(source, owner string, entries []dns.Entry) {
 	if err := n.zone.Set(source, owner, entries...); err != nil {
 		n.log.Warn("names left out", "op", "names", "source", source, "err", err)
 	}

@@ -512,6 +512,42 @@ func TestNodesAndGuestsThatShareAName(t *testing.T) {
 	wantAnswers(t, d, "without the older", map[string]string{"two" + node: "10.200.3.1", "vm" + guest: "NXDOMAIN", "refused" + node: "10.200.2.1 fd00:200:0:2::1"})
 }
 
+// TestAnEndpointChangesNoName has nodes change in what no name follows from, while
+// somebody else tells names: it waits for nobody, and has nothing to do.
+func TestAnEndpointChangesNoName(t *testing.T) {
+	d := newPlaneWith(t, servingPods)
+	set := clusterOfTwo(t)
+	set.Guests = []NodeGuest{{"two", "vm", addrs("10.200.2.77")}, {"two", "outside", addrs("10.200.4.78")}}
+	if err := d.SetNodes(t.Context(), set); err != nil {
+		t.Fatal(err)
+	}
+	d.SetPods([]ServicePod{podAt("far", "1", "10.200.2.7")})
+	set.Nodes[1].Endpoint = "192.0.2.7:51820"
+	set.Nodes = append(set.Nodes, set.Nodes[1])
+	set.Nodes[2].Name = "refused"
+	ended := make(chan error)
+	d.naming.mu.Lock()
+	go func() { ended <- d.SetNodes(t.Context(), set) }()
+	var err error
+	select {
+	case err = <-ended:
+		d.naming.mu.Unlock()
+	case <-time.After(patience):
+		d.naming.mu.Unlock()
+		err = errors.Join(errors.New("it waits"), <-ended)
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	web := "web.prod.svc.overlay.local."
+	wantAnswers(t, d, "with another endpoint", map[string]string{web: "10.200.2.7", "vm.guest.overlay.local.": "10.200.2.77"})
+	set.Nodes[1].Slices = prefixes("10.200.3.0/24")
+	if err := d.SetNodes(t.Context(), set); err != nil {
+		t.Fatal(err)
+	}
+	wantAnswers(t, d, "with another slice", map[string]string{web: "NXDOMAIN", "vm.guest.overlay.local.": "NXDOMAIN", "two.node.overlay.local.": "10.200.3.1"})
+}
+
 // TestGuestsAreToldOf has guests come and go on this node.
 func TestGuestsAreToldOf(t *testing.T) {
 	told := 0

@@ -60,3 +60,15 @@ func (p places) nodeOf(addr netip.Addr) string {
 func (p places) has(node string, addr netip.Addr) bool {
 	return slices.ContainsFunc(p.slices[node], func(slice netip.Prefix) bool { return slice.Contains(addr) })
 }
+
+// part parts addresses into those that a node has and all others.
+func (p places) part(node string, addrs []netip.Addr) (in, outside []netip.Addr) {
+	for _, addr := range addrs {
+		if addr = addr.Unmap(); p.has(node, addr) {
+			in = append(in, addr)
+		} else {
+			outside = append(outside, addr)
+		}
+	}
+	return in, outside
+}

@@ -64,7 +64,7 @@ func (n *naming) tellPodsLocked() {
 			owners[key.owner()] = entries
 		}
 	}
-	n.tellLocked(sourcePods, owners)
+	n.tell(sourcePods, owners)
 }
 
 // tellPodsAtLocked tells of the pods that claim one of some addresses.
@@ -78,7 +78,7 @@ func (n *naming) tellPodsAtLocked(addrs []netip.Addr) {
 
 // tellPodLocked tells what a pod has now, which may be nothing.
 func (n *naming) tellPodLocked(key podKey) {
-	n.tellOneLocked(sourcePods, key.owner(), n.podEntries(key))
+	n.tellOne(sourcePods, key.owner(), n.podEntries(key))
 }
 
 // podEntries are the names of a pod: its service's while it is ready, and its own
@@ -93,7 +93,7 @@ func (n *naming) podEntries(key podKey) []dns.Entry {
 	if err != nil {
 		return nil
 	}
-	addrs, _ := n.addrsAt(pod.Node, told.addrs)
+	addrs, _ := n.places.part(pod.Node, told.addrs)
 	addrs = slices.DeleteFunc(addrs, func(addr netip.Addr) bool {
 		return pod.Node == n.self && !n.isAttached(pod, addr) || !n.pods.holds(key, addr)
 	})
