@@ -43,9 +43,7 @@ func (d *Dataplane) DNSStatus() DNSStatus {
 		status.Listeners = n.server.Listeners()
 	}
 	status.Down, _ = n.lost.down()
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	status.Problems = slices.Clone(n.problems)
+	status.Problems = n.problems.list()
 	return status
 }
 

@@ -65,14 +65,15 @@ type DNSConfig struct {
 // changes, a source's whole set is told again, or all of one owner: nothing
 // hangs on what was told before. Safe for concurrent use.
 type naming struct {
-	cfg     DNSConfig
-	self    string // this node's name
-	log     *slog.Logger
-	zone    *dns.Zone
-	server  *dns.Server
-	forward *dns.Forwarder
-	lost    lostNodes
-	listens atomic.Pointer[[]netip.AddrPort] // what the server was given last
+	cfg      DNSConfig
+	self     string // this node's name
+	log      *slog.Logger
+	zone     *dns.Zone
+	server   *dns.Server
+	forward  *dns.Forwarder
+	lost     lostNodes
+	problems nameProblems
+	listens  atomic.Pointer[[]netip.AddrPort] // what the server was given last
 
 	setPods sync.Mutex // serializes SetPods; taken before mu
 
@@ -84,7 +85,6 @@ type naming struct {
 	at        map[netip.Addr]string // their key IDs by address
 	adopted   bool                  // those of an earlier run are among them
 	pods      podTable
-	problems  []string // what was left out, and why; likewise
 }
 
 func newNaming(node string, cfg DNSConfig, log *slog.Logger) (*naming, error) {
@@ -129,15 +129,18 @@ func (n *naming) run(ctx context.Context, parts *parts) error {
 // tell gives the zone all that a source has, by owner. Whoever tells of a source
 // holds what its word follows from: n.mu, but for nodes and guests.
 func (n *naming) tell(source string, owners map[string][]dns.Entry) {
-	if err := n.zone.SetSource(source, owners); err != nil {
-		n.log.Warn("names left out", "op", "names", "source", source, "err", err)
-	}
+	n.note(problemSource{source, ""}, refused(n.zone.SetSource(source, owners)))
 }
 
 // tellOne gives the zone all that one owner has, likewise.
 func (n *naming) tellOne(source, owner string, entries []dns.Entry) {
-	if err := n.zone.Set(source, owner, entries...); err != nil {
-		n.log.Warn("names left out", "op", "names", "source", source, "err", err)
+	n.note(problemSource{source, owner}, refused(n.zone.Set(source, owner, entries...)))
+}
+
+// note notes what has no name now, and logs what is new of it.
+func (n *naming) note(of problemSource, now problems) {
+	for _, text := range n.problems.set(of, now) {
+		n.log.Warn("name left out", "op", "names", "reason", text)
 	}
 }
 

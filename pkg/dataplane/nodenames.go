@@ -58,16 +58,11 @@ func (d *Dataplane) tellNames() {
 	places := placesOf(d.cfg.Node, own, nodes, peers)
 	n.zone.SetReverse(cluster)
 	n.server.SetClients(cluster)
-	var problems []string
 	if running != nil {
-		owners, reasons := n.guestNames(places, nodes, guests, d.LocalGuests())
-		n.tellIfOther(sourceGuests, owners)
-		problems = append(problems, reasons...)
+		n.tellIfOther(sourceGuests, n.guestNames(places, nodes, guests, d.LocalGuests()))
 	}
 	n.setPlaces(places) // before the nodes, who may be the last that the zone waits for
-	owners, reasons := n.nodeNames(places, nodes)
-	n.tellIfOther(sourceNodes, owners)
-	n.setProblems(append(problems, reasons...))
+	n.tellIfOther(sourceNodes, n.nodeNames(places, nodes))
 }
 
 // setPlaces takes over which node has which addresses, for pods and lost nodes.
@@ -83,7 +78,9 @@ func (n *naming) setPlaces(places places) {
 }
 
 // tellIfOther tells all that a source has, unless it was told so last.
-func (n *naming) tellIfOther(source string, owners map[string][]dns.Entry) {
+func (n *naming) tellIfOther(source string, names sourceNames) {
+	n.note(problemSource{source + " that are left out", ""}, names.problems)
+	owners := names.owners
 	same := func(a, b dns.Entry) bool {
 		return a.Name == b.Name && a.TTL == b.TTL && a.Reverse == b.Reverse && slices.Equal(a.Addrs, b.Addrs)
 	}
@@ -95,25 +92,17 @@ func (n *naming) tellIfOther(source string, owners map[string][]dns.Entry) {
 	n.tell(source, owners)
 }
 
-// setProblems takes over what has no name, and logs what is new of it.
-func (n *naming) setProblems(problems []string) {
-	for _, problem := range problems {
-		if !slices.Contains(n.problems, problem) {
-			n.log.Warn("name left out", "op", "names", "reason", problem)
-		}
-	}
-	if slices.Equal(n.problems, problems) {
-		return
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.problems = problems
+// sourceNames are all names of a source, by owner, and what has none.
+type sourceNames struct {
+	owners   map[string][]dns.Entry
+	problems problems
 }
 
 // nodeNames are those of the nodes that are not refused. Of two whose names DNS
 // does not tell apart, the older keeps it.
-func (n *naming) nodeNames(places places, nodes []Node) (owners map[string][]dns.Entry, problems []string) {
-	owners = map[string][]dns.Entry{}
+func (n *naming) nodeNames(places places, nodes []Node) sourceNames {
+	owners := map[string][]dns.Entry{}
+	var problems problems
 	taken := map[string]string{}
 	for _, node := range nodes {
 		if len(places.slices[node.Name]) == 0 || owners[node.Name] != nil {
@@ -124,7 +113,7 @@ func (n *naming) nodeNames(places places, nodes []Node) (owners map[string][]dns
 			err = fmt.Errorf("node %s has the name", other)
 		}
 		if err != nil {
-			problems = append(problems, fmt.Sprintf("node %s has no name: %v", shorten(node.Name), err))
+			problems.add(node.Name, "node %s has no name: %v", shorten(node.Name), err)
 			continue
 		}
 		taken[name] = node.Name
@@ -134,19 +123,20 @@ func (n *naming) nodeNames(places places, nodes []Node) (owners map[string][]dns
 		}
 		owners[node.Name] = []dns.Entry{entry}
 	}
-	return owners, problems
+	return sourceNames{owners, problems}
 }
 
 // guestNames are those of the guests of all nodes: a name belongs to that of the
 // oldest node. What others say of this node's is not taken.
-func (n *naming) guestNames(places places, nodes []Node, others, local []NodeGuest) (owners map[string][]dns.Entry, problems []string) {
+func (n *naming) guestNames(places places, nodes []Node, others, local []NodeGuest) sourceNames {
 	byNode := map[string][]NodeGuest{n.self: local}
 	for _, guest := range others {
 		if guest.Node != n.self {
 			byNode[guest.Node] = append(byNode[guest.Node], guest)
 		}
 	}
-	owners = map[string][]dns.Entry{}
+	owners := map[string][]dns.Entry{}
+	var problems problems
 	taken := map[string]string{}
 	for _, node := range nodes {
 		if len(places.slices[node.Name]) == 0 {
@@ -159,10 +149,10 @@ func (n *naming) guestNames(places places, nodes []Node, others, local []NodeGue
 			}
 			addrs, outside := places.part(guest.Node, guest.Addrs)
 			if err == nil && len(outside) > 0 {
-				problems = append(problems, fmt.Sprintf("guest %s of node %s lacks addresses: %v are not of the node's slices", shorten(guest.Name), guest.Node, outside))
+				problems.add(node.Name, "guest %s of node %s lacks addresses: %s not of the node's slices", shorten(guest.Name), shorten(node.Name), theseAre(outside))
 			}
 			if err != nil {
-				problems = append(problems, fmt.Sprintf("guest %s of node %s has no name: %v", shorten(guest.Name), guest.Node, err))
+				problems.add(node.Name, "guest %s of node %s has no name: %v", shorten(guest.Name), shorten(node.Name), err)
 				continue
 			}
 			if len(addrs) > 0 {
@@ -172,5 +162,13 @@ func (n *naming) guestNames(places places, nodes []Node, others, local []NodeGue
 		}
 		delete(byNode, node.Name) // another of that name was refused
 	}
-	return owners, problems
+	return sourceNames{owners, problems}
+}
+
+// theseAre begins a sentence about addresses, of which there may be many.
+func theseAre(addrs []netip.Addr) string {
+	if more := len(addrs) - maxAddrsOfProblem; more > 0 {
+		return fmt.Sprintf("%v and %d more are", addrs[:maxAddrsOfProblem], more)
+	}
+	return fmt.Sprintf("%v are", addrs)
 }
