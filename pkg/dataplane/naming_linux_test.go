@@ -564,6 +564,17 @@ func TestGuestsAreToldOf(t *testing.T) {
 	if diff := cmp.Diff(want, d.LocalGuests(), compareAddrs); diff != "" || told != before+1 {
 		t.Errorf("told %d times, local guests (-want +got)\n%s", told-before, diff)
 	}
+	mustAddGuest(t, d, "two words")
+	if diff := cmp.Diff(want, d.LocalGuests(), compareAddrs); diff != "" {
+		t.Errorf("with one that has no name, local guests (-want +got)\n%s", diff)
+	}
+	if told := d.DNSStatus().Problems; len(told) != 1 || !strings.Contains(told[0], "two words") {
+		t.Errorf("problems: %v", told)
+	}
+	if err := d.RemoveGuest(t.Context(), "two words"); err != nil {
+		t.Fatal(err)
+	}
+	before += 2
 	name := "laptop.guest.overlay.local."
 	wantAnswers(t, d, "added", map[string]string{name: words(laptop.Addresses)})
 	if err := d.RemoveGuest(t.Context(), "laptop"); err != nil {

@@ -17,8 +17,16 @@ type NodeGuest struct {
 	Addrs []netip.Addr
 }
 
-// LocalGuests are the guests of this node, as the others have to know them.
+// LocalGuests are the guests of this node, as the others have to know them: those
+// that DNS can name. Of the others this node alone tells.
 func (d *Dataplane) LocalGuests() []NodeGuest {
+	return slices.DeleteFunc(d.localGuests(), func(guest NodeGuest) bool {
+		_, err := d.naming.under(guest.Name, "guest")
+		return err != nil
+	})
+}
+
+func (d *Dataplane) localGuests() []NodeGuest {
 	var local []NodeGuest
 	for _, record := range d.guests.list() {
 		local = append(local, NodeGuest{Node: d.cfg.Node, Name: record.Name, Addrs: slices.Clone(record.Addresses)})
@@ -59,7 +67,7 @@ func (d *Dataplane) tellNames() {
 	n.zone.SetReverse(cluster)
 	n.server.SetClients(cluster)
 	if running != nil {
-		n.tellIfOther(sourceGuests, n.guestNames(places, nodes, guests, d.LocalGuests()))
+		n.tellIfOther(sourceGuests, n.guestNames(places, nodes, guests, d.localGuests()))
 	}
 	n.setPlaces(places) // before the nodes, who may be the last that the zone waits for
 	n.tellIfOther(sourceNodes, n.nodeNames(places, nodes))
