@@ -15,6 +15,10 @@ import (
 // maxDNSName is the longest name of RFC 1035, in bytes.
 const maxDNSName = 253
 
+// maxAddrsOfName bounds the addresses of a registered name: more fit in no answer,
+// and what is written down of it is read whole.
+const maxAddrsOfName = 1000
+
 // RegisteredName is a name that RegisterName gave addresses.
 type RegisteredName struct {
 	// Name is in lower case: relative to the zone, or with a dot at its end if it is not in it.
@@ -96,6 +100,9 @@ func (n *names) add(name string, addr netip.Addr) error {
 	if slices.Contains(record.Addrs, addr) {
 		return nil
 	}
+	if len(record.Addrs) >= maxAddrsOfName {
+		return fmt.Errorf("it has %d addresses, and no name has more: %w", len(record.Addrs), ErrLimit)
+	}
 	record.Addrs = append(slices.Clone(record.Addrs), addr)
 	if err := n.store.put(record); err != nil {
 		return err
@@ -122,7 +129,8 @@ func (n *names) tell(name string) {
 // RegisterName gives a name one more address. It is in the zone unless there is a
 // dot at its end, and written with or without the zone it is the same. It stays, over restarts, until
 // UnregisterName. Registering it again is fine. ErrInvalid is for a name or an
-// address that is none.
+// address that is none, and for the name of the zone's own server; ErrLimit for a
+// name that has very many addresses already.
 func (d *Dataplane) RegisterName(name string, addr netip.Addr) error {
 	known, err := d.naming.inZone(name)
 	if err != nil {

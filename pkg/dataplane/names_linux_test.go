@@ -77,6 +77,36 @@ func TestNamesOfEarlierVersions(t *testing.T) {
 	wantFiles(t, d, namesDir, 2)
 }
 
+// TestANameHasSoManyAddresses fills a name: what was taken is there after a restart.
+func TestANameHasSoManyAddresses(t *testing.T) {
+	d := newPlane(t)
+	addr := netip.MustParseAddr("fd00:200:1000:2000:3000:4000:5000:6000")
+	full := RegisteredName{Name: strings.Repeat("n", 60)}
+	for range maxAddrsOfName - 1 {
+		full.Addrs, addr = append(full.Addrs, addr), addr.Next()
+	}
+	if err := d.names.store.put(full); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if d.names, err = loadNames(d.cfg.StateDir, d.naming); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.RegisterName(full.Name, addr); err != nil {
+		t.Error(err)
+	}
+	if err := d.RegisterName(full.Name, addr.Next()); !errors.Is(err, ErrLimit) || !strings.Contains(err.Error(), "1000 addresses") {
+		t.Errorf("error %v, want ErrLimit", err)
+	}
+	if err := d.RegisterName(full.Name, addr); err != nil {
+		t.Errorf("what it has already: %v", err)
+	}
+	again, err := loadNames(d.cfg.StateDir, d.naming)
+	if err != nil || len(again.all) != 1 || len(again.all[0].Addrs) != maxAddrsOfName {
+		t.Errorf("after a restart %d names, %v", len(again.all), err)
+	}
+}
+
 func TestNamesThatAreRefused(t *testing.T) {
 	d := newPlane(t)
 	addr := netip.MustParseAddr("10.200.1.7")
@@ -95,6 +125,8 @@ func TestNamesThatAreRefused(t *testing.T) {
 		{"two dots", "a..b", "is empty", addr},
 		{"two dots at its end", "a..", "is empty", addr},
 		{"another alphabet", "b\u00fccher", "'ü' is no letter", addr},
+		{"the zone's own server", "NS", "the zone's own server", addr},
+		{"the zone's own server in full", "ns.overlay.local.", "the zone's own server", addr},
 		{"no address", "web", "without an address", netip.Addr{}},
 		{"an address of a link", "web", "without an address", netip.MustParseAddr("fe80::5%eth0")},
 	} {

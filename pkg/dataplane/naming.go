@@ -150,6 +150,9 @@ var errName = errors.New("it is no name")
 // maxLabel is the longest part of a name between dots, in bytes (RFC 1035, section 2.3.4).
 const maxLabel = 63
 
+// serverName is the name of the zone's own server, which nobody else gets.
+const serverName = "ns"
+
 // label is what a text is as one part of a name, in lower case.
 func label(text string) (string, error) {
 	switch {
@@ -195,7 +198,11 @@ func (n *naming) inZone(name string) (string, error) {
 	if len(full)-1 > maxDNSName {
 		return "", fmt.Errorf("it has %d bytes in all, of at most %d: %w", len(full)-1, maxDNSName, errName)
 	}
-	if relative, is := strings.CutSuffix(full, "."+zone); is {
+	relative, is := strings.CutSuffix(full, "."+zone)
+	if is && relative == serverName {
+		return "", dns.ErrReserved
+	}
+	if is {
 		return relative, nil
 	}
 	return full, nil
