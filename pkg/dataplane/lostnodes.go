@@ -45,7 +45,7 @@ func (l *lostNodes) keep(places places) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for name, node := range l.nodes {
-		if !slices.Equal(node.slices, places.slices[name]) {
+		if !slices.Equal(node.slices, places.of(name)) {
 			delete(l.nodes, name)
 		}
 	}
@@ -72,7 +72,7 @@ func (l *lostNodes) next(wanted map[string][]netip.Prefix, from []netip.Addr) ma
 		if at < 0 {
 			continue // it cannot be asked
 		}
-		targets[name] = nodeAddress(of[at])
+		targets[name] = lookedAddress(of[at])
 		if l.nodes[name] == nil {
 			l.nodes[name] = &looked{slices: of}
 		}
@@ -96,6 +96,15 @@ func (l *lostNodes) next(wanted map[string][]netip.Prefix, from []netip.Addr) ma
 		now[name] = targets[name]
 	}
 	return now
+}
+
+// lookedAddress is where a node is looked at, or a peer that may have but one
+// address.
+func lookedAddress(slice netip.Prefix) netip.Addr {
+	if slice.IsSingleIP() {
+		return slice.Addr()
+	}
+	return nodeAddress(slice)
 }
 
 // sameFamily tells of which addresses the family is that of addr.
@@ -214,7 +223,7 @@ func (n *naming) lookAt(ctx context.Context, from []netip.Addr, targets map[stri
 	return nil
 }
 
-// askedNodes are the other nodes of the addresses that were asked for since
+// askedNodes are the other nodes, and added peers, of the addresses that were asked for since
 // then, with their slices.
 func (n *naming) askedNodes(since time.Time) map[string][]netip.Prefix {
 	asked := n.zone.Asked(since)
@@ -224,7 +233,7 @@ func (n *naming) askedNodes(since time.Time) map[string][]netip.Prefix {
 	nodes := map[string][]netip.Prefix{}
 	for _, addr := range asked {
 		if name := places.nodeOf(addr); name != "" && name != n.self {
-			nodes[name] = places.slices[name]
+			nodes[name] = places.of(name)
 		}
 	}
 	return nodes

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
 )
 
 // lookedNodes are so many nodes with a slice each.
@@ -108,5 +110,33 @@ func TestManyNodesTakeTurns(t *testing.T) {
 		if second == 8 {
 			t.Fatalf("after %d s %d of 10 nodes are lost", second, len(names))
 		}
+	}
+}
+
+// TestAnAddedPeerIsLost is about peers that an agent adds, which may have but one
+// address: it is looked at itself.
+func TestAnAddedPeerIsLost(t *testing.T) {
+	nodes, peer := []Node{{Name: "one"}}, wireguard.Peer{Node: addedName("key"), AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.200.3.7/32")}}
+	places := placesOf("one", nil, nodes, []wireguard.Peer{peer})
+	name := places.nodeOf(peer.AllowedIPs[0].Addr())
+	var lost lostNodes
+	for _, silent := range []bool{false, true, true, true} {
+		targets := lost.next(map[string][]netip.Prefix{name: places.of(name)}, from)
+		if targets[name] != peer.AllowedIPs[0].Addr() {
+			t.Fatalf("looks at %v", targets)
+		}
+		got := answers(targets)
+		if silent {
+			clear(got)
+		}
+		lost.observe(targets, got)
+	}
+	lost.keep(places)
+	if names, down := lost.down(); !slices.Equal(names, []string{peer.Node}) || !slices.Equal(down, peer.AllowedIPs) {
+		t.Errorf("lost: %v, %v", names, down)
+	}
+	lost.keep(placesOf("one", nil, nodes, nil))
+	if names, _ := lost.down(); len(names) > 0 {
+		t.Errorf("still lost: %v", names)
 	}
 }

@@ -129,10 +129,13 @@ func TestPlaces(t *testing.T) {
 		got[addr] = p.nodeOf(netip.MustParseAddr(addr))
 	}
 	want := map[string]string{
-		"10.200.1.0": "one", "10.200.1.255": "one", "10.200.2.7": "two", "10.200.0.255": "", "10.200.3.0": "",
+		"10.200.1.0": "one", "10.200.1.255": "one", "10.200.2.7": "two", "10.200.0.255": "", "10.200.3.0": "added by an agent",
 		"fd00:200:0:2::7": "two", "fd00:200:0:3::": "", "::": "", "0.0.0.0": "", "ffff::": "",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("nodes of addresses (-want +got)\n%s", diff)
+	}
+	if added := netip.MustParseAddr("10.200.3.7"); p.has("added by an agent", added) {
+		t.Error("the added peer is a node whose pods have names")
 	}
 }
