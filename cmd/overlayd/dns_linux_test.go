@@ -296,6 +296,11 @@ func TestWhatSandboxesAndGuestsAreTold(t *testing.T) {
 	if diff := cmp.Diff(want, mustCall[*shim.Attached](t, client, request).DNS, compareAddrs); diff != "" {
 		t.Errorf("sandbox of a service with a namespace is told (-want +got):\n%s", diff)
 	}
+	request = newSandbox(t, "cut-off").request()
+	request.Service, request.Mode, request.JoinGlobal = "bank/ledger", shim.ModeDedicated, false
+	if told := mustCall[*shim.Attached](t, client, request).DNS; told != nil {
+		t.Errorf("a sandbox of a service that is cut off is told %+v", told)
+	}
 }
 
 // TestHighPortAlone: nobody can be told of a port in resolv.conf.

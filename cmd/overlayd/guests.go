@@ -24,7 +24,8 @@ func (d *daemon) addGuest(ctx context.Context, guest *shim.GuestManaged, r *shim
 		return nil, err
 	}
 	d.told.hear(r)
-	resolver := d.resolverOf(d.told.or(r))
+	server, domain := d.told.or(r)
+	resolver := resolverOf(d.plane.DNSServers(), d.config.DNS.Zone, server, domain)
 	answer := &shim.GuestConfig{
 		OverlayIP: first(config.Addresses), PrivateKey: shim.PrivateKey(config.PrivateKey.Reveal()), PublicKey: config.PublicKey,
 		ListenPort: uint16(d.plane.ListenPort()), MTU: config.MTU, DNSServer: first(resolver.servers), DNSDomain: resolver.domain,

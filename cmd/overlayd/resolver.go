@@ -53,25 +53,25 @@ type resolver struct {
 	ours    bool // the domain is the zone
 }
 
-func (d *daemon) resolverOf(server netip.Addr, domain string) resolver {
-	own := d.plane.DNSServers()
+// resolverOf takes the servers of this node that the sandbox or guest reaches.
+func resolverOf(own []netip.Addr, zone string, server netip.Addr, domain string) resolver {
 	r := resolver{servers: own, domain: domain}
 	if server.IsValid() {
 		r.servers = []netip.Addr{server}
 	}
 	if domain == "" && len(r.servers) > 0 && slices.Contains(own, r.servers[0]) {
-		r.domain, r.ours = d.config.DNS.Zone, true
+		r.domain, r.ours = zone, true
 	}
 	return r
 }
 
 // dnsOf is what the resolver of a service's sandbox should be told; nil for
-// nothing. In Kubernetes that is kubelet's affair.
+// nothing, as of this node's servers where the service is cut off. In Kubernetes that is kubelet's affair.
 func (d *daemon) dnsOf(service string, server netip.Addr, domain string) *shim.DNSSettings {
 	if d.config.Kubernetes {
 		return nil
 	}
-	r := d.resolverOf(server, domain)
+	r := resolverOf(d.plane.DNSServersOf(service), d.config.DNS.Zone, server, domain)
 	if len(r.servers) == 0 && r.domain == "" {
 		return nil
 	}
