@@ -1,6 +1,7 @@
 // Package ping asks many addresses at once whether anybody is there, by ICMP
 // echo requests from addresses of this host. It needs the right to open raw
-// sockets, and has no state: each call opens what it needs and closes it again.
+// sockets, and has no state: each call opens what it needs and closes it again. It
+// waits for those who do not answer until its context ends, which needs a deadline.
 package ping
 
 import (
@@ -12,6 +13,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/icmp"
@@ -94,7 +96,8 @@ type round struct {
 	targets []netip.Addr
 	asked   map[netip.Addr]uint32 // their numbers
 	nonce   [nonceSize]byte
-	sent    []time.Time
+	sent    []time.Time     // is the sender's
+	got     []time.Time     // is the receiver's; zero for one that did not answer
 	took    []time.Duration // 0 for one that did not answer
 }
 
@@ -110,26 +113,57 @@ func (r *round) run(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
 	r.filter(conn)
 	_, _ = rand.Read(r.nonce[:]) // it cannot fail
-	r.sent, r.took = make([]time.Time, len(r.targets)), make([]time.Duration, len(r.targets))
-	open := 0
+	count := len(r.targets)
+	r.sent, r.got, r.took = make([]time.Time, count), make([]time.Time, count), make([]time.Duration, count)
+	var left atomic.Int64 // those that may still answer
+	left.Store(int64(count))
+	var receiving errgroup.Group // from before the first is sent: the socket has room for few answers
+	receiving.Go(func() error { return r.receive(conn, &left) })
+	unsent := r.send(ctx, conn, &left)
+	if err := errors.Join(unsent, receiving.Wait()); err != nil {
+		return err
+	}
+	for i, got := range r.got {
+		if !got.IsZero() {
+			r.took[i] = max(got.Sub(r.sent[i]), 1)
+		}
+	}
+	return nil
+}
+
+const (
+	// burst is how many requests are sent at once, burstPause how long the
+	// receiver then has for their answers: fewer than a socket's buffer takes.
+	burst      = 64
+	burstPause = 2 * time.Millisecond
+)
+
+// send sends all requests, and ends the receiving if none of them can be answered any more.
+func (r *round) send(ctx context.Context, conn *icmp.PacketConn, left *atomic.Int64) error {
 	for i, target := range r.targets {
+		if i > 0 && i%burst == 0 {
+			select {
+			case <-time.After(burstPause):
+			case <-ctx.Done():
+			}
+		}
 		request, err := r.render(uint32(i))
 		if err != nil {
+			_ = conn.SetDeadline(time.Unix(1, 0))
 			return err
 		}
 		r.sent[i] = time.Now()
-		if _, err := conn.WriteTo(request, &net.IPAddr{IP: target.AsSlice(), Zone: target.Zone()}); err == nil {
-			open++
+		if _, err := conn.WriteTo(request, &net.IPAddr{IP: target.AsSlice(), Zone: target.Zone()}); err != nil && left.Add(-1) == 0 {
+			_ = conn.SetDeadline(time.Unix(1, 0))
 		}
 	}
-	return r.receive(conn, open)
+	return nil
 }
 
-// receive notes the answers, until there are as many as are open or the deadline
-// has passed.
-func (r *round) receive(conn *icmp.PacketConn, open int) error {
+// receive notes the answers, until there are all or the deadline has passed.
+func (r *round) receive(conn *icmp.PacketConn, left *atomic.Int64) error {
 	buf := make([]byte, 2048)
-	for open > 0 {
+	for {
 		n, peer, err := conn.ReadFrom(buf)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			return nil
@@ -137,12 +171,13 @@ func (r *round) receive(conn *icmp.PacketConn, open int) error {
 		if err != nil {
 			return fmt.Errorf("receive echo replies: %w", err)
 		}
-		if i, ok := r.match(buf[:n], peer); ok && r.took[i] == 0 {
-			r.took[i] = max(time.Since(r.sent[i]), 1)
-			open--
+		if i, ok := r.match(buf[:n], peer); ok && r.got[i].IsZero() {
+			r.got[i] = time.Now()
+			if left.Add(-1) == 0 {
+				return nil
+			}
 		}
 	}
-	return nil
 }
 
 // filter has the kernel hand up replies alone, where it can.
@@ -169,11 +204,7 @@ func (r *round) data(i uint32) []byte { return binary.BigEndian.AppendUint32(r.n
 // render is request number i.
 func (r *round) render(i uint32) ([]byte, error) {
 	message := icmp.Message{Type: r.request(), Body: &icmp.Echo{ID: r.id(), Seq: r.sequence(i), Data: r.data(i)}}
-	var pseudo []byte
-	if r.family == echo6 {
-		pseudo = icmp.IPv6PseudoHeader(r.from.AsSlice(), r.targets[i].AsSlice())
-	}
-	request, err := message.Marshal(pseudo)
+	request, err := message.Marshal(nil) // the kernel computes the checksum of IPv6
 	if err != nil {
 		return nil, fmt.Errorf("render an echo request to %s: %w", r.targets[i], err)
 	}
