@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 )
@@ -21,6 +22,8 @@ const (
 	tcpBuffer = 1024
 	// acceptPause is how long no connection is taken after an error.
 	acceptPause = 100 * time.Millisecond
+	// ratePause is how long a client waits until it is looked at whether it may ask again.
+	ratePause = 20 * time.Millisecond
 	// lengthSize is of the length before each message.
 	lengthSize = 2
 )
@@ -83,18 +86,36 @@ func (s *Server) serveStream(ctx context.Context, st *stream, count *counters) {
 	defer waiting.Wait() // a client may close its side before it has all answers
 	in, use := bufio.NewReaderSize(st.conn, tcpBuffer), new(scratch)
 	for {
-		packet, err := s.nextMessage(st, in)
-		if err != nil {
+		if s.awaitMessage(st, in) != nil {
 			return
 		}
-		a := arrival{packet: packet, proto: tcp, client: st.client, at: time.Now(), count: count}
-		if s.limits.take(a.client, a.at) {
-			s.answerStream(ctx, st, a, use, &waiting)
-		} else {
+		if !s.awaitTurn(ctx, st) {
 			count.drop(dropRate)
+			return
 		}
+		if st.readMessage(in) != nil {
+			return
+		}
+		a := arrival{packet: st.message, proto: tcp, client: st.client, at: time.Now(), count: count}
+		s.answerStream(ctx, st, a, use, &waiting)
 		s.streams.done(st, time.Now())
 	}
+}
+
+// awaitTurn waits until the client may ask. What it sends meanwhile is not read, so
+// that it waits as well. It may not if that takes too long.
+func (s *Server) awaitTurn(ctx context.Context, st *stream) bool {
+	for late := time.Now().Add(tcpMessage); !s.limits.take(st.client, time.Now()); {
+		select {
+		case <-time.After(ratePause):
+		case <-ctx.Done():
+			return false
+		}
+		if time.Now().After(late) {
+			return false
+		}
+	}
+	return true
 }
 
 func (s *Server) answerStream(ctx context.Context, st *stream, a arrival, use *scratch, waiting *sync.WaitGroup) {
@@ -110,25 +131,16 @@ func (s *Server) answerStream(ctx context.Context, st *stream, a arrival, use *s
 	}
 }
 
-// nextMessage waits for a message and reads it. The stream is busy from its first byte on.
-func (s *Server) nextMessage(st *stream, in *bufio.Reader) ([]byte, error) {
+// awaitMessage waits for the first byte of a message, from which on the stream is busy.
+func (s *Server) awaitMessage(st *stream, in *bufio.Reader) error {
 	if err := st.conn.SetReadDeadline(time.Now().Add(tcpIdle)); err != nil {
-		return nil, err
+		return err
 	}
 	if _, err := in.Peek(1); err != nil {
-		return nil, err
+		return err
 	}
 	s.streams.busy(st)
-	if err := st.conn.SetReadDeadline(time.Now().Add(tcpMessage)); err != nil {
-		return nil, err
-	}
-	var length [lengthSize]byte
-	if _, err := io.ReadFull(in, length[:]); err != nil {
-		return nil, err
-	}
-	packet := make([]byte, binary.BigEndian.Uint16(length[:]))
-	_, err := io.ReadFull(in, packet)
-	return packet, err
+	return nil
 }
 
 // stream is a connection.
@@ -136,12 +148,29 @@ type stream struct {
 	conn   net.Conn
 	of     *socket
 	client netip.Addr
+	// message is the one that was read last, in memory that the next one has as well.
+	message []byte
 
 	writing sync.Mutex // is held while an answer is written
 
 	// What follows is guarded by the mutex of streams.
 	working int       // questions without answer
 	idle    time.Time // since when there is none
+}
+
+// readMessage reads a message.
+func (st *stream) readMessage(in *bufio.Reader) error {
+	if err := st.conn.SetReadDeadline(time.Now().Add(tcpMessage)); err != nil {
+		return err
+	}
+	var length [lengthSize]byte
+	if _, err := io.ReadFull(in, length[:]); err != nil {
+		return err
+	}
+	size := int(binary.BigEndian.Uint16(length[:]))
+	st.message = slices.Grow(st.message[:0], size)[:size]
+	_, err := io.ReadFull(in, st.message)
+	return err
 }
 
 // send writes an answer. A client that does not take it loses its connection.

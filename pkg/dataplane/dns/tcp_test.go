@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
@@ -8,6 +9,8 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -126,6 +129,90 @@ func TestPipelining(t *testing.T) {
 		_ = conn.Close()
 		<-ended
 	})
+}
+
+// TestRateByTCP sends three times what a client may ask at once: all is answered,
+// but not before its time, and what waits is left with the client.
+func TestRateByTCP(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const rate = 100
+		s := newTestServer(ServerConfig{RateLimit: rate}, testZone())
+		conn, _ := serveTestStream(t, s, "10.0.0.1")
+		packet := framed(wire(t, question("web.overlay.local.", dns.TypeA)))
+		var written atomic.Int64
+		go func() {
+			for range 3 * rate {
+				if n, err := conn.Write(packet); err != nil || n < len(packet) {
+					return
+				}
+				written.Add(1)
+			}
+		}()
+		start := time.Now()
+		for range rate {
+			nextAnswer(t, conn)
+		}
+		synctest.Wait()
+		if got, most := written.Load(), int64(rate+1+tcpBuffer/len(packet)); time.Since(start) > 0 || got > most {
+			t.Errorf("%d questions were read in %v, want %d at most at once", got, time.Since(start), most)
+		}
+		for range 2 * rate {
+			nextAnswer(t, conn)
+		}
+		if took := time.Since(start).Round(time.Second); took != 2*time.Second {
+			t.Errorf("%d questions in %v at %d a second", 3*rate, time.Since(start), rate)
+		}
+		if dropped := s.Stats().Dropped["rate"]; dropped != 0 {
+			t.Errorf("%d were dropped", dropped)
+		}
+	})
+}
+
+// TestMuchMoreThanTheRateByTCP has more streams ask than get a turn in time: the
+// others are closed.
+func TestMuchMoreThanTheRateByTCP(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(ServerConfig{RateLimit: 1}, testZone())
+		packet := framed(wire(t, question("web.overlay.local.", dns.TypeA)))
+		var answered atomic.Int64
+		var asking sync.WaitGroup
+		start := time.Now()
+		for range streamsEach {
+			conn, _ := serveTestStream(t, s, "10.0.0.1")
+			asking.Go(func() {
+				_, _ = conn.Write(packet)
+				if _, err := conn.Read(make([]byte, 1)); err == nil {
+					answered.Add(1)
+				}
+				_ = conn.Close()
+			})
+		}
+		asking.Wait()
+		got, dropped := answered.Load(), s.Stats().Dropped["rate"]
+		if got < 5 || got > 7 || got+int64(dropped) != streamsEach || time.Since(start) > tcpMessage+time.Second {
+			t.Errorf("%d were answered and %d dropped after %v", got, dropped, time.Since(start))
+		}
+	})
+}
+
+// TestMessagesShareTheirMemory has a client send large messages one after the other.
+func TestMessagesShareTheirMemory(t *testing.T) {
+	client, server := net.Pipe()
+	t.Cleanup(func() { _, _ = client.Close(), server.Close() })
+	st := &stream{conn: server}
+	in := bufio.NewReader(bytes.NewReader(bytes.Repeat(framed(make([]byte, 30_000)), 11)))
+	read := func() {
+		if err := st.readMessage(in); err != nil || len(st.message) != 30_000 {
+			t.Fatalf("read %d bytes: %v", len(st.message), err)
+		}
+	}
+	read()
+	first := &st.message[0]
+	for range 10 {
+		if read(); &st.message[0] != first {
+			t.Fatal("a message has memory of its own")
+		}
+	}
 }
 
 func TestLargestMessageByTCP(t *testing.T) {
