@@ -30,7 +30,7 @@ func newDNSCollector(status func() dataplane.DNSStatus) *dnsCollector {
 	return &dnsCollector{status: status, descs: dnsDescs{
 		queries:   desc("queries_total", "Questions that were answered, by protocol, type, result and whether others, or the cache, were asked.", "proto", "type", "rcode", "forwarded"),
 		duration:  desc("query_duration_seconds", "Time to answer a question."),
-		dropped:   desc("dropped_total", "Packets that were not answered, by reason: client (not of the overlay), rate, malformed, busy.", "reason"),
+		dropped:   desc("dropped_total", "Packets that were not answered, by reason: client (not of the overlay), rate, malformed, busy, or panic, which are answered SERVFAIL.", "reason"),
 		hits:      desc("cache_hits_total", "Forwarded questions that the cache answered."),
 		misses:    desc("cache_misses_total", "Forwarded questions that the cache did not answer."),
 		entries:   desc("cache_entries", "Answers in the cache."),

@@ -26,11 +26,12 @@ const (
 	dropRate
 	dropMalformed
 	dropBusy
+	dropPanic
 	dropReasons
 )
 
 func (r dropReason) String() string {
-	return [dropReasons]string{"client", "rate", "malformed", "busy"}[r]
+	return [dropReasons]string{"client", "rate", "malformed", "busy", "panic"}[r]
 }
 
 const (

@@ -155,7 +155,7 @@ type QueryKind struct {
 type ServerStats struct {
 	Queries map[QueryKind]uint64
 	// Dropped are packets that were not answered, by reason: "client", "rate",
-	// "malformed", "busy".
+	// "malformed", "busy"; and "panic", whose answer is SERVFAIL.
 	Dropped map[string]uint64
 	// LatencyBounds are in seconds; LatencyCounts has the number of answers within each, and one more
 	// for those above the last, not added up. LatencySum is in seconds.

@@ -45,16 +45,17 @@ func clientOf(addr netip.Addr) netip.Addr {
 }
 
 // answer answers a packet in use.out, unless nothing may be answered or others have
-// to be asked first. It costs this packet alone if the zone or a library panics.
+// to be asked first. A panic of the zone or of a library costs this packet alone.
 func (s *Server) answer(a arrival, use *scratch) (reply []byte, others *forwarding) {
+	var q query
+	var rcode int
+	out := use.out[:0]
 	defer func() {
 		if fault := recover(); fault != nil {
-			s.panicked(a, fault)
-			reply, others = nil, nil
+			reply, others = s.panicked(a, &q, out, fault), nil
 		}
 	}()
-	out := use.out[:0]
-	q, rcode := readQuery(a.packet)
+	q, rcode = readQuery(a.packet)
 	switch rcode {
 	case noAnswer:
 		a.count.drop(dropMalformed)
@@ -132,9 +133,14 @@ func (s *Server) fail(a arrival, q *query, out []byte, rcode int) []byte {
 	return q.appendError(out, s.recursion(), rcode)
 }
 
-func (s *Server) panicked(a arrival, fault any) {
-	a.count.drop(dropMalformed)
+// panicked answers what could not be answered otherwise.
+func (s *Server) panicked(a arrival, q *query, out []byte, fault any) []byte {
+	a.count.drop(dropPanic)
 	s.config.Log.Error("answering a question panicked", "client", a.client, "fault", fault)
+	if q.packet == nil { // it may be no question at all
+		return nil
+	}
+	return s.fail(a, q, out, dns.RcodeServerFailure)
 }
 
 // forward has others answer, in a goroutine that counts as work, and sends what
@@ -154,9 +160,7 @@ func (s *Server) forward(ctx context.Context, f *forwarding, work interface{ Go(
 	f.query.packet = f.packet
 	work.Go(func() {
 		defer s.forwards.leave(f.client)
-		if reply := s.exchange(ctx, f); reply != nil {
-			send(reply)
-		}
+		send(s.exchange(ctx, f))
 	})
 }
 
@@ -179,8 +183,7 @@ func (s *Server) exchange(ctx context.Context, f *forwarding) []byte {
 func (s *Server) relay(f *forwarding, ask func(question *dns.Msg) *dns.Msg) (reply []byte) {
 	defer func() {
 		if fault := recover(); fault != nil {
-			s.panicked(f.arrival, fault)
-			reply = nil
+			reply = s.panicked(f.arrival, &f.query, nil, fault)
 		}
 	}()
 	question, err := f.query.message()

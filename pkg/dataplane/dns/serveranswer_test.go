@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -47,7 +48,7 @@ func TestWhatIsAnswered(t *testing.T) {
 		{name: "two questions", ask: change(question("web.overlay.local.", dns.TypeA), func(m *dns.Msg) { m.Question = append(m.Question, m.Question[0]) }), rcode: dns.RcodeFormatError},
 		{name: "no question", ask: new(dns.Msg), rcode: dns.RcodeFormatError},
 		{name: "two OPT", ask: change(long("web.overlay.local."), func(m *dns.Msg) { m.Extra = append(m.Extra, m.Extra[0]) }), rcode: dns.RcodeFormatError},
-		{name: "a zone that panics", ask: question("panic.overlay.local.", dns.TypeA), rcode: noAnswer},
+		{name: "a zone that panics", ask: question("panic.overlay.local.", dns.TypeA), rcode: dns.RcodeServerFailure},
 	}
 	s := newTestServer(ServerConfig{Forward: exchangerFunc(answerElsewhere)}, testZone())
 	for _, test := range tests {
@@ -58,12 +59,6 @@ func TestWhatIsAnswered(t *testing.T) {
 			}
 			packet := wire(t, test.ask)
 			got := replyTo(s, proto, packet)
-			if test.rcode == noAnswer {
-				if got != nil {
-					t.Errorf("got an answer: %x", got)
-				}
-				return
-			}
 			m := new(dns.Msg)
 			if err := m.Unpack(got); err != nil {
 				t.Fatal(err)
@@ -79,6 +74,29 @@ func TestWhatIsAnswered(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestPanicsAreAnswered has the zone and the forwarder panic: each question is
+// answered, and its stream is idle afterwards.
+func TestPanicsAreAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		broken := func(context.Context, *dns.Msg) *dns.Msg { panic("broken") }
+		s := newTestServer(ServerConfig{Forward: exchangerFunc(broken)}, testZone())
+		conn, _ := serveTestStream(t, s, "10.0.0.1")
+		for _, name := range []string{"panic.overlay.local.", "example.com."} {
+			_, _ = conn.Write(framed(wire(t, question(name, dns.TypeA))))
+			if got := nextAnswer(t, conn); got.Rcode != dns.RcodeServerFailure {
+				t.Errorf("%s: got %v", name, got)
+			}
+		}
+		synctest.Wait()
+		if working := questionsOf(s); working != 0 {
+			t.Errorf("the stream waits for %d answers", working)
+		}
+		if dropped := s.Stats().Dropped; dropped["panic"] != 2 || dropped["malformed"] != 0 {
+			t.Errorf("counted %v", dropped)
+		}
+	})
 }
 
 func TestNobodyElseIsAskedWithoutForwarder(t *testing.T) {
@@ -202,7 +220,7 @@ func TestWhatOthersSay(t *testing.T) {
 	}{
 		{"their OPT is not ours", answer(func(m *dns.Msg) { m.SetEdns0(4000, true) }), dns.RcodeSuccess, "192.0.2.1"},
 		{"no answer", func(context.Context, *dns.Msg) *dns.Msg { return nil }, dns.RcodeServerFailure, ""},
-		{"a panic", func(context.Context, *dns.Msg) *dns.Msg { panic("broken") }, noAnswer, ""},
+		{"a panic", func(context.Context, *dns.Msg) *dns.Msg { panic("broken") }, dns.RcodeServerFailure, ""},
 		{"an extended code", answer(func(m *dns.Msg) { m.Answer, m.Rcode = nil, dns.RcodeBadCookie }), dns.RcodeServerFailure, ""},
 		{"what cannot be written", answer(func(m *dns.Msg) {
 			m.Answer = []dns.RR{&dns.NS{Hdr: dns.RR_Header{Name: ".", Rrtype: dns.TypeNS, Class: 1}, Ns: strings.Repeat("x", 70) + "."}}
@@ -216,12 +234,6 @@ func TestWhatOthersSay(t *testing.T) {
 			s := newTestServer(ServerConfig{Forward: test.by}, testZone())
 			asked := question("eXample.com.", dns.TypeA)
 			got := replyTo(s, udp, wire(t, asked))
-			if test.rcode == noAnswer {
-				if got != nil {
-					t.Errorf("got %x", got)
-				}
-				return
-			}
 			m := new(dns.Msg)
 			if err := m.Unpack(got); err != nil {
 				t.Fatal(err)

@@ -37,6 +37,16 @@ func serveTestStream(t *testing.T, s *Server, client string) (net.Conn, chan tim
 	return conn, ended
 }
 
+// questionsOf is how many questions of all streams are not answered.
+func questionsOf(s *Server) (working int) {
+	s.streams.mu.Lock()
+	defer s.streams.mu.Unlock()
+	for st := range s.streams.all {
+		working += st.working
+	}
+	return working
+}
+
 // nextAnswer reads an answer by TCP.
 func nextAnswer(t *testing.T, conn io.Reader) *dns.Msg {
 	t.Helper()
