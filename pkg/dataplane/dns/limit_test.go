@@ -3,9 +3,12 @@ package dns
 import (
 	"encoding/binary"
 	"net/netip"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/miekg/dns"
 )
 
 func TestRateOfAClient(t *testing.T) {
@@ -104,5 +107,36 @@ func TestShares(t *testing.T) {
 	}
 	if len(s.by) != 0 || s.taken != 0 {
 		t.Errorf("left behind: %v, %d", s.by, s.taken)
+	}
+}
+
+// TestAllForwardsAreBounded has many clients, none of whom has all that it may.
+func TestAllForwardsAreBounded(t *testing.T) {
+	s := newTestServer(ServerConfig{Forward: exchangerFunc(answerElsewhere)}, testZone())
+	for i := range maxForwards {
+		if !s.forwards.enter(netip.AddrFrom4([4]byte{10, 1, 0, byte(i)})) {
+			t.Fatalf("no place for question %d", i)
+		}
+	}
+	ask := func() (rcode int) {
+		var work sync.WaitGroup
+		a := arrival{packet: wire(t, question("example.com.", dns.TypeA)), client: netip.MustParseAddr("10.0.0.9"), at: time.Now(), count: &s.counters[0]}
+		_, others := s.answer(a, new(scratch))
+		s.forward(t.Context(), others, &work, func(reply []byte) {
+			m := new(dns.Msg)
+			if err := m.Unpack(reply); err != nil {
+				t.Error(err)
+			}
+			rcode = m.Rcode
+		})
+		work.Wait()
+		return rcode
+	}
+	if got := ask(); got != dns.RcodeServerFailure {
+		t.Errorf("when all places are taken: code %d", got)
+	}
+	s.forwards.leave(netip.AddrFrom4([4]byte{10, 1, 0, 0}))
+	if got := ask(); got != dns.RcodeSuccess {
+		t.Errorf("when there is a place: code %d", got)
 	}
 }

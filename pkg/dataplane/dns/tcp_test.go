@@ -22,6 +22,12 @@ import (
 func serveTestStream(t *testing.T, s *Server, client string) (net.Conn, chan time.Time) {
 	t.Helper()
 	conn, ours := net.Pipe()
+	return conn, serveTestConn(t, s, client, ours, conn)
+}
+
+// serveTestConn serves ours until the test ends, whose other end is conn.
+func serveTestConn(t *testing.T, s *Server, client string, ours, conn net.Conn) chan time.Time {
+	t.Helper()
 	st := &stream{conn: ours, client: netip.MustParseAddr(client)}
 	if !s.streams.admit(st, time.Now()) {
 		t.Fatal("not admitted")
@@ -34,7 +40,7 @@ func serveTestStream(t *testing.T, s *Server, client string) (net.Conn, chan tim
 		ended <- time.Now()
 	}()
 	t.Cleanup(func() { _ = conn.Close(); <-ended })
-	return conn, ended
+	return ended
 }
 
 // questionsOf is how many questions of all streams are not answered.
@@ -138,6 +144,70 @@ func TestPipelining(t *testing.T) {
 		}
 		_ = conn.Close()
 		<-ended
+	})
+}
+
+// endsAfter is a connection whose other side sends so many bytes and then no more.
+type endsAfter struct {
+	net.Conn
+	left int
+}
+
+func (c *endsAfter) Read(p []byte) (int, error) {
+	if c.left == 0 {
+		return 0, io.EOF
+	}
+	n, err := c.Conn.Read(p[:min(len(p), c.left)])
+	c.left -= n
+	return n, err
+}
+
+// TestClientsMayCloseTheirSide has one do so before others have answered.
+func TestClientsMayCloseTheirSide(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slow := func(ctx context.Context, question *dns.Msg) *dns.Msg {
+			time.Sleep(time.Second)
+			return answerElsewhere(ctx, question)
+		}
+		s := newTestServer(ServerConfig{Forward: exchangerFunc(slow)}, testZone())
+		conn, ours := net.Pipe()
+		packet := framed(wire(t, question("example.com.", dns.TypeA)))
+		serveTestConn(t, s, "10.0.0.1", &endsAfter{ours, len(packet)}, conn)
+		_, _ = conn.Write(packet)
+		if got := nextAnswer(t, conn); len(got.Answer) != 1 {
+			t.Errorf("got %v", got)
+		}
+	})
+}
+
+// TestStreamsAreBusy follows a question from its first byte to the answer.
+func TestStreamsAreBusy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slow := func(ctx context.Context, question *dns.Msg) *dns.Msg {
+			time.Sleep(time.Second)
+			return answerElsewhere(ctx, question)
+		}
+		s := newTestServer(ServerConfig{Forward: exchangerFunc(slow)}, testZone())
+		conn, _ := serveTestStream(t, s, "10.0.0.1")
+		expect := func(when string, want int) {
+			t.Helper()
+			if synctest.Wait(); questionsOf(s) != want {
+				t.Errorf("%s: %d questions, want %d", when, questionsOf(s), want)
+			}
+		}
+		expect("nothing sent", 0)
+		packet := framed(wire(t, question("example.com.", dns.TypeA)))
+		_, _ = conn.Write(packet[:1])
+		expect("a byte sent", 1)
+		_, _ = conn.Write(packet[1:])
+		expect("others are asked", 1)
+		_, _ = conn.Write(packet[:5])
+		expect("and half of the next one sent", 2)
+		nextAnswer(t, conn)
+		expect("the first one answered", 1)
+		_, _ = conn.Write(packet[5:])
+		nextAnswer(t, conn)
+		expect("all answered", 0)
 	})
 }
 
