@@ -136,7 +136,8 @@ func TestUnchangedSourceWritesNothing(t *testing.T) {
 	answers := map[*answer]bool{}
 	z.names.all(func(n *name) { answers[n.answer.Load()] = true })
 	serial := tellSerial(t, z)
-	if allocs := testing.AllocsPerRun(1, func() { setPods(t, z, owners) }); allocs > 0 {
+	// Other goroutines may allocate meanwhile: what it does itself is in every run.
+	if allocs := testing.AllocsPerRun(10, func() { setPods(t, z, owners) }); allocs > 0 {
 		t.Errorf("%v allocations", allocs)
 	}
 	z.names.all(func(n *name) {
