@@ -61,19 +61,37 @@ func (z *Zone) Answer(question dns.Question) (reply Reply, ours bool) {
 		return z.answerOther(n, a, question), true
 	case a != nil:
 		// A zone of one name.
+		if reply, of := z.ofApex(question); of {
+			return reply, true
+		}
 		return z.negative(dns.RcodeSuccess, question.Name), true
 	}
 	return Reply{}, false
 }
 
+// ofApex answers what a zone's own name has that others have not, if it is asked for.
+func (z *Zone) ofApex(question dns.Question) (reply Reply, of bool) {
+	var record dns.RR
+	switch question.Qtype {
+	case dns.TypeSOA:
+		record = z.soa(question.Name, apexSeconds)
+	case dns.TypeNS:
+		record = z.ns(question.Name)
+	default:
+		return Reply{}, false
+	}
+	return Reply{Authoritative: true, Answer: []dns.RR{record}}, true
+}
+
 // answerOther answers what asks for no addresses that there are, of a name in the
 // zone, or of none if a is nil.
 func (z *Zone) answerOther(n *name, a *answer, question dns.Question) Reply {
+	if n == z.zone {
+		if reply, of := z.ofApex(question); of {
+			return reply
+		}
+	}
 	switch {
-	case n == z.zone && question.Qtype == dns.TypeSOA:
-		return Reply{Authoritative: true, Answer: []dns.RR{z.soa(question.Name, apexSeconds)}}
-	case n == z.zone && question.Qtype == dns.TypeNS:
-		return Reply{Authoritative: true, Answer: []dns.RR{z.ns(question.Name)}}
 	case n == z.zone, n == z.server, a != nil && a != z.nowhere:
 		return z.negative(dns.RcodeSuccess, z.Name())
 	case z.unfinished.Load():

@@ -109,11 +109,12 @@ func labelValue(label []byte, bits int) (value byte, ok bool) {
 // label by label (RFC 9156) come to the address itself. What is held as a name of
 // its own exists as well.
 func (z *Zone) answerReverse(at place, held bool, question dns.Question) Reply {
+	if at.top {
+		if reply, of := z.ofApex(question); of {
+			return reply
+		}
+	}
 	switch {
-	case at.top && question.Qtype == dns.TypeSOA:
-		return Reply{Authoritative: true, Answer: []dns.RR{z.soa(question.Name, apexSeconds)}}
-	case at.top && question.Qtype == dns.TypeNS:
-		return Reply{Authoritative: true, Answer: []dns.RR{z.ns(question.Name)}}
 	case at.strange && !held:
 		return z.negative(dns.RcodeNameError, at.zone)
 	case at.strange:

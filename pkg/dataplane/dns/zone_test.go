@@ -136,6 +136,8 @@ func TestAnswer(t *testing.T) {
 		"ns.overlay.local. NS":                  nodata,
 		"db.service.local. A":                   "NOERROR [db.service.local. 5 A 10.64.1.7]",
 		"db.service.local. AAAA":                "NOERROR / [db.service.local. 5 SOA ns.overlay.local. hostmaster.overlay.local. min=5]",
+		"db.service.local. SOA":                 "NOERROR [db.service.local. 30 SOA ns.overlay.local. hostmaster.overlay.local. min=5]",
+		"db.service.local. NS":                  "NOERROR [db.service.local. 30 NS ns.overlay.local.]",
 		"service.local. A":                      "not ours",
 		"x.db.service.local. A":                 "not ours",
 		"db.service.local.overlay.local. A":     nxdomain,
