@@ -249,6 +249,13 @@ func (z *Zone) Len() int {
 
 // List is all names with addresses, in order.
 func (z *Zone) List() []Listed {
+	list := z.listed()
+	slices.SortFunc(list, func(a, b Listed) int { return strings.Compare(a.Name, b.Name) })
+	return list
+}
+
+// listed is List in no order: names are not to wait for the sorting.
+func (z *Zone) listed() []Listed {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	list := make([]Listed, 0, z.named)
@@ -257,23 +264,25 @@ func (z *Zone) List() []Listed {
 			list = append(list, z.listedLocked(n))
 		}
 	})
-	slices.SortFunc(list, func(a, b Listed) int { return strings.Compare(a.Name, b.Name) })
 	return list
 }
 
 func (z *Zone) listedLocked(n *name) Listed {
 	addrs, ttl := n.sum()
-	live := z.liveLocked(addrs)
 	l := Listed{Name: nameText(n.wire), Addrs: netipAddrs(addrs), TTL: time.Duration(ttl) * time.Second}
-	for _, a := range addrs {
-		if !slices.Contains(live, a) {
-			l.Down = append(l.Down, a.netip())
+	live := z.liveLocked(addrs) // in the order of addrs
+	for i, a := range addrs {
+		if len(live) > 0 && live[0] == a {
+			live = live[1:]
+		} else {
+			l.Down = append(l.Down, l.Addrs[i])
 		}
 	}
 	for _, c := range n.claims {
-		l.Sources = append(l.Sources, c.owner.source)
+		if !slices.Contains(l.Sources, c.owner.source) { // there are few
+			l.Sources = append(l.Sources, c.owner.source)
+		}
 	}
 	slices.Sort(l.Sources)
-	l.Sources = slices.Compact(l.Sources)
 	return l
 }

@@ -176,3 +176,25 @@ func BenchmarkService(b *testing.B) {
 		set(b, z, "s", "x", []Entry{entry("web", "10.65.1.1")}[:i&1]...)
 	}
 }
+
+// BenchmarkList lists one service with all pods, and each pod's own name.
+func BenchmarkList(b *testing.B) {
+	z, owners := newZone(b), replicas(10_000)
+	for key, entries := range owners {
+		service := entries[0]
+		service.Name = "web.prod.svc"
+		owners[key] = append(entries, service)
+	}
+	if err := z.SetSource("pods", owners); err != nil {
+		b.Fatal(err)
+	}
+	for name, down := range map[string][]netip.Prefix{"all": nil, "some down": {netip.MustParsePrefix("10.64.1.0/24")}} {
+		z.SetDown(down)
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				z.List()
+			}
+		})
+	}
+}
