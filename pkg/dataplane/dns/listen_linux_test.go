@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -225,6 +226,27 @@ func TestGatewaysOfSeveralBridges(t *testing.T) {
 		return fault
 	})
 	everywhere()
+}
+
+// TestReadersOfListeners counts the goroutines, each of which has buffers: the
+// address of a link, which every bridge has, is read by one.
+func TestReadersOfListeners(t *testing.T) {
+	readers := func() int {
+		stacks := make([]byte, 1<<20)
+		return strings.Count(string(stacks[:runtime.Stack(stacks, true)]), ".readUDP(")
+	}
+	makeBridge(t, "br-readers")
+	several := min(udpReaders, runtime.GOMAXPROCS(0))
+	for text, want := range map[string]int{gateway4: several, gateway6 + "%br-readers": 1} {
+		stop := run(t, newTestServer(ServerConfig{}, testZone()), netip.AddrPortFrom(netip.MustParseAddr(text), 53))
+		eventually(t, func() error {
+			if got := readers(); got != want {
+				return fmt.Errorf("%s: %d readers, want %d", text, got, want)
+			}
+			return nil
+		})
+		stop()
+	}
 }
 
 // TestASocketThatBreaksIsOpenedAnew breaks sockets behind the server's back.

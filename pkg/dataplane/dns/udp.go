@@ -25,7 +25,11 @@ func (s *Server) serveUDP(ctx context.Context, addr netip.AddrPort, opened *sock
 		return err
 	}
 	opened.conn = conn
-	for i := range min(udpReaders, runtime.GOMAXPROCS(0)) {
+	readers := min(udpReaders, runtime.GOMAXPROCS(0))
+	if opened.index != 0 { // of a link: there are many, with few clients each
+		readers = 1
+	}
+	for i := range readers {
 		opened.served.Go(func() {
 			if err := s.readUDP(ctx, conn, opened, &s.counters[i%len(s.counters)]); !errors.Is(err, net.ErrClosed) {
 				s.config.Log.Warn("reading questions failed, will listen anew", "addr", addr, "err", err)
