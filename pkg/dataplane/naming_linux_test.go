@@ -357,6 +357,13 @@ func TestPodsHaveNames(t *testing.T) {
 		"host-network." + web: "NXDOMAIN", "elsewhere." + web: "NXDOMAIN", "unknown." + web: "NXDOMAIN", "far.dots." + web: "NXDOMAIN",
 	})
 
+	// What a node says wrongly of its own pods takes nothing from those of others.
+	far := map[string]string{web: "10.200.2.7 10.200.2.9 fd00:200:0:2::7", "far-1." + web: "10.200.2.7 fd00:200:0:2::7", "thief." + web: "NXDOMAIN"}
+	for _, node := range []string{"one", "three", ""} {
+		d.SetPods(append(slices.Clone(pods), ServicePod{Namespace: "prod", Name: "thief", Service: "web", Node: node, UID: "8", Addrs: pods[0].Addrs, Ready: true}))
+		wantAnswers(t, d, "with a thief at node "+node, far)
+	}
+
 	_, near := attachIn(t, d, "near", ServiceRequest{Name: "prod/web"})
 	wantAnswers(t, d, "attached, but no pod yet", map[string]string{web: "10.200.2.7 10.200.2.9 fd00:200:0:2::7"})
 	here := ServicePod{Namespace: "prod", Name: "near", Service: "web", Node: "one", UID: "6", Addrs: near.Addrs}

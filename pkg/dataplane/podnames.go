@@ -33,13 +33,18 @@ func (d *Dataplane) SetPods(pods []ServicePod) {
 	n.mu.Lock()
 	first := !n.pods.known
 	keys := n.pods.change(changed, n.hasLeft)
+	n.pods.known = true
 	if first {
 		n.tellPodsLocked()
 	}
 	n.mu.Unlock()
-	if first {
-		return
+	if !first {
+		n.tellPods(keys)
 	}
+}
+
+// tellPods tells of some pods.
+func (n *naming) tellPods(keys []podKey) {
 	for some := range slices.Chunk(keys, toldAtOnce) { // sandboxes come and go meanwhile
 		n.mu.Lock()
 		for _, key := range some {
@@ -52,9 +57,10 @@ func (d *Dataplane) SetPods(pods []ServicePod) {
 // toldAtOnce is of how many changed pods the zone is told while others wait.
 const toldAtOnce = 16
 
-// tellPodsLocked tells of all pods, once there was a set of them.
+// tellPodsLocked tells of all pods, as the whole source once there was a set of them.
 func (n *naming) tellPodsLocked() {
 	if !n.pods.known {
+		n.tellPresumedLocked()
 		return
 	}
 	owners := make(map[string][]dns.Entry, len(n.pods.all))
@@ -66,10 +72,10 @@ func (n *naming) tellPodsLocked() {
 	n.tell(sourcePods, owners)
 }
 
-// tellPodsAtLocked tells of the pods that claim one of some addresses.
+// tellPodsAtLocked tells of the pods that claim one of some addresses of this node.
 func (n *naming) tellPodsAtLocked(addrs []netip.Addr) {
 	for _, addr := range addrs {
-		for _, key := range n.pods.claimants[addr] {
+		for _, key := range n.pods.claimants[nodeAddr{n.self, addr}] {
 			n.tellPodLocked(key)
 		}
 	}
@@ -92,7 +98,7 @@ func (n *naming) podEntries(key podKey) []dns.Entry {
 	if err != nil {
 		return nil
 	}
-	addrs, _ := n.places.part(pod.Node, told.addrs)
+	addrs, _ := n.places.part(pod.Node, pod.Addrs)
 	addrs = slices.DeleteFunc(addrs, func(addr netip.Addr) bool {
 		return pod.Node == n.self && !n.isAttached(pod, addr) || !n.pods.holds(key, addr)
 	})

@@ -19,11 +19,18 @@ type podClaim struct {
 	addr netip.Addr
 }
 
+// nodeAddr is an address as the pods of a node claim it. Those of other nodes may
+// claim it as well, and change nothing: it is in the slices of one node alone.
+type nodeAddr struct {
+	node string
+	addr netip.Addr
+}
+
 // toldPod is a pod of the last set.
 type toldPod struct {
-	pod   ServicePod
-	addrs []netip.Addr // its own, each once
-	round uint64       // of the last set that had it
+	pod    ServicePod
+	claims []nodeAddr // its addresses, each once
+	round  uint64     // of the last set that had it
 }
 
 // podTable knows which pod has an address, also while Kubernetes still tells of
@@ -31,11 +38,11 @@ type toldPod struct {
 type podTable struct {
 	round uint64 // counts sets
 
-	known     bool
+	known     bool // there was a whole set
 	all       map[podKey]*toldPod
-	claimants map[netip.Addr][]podKey
-	holders   map[netip.Addr]podKey // of addresses that several claim
-	left      map[podClaim]bool     // what sandboxes of this node gave back, as long as it is claimed
+	claimants map[nodeAddr][]podKey
+	holders   map[nodeAddr]podKey // of addresses that several claim
+	left      map[podClaim]bool   // what sandboxes of this node gave back, as long as it is claimed
 }
 
 // compare returns the pods that a set has otherwise than the last, nil for those
@@ -74,37 +81,37 @@ func (p *ServicePod) equal(o *ServicePod) bool {
 // others: those that changed, and all that claim an address of theirs. hasLeft
 // tells who claims an address that his sandbox has left already.
 func (t *podTable) change(changed map[podKey]*ServicePod, hasLeft func(ServicePod, netip.Addr) bool) []podKey {
-	if !t.known {
+	if t.all == nil {
 		*t = podTable{
-			round: t.round, known: true, all: make(map[podKey]*toldPod, len(changed)), claimants: make(map[netip.Addr][]podKey, len(changed)),
-			holders: map[netip.Addr]podKey{}, left: map[podClaim]bool{},
+			round: t.round, known: t.known, all: make(map[podKey]*toldPod, len(changed)), claimants: make(map[nodeAddr][]podKey, len(changed)),
+			holders: map[nodeAddr]podKey{}, left: map[podClaim]bool{},
 		}
 	}
 	keys := make(map[podKey]bool, len(changed))
-	var touched []netip.Addr            // those that anybody claims since now, or no more
-	latest := map[netip.Addr][]podKey{} // who claims one since now
+	var touched []nodeAddr            // those that anybody claims since now, or no more
+	latest := map[nodeAddr][]podKey{} // who claims one since now
 	for key, pod := range changed {
 		keys[key] = true
 		now := &toldPod{round: t.round}
 		if pod != nil {
-			now.pod, now.addrs = *pod, eachOnce(pod.Addrs)
+			now.pod, now.claims = *pod, claimsOf(pod)
 		}
-		var before []netip.Addr
+		var before []nodeAddr
 		if told := t.all[key]; told != nil {
-			before = told.addrs
+			before = told.claims
 		}
-		for _, addr := range before {
-			if !slices.Contains(now.addrs, addr) {
-				t.unclaim(key, addr)
-				touched = append(touched, addr)
+		for _, at := range before {
+			if !slices.Contains(now.claims, at) {
+				t.unclaim(key, at)
+				touched = append(touched, at)
 			}
 		}
-		for _, addr := range now.addrs {
-			if !slices.Contains(before, addr) {
-				t.claimants[addr] = append(t.claimants[addr], key)
-				touched, latest[addr] = append(touched, addr), append(latest[addr], key)
-				if hasLeft(now.pod, addr) {
-					t.left[podClaim{key, addr}] = true
+		for _, at := range now.claims {
+			if !slices.Contains(before, at) {
+				t.claimants[at] = append(t.claimants[at], key)
+				touched, latest[at] = append(touched, at), append(latest[at], key)
+				if hasLeft(now.pod, at.addr) {
+					t.left[podClaim{key, at.addr}] = true
 				}
 			}
 		}
@@ -113,42 +120,42 @@ func (t *podTable) change(changed map[podKey]*ServicePod, hasLeft func(ServicePo
 			delete(t.all, key)
 		}
 	}
-	for _, addr := range touched {
-		t.settle(addr, latest[addr])
-		for _, key := range t.claimants[addr] {
+	for _, at := range touched {
+		t.settle(at, latest[at])
+		for _, key := range t.claimants[at] {
 			keys[key] = true
 		}
 	}
 	return slices.Collect(maps.Keys(keys))
 }
 
-func (t *podTable) unclaim(key podKey, addr netip.Addr) {
-	delete(t.left, podClaim{key, addr})
-	t.claimants[addr] = slices.DeleteFunc(t.claimants[addr], func(other podKey) bool { return other == key })
-	if len(t.claimants[addr]) == 0 {
-		delete(t.claimants, addr)
+func (t *podTable) unclaim(key podKey, at nodeAddr) {
+	delete(t.left, podClaim{key, at.addr})
+	t.claimants[at] = slices.DeleteFunc(t.claimants[at], func(other podKey) bool { return other == key })
+	if len(t.claimants[at]) == 0 {
+		delete(t.claimants, at)
 	}
 }
 
 // settle finds who of several has an address: the one that claims it since now,
 // else who had it before. Of several that came at once nobody knows.
-func (t *podTable) settle(addr netip.Addr, latest []podKey) {
+func (t *podTable) settle(at nodeAddr, latest []podKey) {
 	switch {
-	case len(t.claimants[addr]) < 2 || len(latest) > 1:
-		delete(t.holders, addr)
+	case len(t.claimants[at]) < 2 || len(latest) > 1:
+		delete(t.holders, at)
 	case len(latest) == 1:
-		t.holders[addr] = latest[0]
+		t.holders[at] = latest[0]
 	}
 }
 
-func eachOnce(addrs []netip.Addr) []netip.Addr {
-	once := make([]netip.Addr, 0, len(addrs))
-	for _, addr := range addrs {
-		if addr = addr.Unmap(); !slices.Contains(once, addr) {
-			once = append(once, addr)
+func claimsOf(pod *ServicePod) []nodeAddr {
+	claims := make([]nodeAddr, 0, len(pod.Addrs))
+	for _, addr := range pod.Addrs {
+		if at := (nodeAddr{pod.Node, addr.Unmap()}); !slices.Contains(claims, at) {
+			claims = append(claims, at)
 		}
 	}
-	return once
+	return claims
 }
 
 // holds tells whether an address is the pod's, of those who claim it.
@@ -156,25 +163,24 @@ func (t *podTable) holds(key podKey, addr netip.Addr) bool {
 	if t.left[podClaim{key, addr}] {
 		return false
 	}
-	return len(t.claimants[addr]) == 1 || t.holders[addr] == key
+	at := nodeAddr{t.all[key].pod.Node, addr}
+	return len(t.claimants[at]) == 1 || t.holders[at] == key
 }
 
 // leave notes that the sandbox that had an address is off its segment: whoever
 // claims it has it no more.
 func (t *podTable) leave(node string, addr netip.Addr) {
-	for _, key := range t.claimants[addr] {
-		if t.all[key].pod.Node == node {
-			t.left[podClaim{key, addr}] = true
-		}
+	for _, key := range t.claimants[nodeAddr{node, addr}] {
+		t.left[podClaim{key, addr}] = true
 	}
 }
 
 // leaveAll notes of all claims which are of those that have left.
 func (t *podTable) leaveAll(hasLeft func(ServicePod, netip.Addr) bool) {
 	for key, told := range t.all {
-		for _, addr := range told.addrs {
-			if hasLeft(told.pod, addr) {
-				t.left[podClaim{key, addr}] = true
+		for _, at := range told.claims {
+			if hasLeft(told.pod, at.addr) {
+				t.left[podClaim{key, at.addr}] = true
 			}
 		}
 	}
