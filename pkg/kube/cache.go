@@ -89,9 +89,9 @@ func parseSaved(data []byte, self string) (*savedSet, error) {
 	return nil, fmt.Errorf("node %s with a slice is not in it", self)
 }
 
-// load reads the last set, nil if there is none.
-func (k *Kube) load() (*savedSet, error) {
-	path := StateFile(k.cfg.StateDir)
+// readState reads a file of at most limit bytes, nil if there is none. Of a longer
+// one the rest is missing.
+func readState(path string, limit int64) ([]byte, error) {
 	file, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
@@ -99,9 +99,19 @@ func (k *Kube) load() (*savedSet, error) {
 	if err != nil {
 		return nil, err
 	}
-	data, err := io.ReadAll(io.LimitReader(file, stateLimit))
+	data, err := io.ReadAll(io.LimitReader(file, limit))
 	if err := errors.Join(err, file.Close()); err != nil {
 		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	return data, nil
+}
+
+// load reads the last set, nil if there is none.
+func (k *Kube) load() (*savedSet, error) {
+	path := StateFile(k.cfg.StateDir)
+	data, err := readState(path, stateLimit)
+	if err != nil || data == nil {
+		return nil, err
 	}
 	set, err := parseSaved(data, k.cfg.Node)
 	if err != nil {

@@ -12,7 +12,8 @@
 // Everything is level-triggered: any change leads to a pass that computes what
 // should be, compares it with what is, and writes the difference. In an idle
 // cluster nothing is written. While the API server is away the last node set
-// stays in force, and it lies on disk for a start without an API server.
+// stays in force, and it lies on disk for a start without an API server, as do
+// the pods of services.
 //
 // All methods are safe for concurrent use. Nothing runs before Run.
 package kube
@@ -52,7 +53,7 @@ type Config struct {
 	// Endpoint is HOST:PORT where the others reach this node; empty means
 	// InternalIP and ListenPort.
 	Endpoint string
-	// StateDir is where the last node set lies.
+	// StateDir is where the last node set lies, and the last pods.
 	StateDir string
 	// Apply takes a node set over. It is called by one goroutine, again after an
 	// error, and not again for a set that it took.
@@ -75,6 +76,10 @@ type Config struct {
 	// once all are known, then with the whole again after a change, a few times a
 	// second at most. Nil has no pods watched but this node's.
 	Pods func([]dataplane.ServicePod)
+	// LastPods takes the pods that Pods took last in an earlier run, once at most.
+	// It may be called while Pods is or after it, which knows better. Nil has none
+	// kept on disk.
+	LastPods func([]dataplane.ServicePod)
 	// Log gets what an operator should know.
 	Log *slog.Logger
 }
@@ -108,6 +113,9 @@ type Kube struct {
 	writers map[string]writeState // what was written last, by kind; likewise
 	// unnamedGuests is how many guests found no room in the annotation; likewise.
 	unnamedGuests int
+
+	// keepFault is why the pods could not be written down; of the goroutine that hands them over.
+	keepFault string
 
 	mu       sync.Mutex // guards the fields below
 	applied  bool       // Apply took a set
@@ -148,6 +156,7 @@ func New(cfg Config) (*Kube, error) {
 	k.pods = newMirror("this node's pods", client.podMetadata(cfg.Node), podOf, func() {})
 	k.namespaces = newMirror("namespaces", client.namespaceMetadata(), namespaceOf, func() {})
 	k.named = newMirror("pods of services", client.servicePods(), namedPodOf, func() { wake(k.podsChanged) })
+	k.named.same = equalPods
 	if k.cfg.Silent == nil {
 		k.cfg.Silent = func() []string { return nil }
 	}

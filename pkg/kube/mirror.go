@@ -34,6 +34,8 @@ type mirror[T any] struct {
 	source  source
 	convert func(metav1.Object) T
 	changed func()
+	// same tells whether an item says what another does, which is no change then; nil has every one be a change.
+	same func(a, b T) bool
 
 	mu     sync.Mutex // guards the fields below
 	items  map[string]T
@@ -178,11 +180,14 @@ func (m *mirror[T]) Add(obj any) error {
 	if !ok {
 		return errNoMetadata
 	}
-	item := m.convert(object)
+	key, item := keyOf(object), m.convert(object)
 	m.mu.Lock()
-	m.items[keyOf(object)] = item
+	before, found := m.items[key]
+	m.items[key] = item
 	m.mu.Unlock()
-	m.changed()
+	if !found || m.same == nil || !m.same(before, item) {
+		m.changed()
+	}
 	return nil
 }
 

@@ -54,26 +54,52 @@ func stripPod(pod *corev1.Pod) {
 const podsPace = 200 * time.Millisecond
 
 // tellPods hands over the pods of the cluster's services, first when all of them
-// are known and then whenever they have changed.
+// are known and then whenever they have changed. In between, and at the end, it
+// has them written down.
 func (k *Kube) tellPods(ctx context.Context) {
 	var told []namedPod
+	var keep <-chan time.Time // while what lies on disk is older
 	first := true
 	for {
 		select {
 		case <-ctx.Done():
+			if keep != nil {
+				k.keepPods(told)
+			}
 			return
+		case <-keep:
+			keep = nil
+			if !k.keepPods(told) {
+				keep = time.After(podsKeep)
+			}
+			continue
 		case <-k.podsChanged:
 		}
 		if now := k.listPods(); k.named.Synced() && (first || !slices.EqualFunc(now, told, equalPods)) {
 			k.cfg.Pods(now)
 			told, first = now, false
+			if keep == nil && k.cfg.LastPods != nil {
+				keep = time.After(podsKeep)
+			}
 		}
 		select {
 		case <-ctx.Done():
-			return
 		case <-time.After(podsPace):
 		}
 	}
+}
+
+// keepPods writes pods down, and logs why it cannot unless that was so before.
+func (k *Kube) keepPods(pods []namedPod) bool {
+	fault := ""
+	if err := k.savePods(pods); err != nil {
+		fault = err.Error()
+	}
+	if fault != "" && fault != k.keepFault {
+		k.log.Warn("pods of services not kept for the next start, will try again", "op", "kube", "err", fault)
+	}
+	k.keepFault = fault
+	return fault == ""
 }
 
 // listPods are the pods that have a service and addresses, in the order of their

@@ -109,6 +109,7 @@ func TestPodsOfServicesAreFollowed(t *testing.T) {
 	l.Create("pods", replica("prod", "web-2", "self", "10.244.0.2"))
 	l.Create("pods", replica("dev", "web-1", "c", "10.244.2.2"))
 	l.Create("pods", with(replica("prod", "stranger", "b", "10.244.1.3"), change(apiserver.Object{"app": "web"}, "metadata", "labels")))
+	l.Create("pods", replica("prod", "garbage", "b", "here", "", "10.244.1.9/24", "10.244.1.256", "::g"))
 	var got names
 	l.start(func(c *Config) { c.Pods = got.set })
 	const dev, first = "web-1.web.dev at c: 10.244.2.2 ready", "web-1.web.prod at b: 10.244.1.2 fd00:10:244:1::2 ready"
@@ -133,6 +134,11 @@ func TestPodsOfServicesAreFollowed(t *testing.T) {
 	edit(change(apiserver.Object{ServiceLabel: "web"}, "metadata", "labels"))
 	got.become(t, dev, first, "web-2.web.prod at self: 10.244.0.2")
 	l.Delete("pods", "prod", "web-2")
+	got.become(t, dev, first)
+	l.Edit("pods", "prod", "garbage", change([]any{apiserver.Object{"ip": "10.244.1.8"}, apiserver.Object{"ip": "there"}}, "status", "podIPs"))
+	const garbage = "garbage.web.prod at b: 10.244.1.8 ready"
+	got.become(t, dev, garbage, first)
+	l.Edit("pods", "prod", "garbage", change([]any{apiserver.Object{"ip": "there"}}, "status", "podIPs"))
 	got.become(t, dev, first)
 
 	sets := got.count()
@@ -229,6 +235,56 @@ func TestPodsAreToldAtAPace(t *testing.T) {
 			t.Errorf("%d sets without a change", n)
 		}
 	})
+}
+
+// TestPodsWithoutNewsWakeNobody is about the status of a pod, most of which no name
+// has anything of: looking through all pods for it would cost more than the change.
+func TestPodsWithoutNewsWakeNobody(t *testing.T) {
+	l := newLab(t)
+	k, err := New(Config{Node: "self", Kubeconfig: l.Kubeconfig(t), Log: discard})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(k.api.core.Client.CloseIdleConnections)
+	woken := func() bool {
+		select {
+		case <-k.podsChanged:
+			return true
+		default:
+			return false
+		}
+	}
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "prod", Name: "web-1", Labels: map[string]string{ServiceLabel: "web"}},
+		Status:     corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: "10.244.1.2"}}, Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionFalse}}},
+	}
+	for _, step := range []struct {
+		name   string
+		change func()
+		want   bool
+	}{
+		{"a new pod", func() {}, true},
+		{"nothing", func() {}, false},
+		{"a container's state", func() { pod.Status.ContainerStatuses = []corev1.ContainerStatus{{RestartCount: 7}} }, false},
+		{"ready", func() { pod.Status.Conditions[0].Status = corev1.ConditionTrue }, true},
+		{"since when", func() { pod.Status.Conditions[0].LastTransitionTime = metav1.Now() }, false},
+		{"another address", func() { pod.Status.PodIPs = []corev1.PodIP{{IP: "10.244.1.3"}} }, true},
+		{"another of its name", func() { pod.UID = "u" }, true},
+	} {
+		step.change()
+		if err := k.named.Update(pod.DeepCopy()); err != nil {
+			t.Fatal(err)
+		}
+		if got := woken(); got != step.want {
+			t.Errorf("%s: woken %v, want %v", step.name, got, step.want)
+		}
+	}
+	if err := k.named.Delete(pod); err != nil {
+		t.Fatal(err)
+	}
+	if !woken() {
+		t.Error("gone, and nobody is woken")
+	}
 }
 
 func TestNamedPodOf(t *testing.T) {

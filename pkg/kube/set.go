@@ -127,7 +127,7 @@ func equalSets(a, b dataplane.NodeSet) bool {
 // set of the last run for true.
 const firstAnswer = time.Second / 2
 
-// restore applies the set that lies on disk, unless the API server says at once
+// restore applies the set that lies on disk, and hands over the pods there, unless the API server says at once
 // that this node's Node is another than it was: then its slices may be, too.
 func (k *Kube) restore(ctx context.Context) {
 	saved, err := k.load()
@@ -170,4 +170,5 @@ func (k *Kube) restore(ctx context.Context) {
 		return
 	}
 	k.log.Info("running with the node set of the last run until the API server answers", "op", "kube", "nodes", len(saved.Nodes))
+	k.restorePods(saved.UID) // whose nodes are known now
 }
