@@ -175,7 +175,7 @@ func TestDNSCommands(t *testing.T) {
 	}
 	code, page := n.get("/metrics")
 	samples := parseMetrics(t, page)
-	if code != http.StatusOK || samples[`overlayd_dns_queries_total{forwarded="false",proto="tcp",rcode="NOERROR",type="A"}`] != 1 || samples[`overlayd_dns_listener_up{address="10.20.1.1:53"}`] != 1 {
+	if code != http.StatusOK || samples[`overlayd_dns_queries_total{forwarded="false",proto="tcp",rcode="NOERROR",type="A"}`] != 1 || samples[`overlayd_dns_listeners_up`] < 4 || samples[`overlayd_dns_listeners_up`] != samples[`overlayd_dns_listeners`] {
 		t.Errorf("metrics: %d\n%s", code, page)
 	}
 }

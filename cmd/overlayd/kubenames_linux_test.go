@@ -6,11 +6,14 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/miekg/dns"
 
 	"github.com/zlayer/zlayer-cni/test/apiserver"
+	"github.com/zlayer/zlayer-cni/test/netlab"
 )
 
 // TestNamesOfACluster has each of two nodes know the pods and guests of the other
@@ -61,6 +64,44 @@ func TestNamesOfACluster(t *testing.T) {
 	api.Delete("pods", "test", "web-1")
 	a.hasNames(second, secondAlone)
 	b.hasNames()
+}
+
+// TestNamesWithoutAnAPIServer has a daemon start that knows only what its last run
+// knew: that is answered, and nothing is denied.
+func TestNamesWithoutAnAPIServer(t *testing.T) {
+	netlab.NeedTunnel(t)
+	api, a, b := newCluster(t)
+	a.startReady()
+	b.startReady()
+	a.hasPeers(1)
+	api.Create("pods", apiserver.Object{
+		"kind": "Pod", "apiVersion": "v1",
+		"metadata": apiserver.Object{"namespace": "test", "name": "web-1", "labels": apiserver.Object{"overlay.zlayer.dev/service": "web"}},
+		"spec":     apiserver.Object{"nodeName": b.ns.Name},
+		"status":   apiserver.Object{"podIPs": []any{apiserver.Object{"ip": "10.20.2.9"}}, "conditions": []any{apiserver.Object{"type": "Ready", "status": "True"}}},
+	})
+	names := []string{"web-1.web.test.svc.overlay.local. [10.20.2.9] pods\n", "web.test.svc.overlay.local. [10.20.2.9] pods\n"}
+	a.hasNames(names...)
+	if err := a.end(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	api.Break()
+	a.startReady()
+	a.hasNames(names...)
+	answers := func(name string, want int) {
+		t.Helper()
+		answer, err := ask(t, a.ns, "udp", "10.20.1.1:53", name, dns.TypeA)
+		if err != nil || answer.Rcode != want {
+			t.Errorf("%s: %v, want %s\n%v", name, err, dns.RcodeToString[want], answer)
+		}
+	}
+	answers("web.test.svc.overlay.local.", dns.RcodeSuccess)
+	answers("new.test.svc.overlay.local.", dns.RcodeServerFailure)
+
+	api.Delete("pods", "test", "web-1")
+	api.Mend()
+	a.hasNames()
+	answers("web.test.svc.overlay.local.", dns.RcodeNameError)
 }
 
 // hasNames waits until the node knows exactly these names of pods and guests.

@@ -30,7 +30,7 @@ func (d *daemon) followCluster() error {
 		},
 	}
 	if d.config.DNS.Enabled { // else nobody asks for their names
-		config.Pods = d.plane.SetPods
+		config.Pods, config.LastPods = d.plane.SetPods, d.plane.PresumePods
 	}
 	cluster, err := kube.New(config)
 	if err != nil {

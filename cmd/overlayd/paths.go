@@ -40,9 +40,9 @@ func (f *pathFlags) load(cmd *cobra.Command) (Config, error) {
 
 // stateFiles are what `overlayd teardown --purge` removes.
 func stateFiles(config Config) []string {
-	nodes, sysctls := kube.StateFile(config.StateDir), forwarding.RecordFile(config.StateDir)
+	nodes, pods, sysctls := kube.StateFile(config.StateDir), kube.PodsFile(config.StateDir), forwarding.RecordFile(config.StateDir)
 	files := []string{
-		nodes, durable.Pending(nodes), agentFile(config), durable.Pending(agentFile(config)), durable.Pending(sysctls),
+		nodes, durable.Pending(nodes), pods, durable.Pending(pods), agentFile(config), durable.Pending(agentFile(config)), durable.Pending(sysctls),
 		cni.TombstoneDir(config.StateDir), config.Socket + ".lock",
 	}
 	for _, name := range dataplane.StateFiles() {
