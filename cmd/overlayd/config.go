@@ -185,7 +185,7 @@ func (c *Config) validate() error {
 	}{
 		{key: "nodesFile", value: &c.NodesFile, optional: true}, {key: "kubeconfig", value: &c.Kubeconfig, optional: true},
 		{key: "socket", value: &c.Socket}, {key: "stateDir", value: &c.StateDir},
-		{key: "sysctlDir", value: &c.SysctlDir}, {key: "cniBinDir", value: &c.CNIBinDir, optional: true},
+		{key: "sysctlDir", value: &c.SysctlDir}, {key: "dns.hostRoot", value: &c.DNS.HostRoot}, {key: "cniBinDir", value: &c.CNIBinDir, optional: true},
 		{key: "cniConfDir", value: &c.CNIConfDir, optional: true},
 	} {
 		if *path.value == "" && path.optional {

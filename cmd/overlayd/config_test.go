@@ -48,7 +48,7 @@ func TestConfigDefaults(t *testing.T) {
 		SliceBits: SliceBits{IPv4: 24, IPv6: 64}, NodesFile: "/n",
 		Socket: "/run/zlayer/overlayd.sock", StateDir: "/var/lib/zlayer", SysctlDir: "/proc/sys/net",
 		ListenPort: 51820, Backend: wireguard.Auto, Masquerade: true, NAT: shim.DefaultNATConfig(),
-		DNS:            dataplane.DNSConfig{Enabled: true, Zone: "overlay.local", Ports: []int{53, 15353}, RateLimit: 10000},
+		DNS:            dataplane.DNSConfig{Enabled: true, Zone: "overlay.local", Ports: []int{53, 15353}, HostRoot: "/", RateLimit: 10000},
 		MetricsAddress: netip.MustParseAddrPort("127.0.0.1:9551"),
 		LogLevel:       slog.LevelInfo, LogFormat: "text",
 	}
@@ -95,6 +95,7 @@ dns:
   zone: Names.Example.
   ports: [1053]
   upstreams: [192.0.2.53, "[2001:db8::53]:5353"]
+  hostRoot: /host
   rateLimit: 0
 metricsAddress: "[::1]:9000"
 handover: true
@@ -168,6 +169,7 @@ func TestConfigFileSetsEveryKey(t *testing.T) {
 		DNS: dataplane.DNSConfig{
 			Zone: "names.example", Ports: []int{1053},
 			Upstreams: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.53:53"), netip.MustParseAddrPort("[2001:db8::53]:5353")},
+			HostRoot:  "/host",
 		},
 		MetricsAddress: netip.MustParseAddrPort("[::1]:9000"),
 		Handover:       true,
@@ -184,7 +186,7 @@ func TestFlagsOverrideTheFile(t *testing.T) {
 		"--nodes-file=/f", "--socket=/run/f.sock", "--state-dir=/fs", "--sysctl-dir=/s", "--cni-bin-dir=", "--cni-conf-dir=/c", "--listen-port=4", "--backend=kernel", "--mtu=1400", "--masquerade=true",
 		"--nat-enabled=true", "--nat-stun-servers=a.example:1,address=b.example:2;label=b", "--nat-turn-servers=address=c.example:3;username=you", "--nat-hole-punch-timeout-secs=6",
 		"--nat-stun-refresh-interval-secs=31", "--nat-max-candidate-pairs=5", "--nat-relay-listen-port=1", "--nat-relay-external-addr=[2001:db8::2]:2", "--nat-relay-tls-port=9", "--nat-relay-max-sessions=8", "--nat-relay-forbidden=fd96::/112",
-		"--dns-enabled=true", "--dns-zone=flagged.example", "--dns-ports=5300,5301", "--dns-ports=5302", "--dns-upstreams=", "--dns-rate-limit=7",
+		"--dns-enabled=true", "--dns-zone=flagged.example", "--dns-ports=5300,5301", "--dns-ports=5302", "--dns-upstreams=", "--dns-host-root=/h", "--dns-rate-limit=7",
 		"--masquerade-exclusions=", "--metrics-address=", "--handover=false", "--log-level=warn", "--log-format=text")
 	if err != nil {
 		t.Fatal(err)
@@ -200,7 +202,7 @@ func TestFlagsOverrideTheFile(t *testing.T) {
 			RelayServer: &shim.RelayServer{ListenPort: 1, ExternalAddr: netip.MustParseAddrPort("[2001:db8::2]:2"), TLSPort: 9, MaxSessions: 8, Forbidden: []netip.Prefix{netip.MustParsePrefix("fd96::/112")}},
 		},
 		TURNCredentialFiles: []string{""},
-		DNS:                 dataplane.DNSConfig{Enabled: true, Zone: "flagged.example", Ports: []int{5300, 5301, 5302}, Upstreams: []netip.AddrPort{}, RateLimit: 7},
+		DNS:                 dataplane.DNSConfig{Enabled: true, Zone: "flagged.example", Ports: []int{5300, 5301, 5302}, Upstreams: []netip.AddrPort{}, HostRoot: "/h", RateLimit: 7},
 		LogLevel:            slog.LevelWarn, LogFormat: "text",
 	}
 	if diff := cmp.Diff(want, got, compareConfigs); diff != "" {

@@ -28,6 +28,9 @@ func dnsSettings() []setting {
 			key: "dns.upstreams", flag: "dns-upstreams", kind: list, usage: "servers that are asked for all other names, each ADDRESS or ADDRESS:PORT; empty asks those that the host asks",
 			set: func(c *Config, v []string) (err error) { c.DNS.Upstreams, err = parseUpstreams(v); return err },
 		}, {
+			key: "dns.hostRoot", flag: "dns-host-root", fallback: "/", usage: "where the host's /etc and /run are, in a container another place than that",
+			set: func(c *Config, v []string) error { c.DNS.HostRoot = v[0]; return nil },
+		}, {
 			key: "dns.rateLimit", flag: "dns-rate-limit", kind: number, fallback: "10000", usage: "how many questions a client may ask in a second, 0 for any number",
 			set: func(c *Config, v []string) (err error) {
 				c.DNS.RateLimit, err = parseInt(v[0], 0, maxQuestions)

@@ -12,6 +12,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/spf13/pflag"
+
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/dns"
 )
 
 // manifest returns the object of a kind in deploy/daemonset.yaml.
@@ -93,6 +95,9 @@ func TestManifest(t *testing.T) {
 		"/dev/net":                  "/dev/net",
 		"/var/run/wireguard":        "/run/wireguard", // wgctrl knows no other
 	}
+	for _, folder := range dns.HostFolders() {
+		want[filepath.Join(config.DNS.HostRoot, folder)] = filepath.Join("/", folder)
+	}
 	if diff := cmp.Diff(want, mounted); diff != "" {
 		t.Errorf("mounts (-want +got):\n%s", diff)
 	}
@@ -103,12 +108,12 @@ func TestManifest(t *testing.T) {
 // 1024 takes a capability, and CoreDNS has to ask for the same zone.
 func TestManifestServesNames(t *testing.T) {
 	config := manifestConfig(t, asItIs)
-	block := regexp.MustCompile(`(?m)^# (dns:\n(#   .*\n)+)`)
+	block := regexp.MustCompile(`(?m)^dns:\n  .*\n((#   .*\n)+)`)
 	said := manifestConfig(t, func(text string) string {
 		if !block.MatchString(text) {
 			t.Fatal("the ConfigMap has no commented block dns")
 		}
-		return block.ReplaceAllStringFunc(text, func(found string) string { return strings.ReplaceAll(found[2:], "\n# ", "\n") })
+		return block.ReplaceAllStringFunc(text, func(found string) string { return strings.ReplaceAll(found, "\n# ", "\n") })
 	})
 	if diff := cmp.Diff(config.DNS, said.DNS, cmpopts.EquateComparable(netip.AddrPort{}), cmpopts.EquateEmpty()); diff != "" || !config.DNS.Enabled {
 		t.Errorf("the block dns is not what is so without it (-without +with):\n%s", diff)

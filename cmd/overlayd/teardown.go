@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/zlayer/zlayer-cni/pkg/dataplane"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/dns"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/forwarding"
 	"github.com/zlayer/zlayer-cni/pkg/kube"
 	"github.com/zlayer/zlayer-cni/pkg/shim"
@@ -47,7 +49,7 @@ func teardownCommand() *cobra.Command {
 			return nil
 		},
 	}
-	paths.add(cmd, "socket", "stateDir", "cniBinDir", "cniConfDir", "sysctlDir", "kubernetes", "kubeconfig", "nodeName")
+	paths.add(cmd, "socket", "stateDir", "cniBinDir", "cniConfDir", "sysctlDir", "dns.hostRoot", "kubernetes", "kubeconfig", "nodeName")
 	cmd.Flags().BoolVar(&purge, "purge", false, "remove the key pair and tombstones, too: the node gets another key at its next start")
 	cmd.Flags().BoolVar(&stay, "stay", false, "when all is removed, wait for SIGTERM: a DaemonSet's container that ends is started again")
 	return cmd
@@ -87,6 +89,7 @@ func teardown(ctx context.Context, config Config, purge bool, out io.Writer) (er
 		if err := purgeState(config, out); err != nil {
 			return err
 		}
+		removeMountedFolders(config.DNS.HostRoot)
 	}
 	// Last, since an API server that is away keeps nothing on this host.
 	return forgetNode(ctx, config, out)
@@ -119,8 +122,8 @@ func removeFromHost(ctx context.Context, config Config, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	for _, path := range slices.Concat(network, plugins) {
-		_, _ = fmt.Fprintf(out, "removed %s\n", path)
+	for _, file := range slices.Concat(network, plugins) {
+		_, _ = fmt.Fprintf(out, "removed %s\n", file)
 	}
 	if len(before) == 0 {
 		_, _ = fmt.Fprintln(out, "nothing of ours was there")
@@ -179,21 +182,36 @@ func (i inventory) String() string {
 	return strings.Join(parts, ", ")
 }
 
+// removeMountedFolders removes those of the host's folders that are empty, which
+// they are on a host where mounting them into the daemon's container made them.
+func removeMountedFolders(hostRoot string) {
+	if hostRoot == "/" {
+		return
+	}
+	for _, folder := range dns.HostFolders() {
+		for ; path.Dir(folder) != "."; folder = path.Dir(folder) { // /etc and /run themselves stay
+			if err := os.Remove(filepath.Join(hostRoot, folder)); err != nil {
+				break // something is in it, or it is not there
+			}
+		}
+	}
+}
+
 // purgeState removes what the daemon wrote to disk, and its folder if nothing
 // of somebody else's is in it.
 func purgeState(config Config, out io.Writer) error {
-	for _, path := range append(stateFiles(config), config.StateDir) {
+	for _, file := range append(stateFiles(config), config.StateDir) {
 		remove := os.RemoveAll
-		if path == config.StateDir {
+		if file == config.StateDir {
 			remove = os.Remove
 		}
-		if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Lstat(file); errors.Is(err, os.ErrNotExist) {
 			continue
 		}
-		if err := remove(path); err != nil {
+		if err := remove(file); err != nil {
 			return fmt.Errorf("purge: %w", err)
 		}
-		_, _ = fmt.Fprintf(out, "removed %s\n", path)
+		_, _ = fmt.Fprintf(out, "removed %s\n", file)
 	}
 	return nil
 }

@@ -54,11 +54,20 @@ type DNSConfig struct {
 	Upstreams []netip.AddrPort
 	// RateLimit is how many questions a client may ask in a second, 0 without limit.
 	RateLimit int
-	// ResolvRoot is where the host's files are, for tests; empty is "/".
-	ResolvRoot string
+	// HostRoot is where the host's /etc and /run are, or the folders of dns.HostFolders
+	// alone. While its resolv.conf cannot be read, that of this container is. Empty is "/".
+	HostRoot string
 	// Pods says that SetPods will be called. The names of services are the pods' then, which alone know who is
 	// ready, and not those of this node's sandboxes.
 	Pods bool
+}
+
+// hostRoots are where the host's files may be, best first.
+func (c DNSConfig) hostRoots() []string {
+	if c.HostRoot == "" || c.HostRoot == "/" {
+		return []string{"/"}
+	}
+	return []string{c.HostRoot, "/"}
 }
 
 // naming is what this node knows of names, and who tells others. Whatever
@@ -100,7 +109,7 @@ func newNaming(node string, cfg DNSConfig, log *slog.Logger) (*naming, error) {
 	if n.zone, err = dns.NewZone(dns.ZoneConfig{Name: cfg.Zone, NegativeTTL: negativeTTL, Sources: n.sources()}); err != nil {
 		return nil, fmt.Errorf("make zone %s: %w", shorten(cfg.Zone), err)
 	}
-	n.forward = dns.NewForwarder(dns.ForwarderConfig{Upstreams: cfg.Upstreams, Root: cfg.ResolvRoot, Own: n.own, Log: log})
+	n.forward = dns.NewForwarder(dns.ForwarderConfig{Upstreams: cfg.Upstreams, Roots: cfg.hostRoots(), Own: n.own, Log: log})
 	n.server = dns.NewServer(dns.ServerConfig{Zone: n.zone, Forward: n.forward, RateLimit: cfg.RateLimit, Log: log})
 	return n, nil
 }

@@ -30,7 +30,7 @@ nft -s list ruleset 2>/dev/null | awk '
                      next }
   /^\t\t/ && !/^\t\ttype .* hook/ && chain !~ / (KUBE|CNI-HOSTPORT)-/ { print "firewall " table " " chain ": " $0 }'
 sysctl -a -r '^net\.(ipv4\.ip_forward$|ipv[46]\.conf\.|bridge\.)' 2>/dev/null | sed 's/^/sysctl /'
-for folder in /opt/cni /etc/cni /etc/zlayer /run/zlayer /run/wireguard /var/lib/zlayer; do
+for folder in /opt/cni /etc/cni /etc/zlayer /run/zlayer /run/wireguard /var/lib/zlayer /run/systemd/resolve /run/NetworkManager /run/resolvconf /run/netconfig; do
   [ -e $folder ] || continue
   find $folder -type f -exec sha256sum {} + | sed 's/^/content /'
   find $folder -printf 'file %p %M %u\n'

@@ -27,8 +27,9 @@ const (
 type ForwarderConfig struct {
 	// Upstreams are asked in this order; none takes the host's.
 	Upstreams []netip.AddrPort
-	// Root is where the host's files are, for tests; empty is "/".
-	Root string
+	// Roots are where the host's files may be, best first: "/", or in a container
+	// where some of the host's folders are mounted. None is "/".
+	Roots []string
 	// Own tells whether an address is one of our own listeners, which is never asked. nil is never.
 	Own func(netip.AddrPort) bool
 	// Log receives what an operator should know.
@@ -68,7 +69,7 @@ func NewForwarder(config ForwarderConfig) *Forwarder {
 	f.ctx, f.stop = context.WithCancel(context.Background())
 	f.setUpstreams(config.Upstreams)
 	if len(config.Upstreams) == 0 {
-		f.host = newHostResolver(config.Root, config.Log)
+		f.host = newHostResolver(config.Roots, config.Log)
 		f.refresh()
 	}
 	return f

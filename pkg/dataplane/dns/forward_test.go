@@ -33,7 +33,7 @@ func noLeaks(t *testing.T) {
 // newTestForwarder returns one that asks these, and runs as long as the test.
 func newTestForwarder(t testing.TB, upstreams ...*fakeUpstream) *Forwarder {
 	t.Helper()
-	config := ForwarderConfig{Root: t.TempDir(), Log: slog.New(slog.DiscardHandler)}
+	config := ForwarderConfig{Roots: []string{t.TempDir()}, Log: slog.New(slog.DiscardHandler)}
 	for _, upstream := range upstreams {
 		config.Upstreams = append(config.Upstreams, upstream.addr)
 	}
@@ -230,7 +230,7 @@ func TestForwardNoUpstream(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			test.config.Root, test.config.Log = t.TempDir(), slog.New(slog.DiscardHandler)
+			test.config.Roots, test.config.Log = []string{t.TempDir()}, slog.New(slog.DiscardHandler)
 			f := runForwarder(t, test.config)
 			wantTold(t, f.Exchange(t.Context(), question("web.example.", dns.TypeA), true), "REFUSED")
 			if got := f.Upstreams(); len(got) != 0 {

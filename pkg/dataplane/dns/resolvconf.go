@@ -5,8 +5,7 @@ import (
 	"io"
 	"io/fs"
 	"net/netip"
-	"os"
-	"path/filepath"
+	"path"
 	"slices"
 	"strings"
 )
@@ -21,6 +20,17 @@ const (
 	// resolvConfLimit is above what any real one has.
 	resolvConfLimit = 64 << 10
 )
+
+// HostFolders are those of a host, without "/" before them, in which its resolv.conf
+// is, what that may be a link to, and what its stub resolvers ask: those that are
+// mounted where a container follows its host.
+func HostFolders() []string {
+	return []string{
+		path.Dir(resolvConf), path.Dir(resolvedConf), path.Dir(networkManagerConf),
+		"run/resolvconf", // Debian's resolvconf and openresolv
+		"run/netconfig",  // SUSE's netconfig
+	}
+}
 
 // parseResolvConf returns the servers in the text of a resolv.conf, each once.
 // Lines that make no sense cost only themselves, as they do in libc.
@@ -88,7 +98,7 @@ func isResolved(addr netip.Addr) bool {
 }
 
 func readResolvConf(root, name string) (servers []netip.Addr, err error) {
-	file, err := os.Open(filepath.Join(root, name))
+	file, err := openBelow(root, name)
 	if err != nil {
 		return nil, err
 	}

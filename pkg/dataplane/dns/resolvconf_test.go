@@ -130,7 +130,7 @@ func TestUpstreamsOwn(t *testing.T) {
 	root := t.TempDir()
 	hostFiles(t, root, map[string]string{resolvConf: "nameserver 169.254.1.1\nnameserver 127.0.0.1\nnameserver 10.0.0.2\n"})
 	own := map[netip.AddrPort]bool{}
-	config := ForwarderConfig{Root: root, Own: func(addr netip.AddrPort) bool { return own[addr] }, Log: slog.New(slog.DiscardHandler)}
+	config := ForwarderConfig{Roots: []string{root}, Own: func(addr netip.AddrPort) bool { return own[addr] }, Log: slog.New(slog.DiscardHandler)}
 	f := NewForwarder(config)
 	// Listeners come and go.
 	for _, test := range []struct {
@@ -159,7 +159,7 @@ func TestUpstreamsConfigured(t *testing.T) {
 	root := t.TempDir()
 	hostFiles(t, root, map[string]string{resolvConf: "nameserver 10.0.0.2\n"})
 	f := runForwarder(t, ForwarderConfig{
-		Root: root, Log: slog.New(slog.DiscardHandler),
+		Roots: []string{root}, Log: slog.New(slog.DiscardHandler),
 		Upstreams: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.2:53"), netip.MustParseAddrPort("192.0.2.1:54")},
 	})
 	if diff := cmp.Diff([]string{"192.0.2.2:53", "192.0.2.1:54"}, stringsOf(f.Upstreams())); diff != "" {
@@ -216,7 +216,7 @@ func TestUpstreamsFollowHost(t *testing.T) {
 			t.Parallel()
 			root := t.TempDir()
 			hostFiles(t, root, test.before)
-			f := runForwarder(t, ForwarderConfig{Root: root, Log: slog.New(slog.DiscardHandler)})
+			f := runForwarder(t, ForwarderConfig{Roots: []string{root}, Log: slog.New(slog.DiscardHandler)})
 			if test.before != nil {
 				if diff := cmp.Diff([]string{"10.0.0.1:53"}, stringsOf(f.Upstreams())); diff != "" {
 					t.Errorf("upstreams before (-want +got):\n%s", diff)
@@ -235,16 +235,63 @@ func TestUpstreamsFollowLink(t *testing.T) {
 	if err := os.Symlink("../run/other/conf", filepath.Join(root, resolvConf)); err != nil {
 		t.Fatal(err)
 	}
-	f := runForwarder(t, ForwarderConfig{Root: root, Log: slog.New(slog.DiscardHandler)})
+	f := runForwarder(t, ForwarderConfig{Roots: []string{root}, Log: slog.New(slog.DiscardHandler)})
 	hostFiles(t, root, map[string]string{"run/other/conf": "nameserver 10.0.0.2\n"})
 	waitFor(t, func() bool { return cmp.Equal([]string{"10.0.0.2:53"}, stringsOf(f.Upstreams())) })
+}
+
+// A container sees its host's files below another root, where links lead to what
+// they lead to on the host.
+func TestUpstreamsLinkOfAnotherRoot(t *testing.T) {
+	for _, target := range []string{"/run/systemd/resolve/stub-resolv.conf", "../run/systemd/resolve/stub-resolv.conf", "../../../run/systemd/resolve/stub-resolv.conf"} {
+		t.Run(target, func(t *testing.T) {
+			root := t.TempDir()
+			hostFiles(t, root, map[string]string{
+				"etc/hosts": "", "run/systemd/resolve/stub-resolv.conf": "nameserver 127.0.0.53\n", resolvedConf: "nameserver 10.0.0.1\n",
+			})
+			if err := os.Symlink(target, filepath.Join(root, resolvConf)); err != nil {
+				t.Fatal(err)
+			}
+			upstreams, err := hostUpstreams(root)
+			if diff := cmp.Diff([]string{"10.0.0.1:53"}, stringsOf(upstreams)); err != nil || diff != "" {
+				t.Errorf("%v, upstreams (-want +got):\n%s", err, diff)
+			}
+		})
+	}
+}
+
+// Where the host's file is not to be seen, that of the container counts, until it is.
+func TestUpstreamsOfTheBestRoot(t *testing.T) {
+	host, container, log := t.TempDir(), t.TempDir(), new(logLines)
+	hostFiles(t, container, map[string]string{resolvConf: "nameserver 10.0.0.1\n"})
+	f := NewForwarder(ForwarderConfig{Roots: []string{host, container}, Log: slog.New(slog.NewTextHandler(log, nil))})
+	for _, step := range []struct {
+		change func()
+		want   []string
+		moves  int
+	}{
+		{func() {}, []string{"10.0.0.1:53"}, 1},
+		{func() { hostFiles(t, host, map[string]string{resolvConf: "nameserver 10.0.0.2\n"}) }, []string{"10.0.0.2:53"}, 2},
+		{func() { hostFiles(t, host, map[string]string{resolvConf: ""}) }, nil, 2},
+	} {
+		step.change()
+		for range 3 {
+			f.refresh()
+		}
+		if diff := cmp.Diff(step.want, stringsOf(f.Upstreams())); diff != "" {
+			t.Errorf("upstreams (-want +got):\n%s", diff)
+		}
+		if got := log.count("read elsewhere than before"); got != step.moves {
+			t.Errorf("%d lines about the root, want %d", got, step.moves)
+		}
+	}
 }
 
 // While the file cannot be read the last good set stays, and one line says so.
 func TestUpstreamsUnreadable(t *testing.T) {
 	root, log := t.TempDir(), new(logLines)
 	hostFiles(t, root, map[string]string{resolvConf: "nameserver 10.0.0.1\n"})
-	f := NewForwarder(ForwarderConfig{Root: root, Log: slog.New(slog.NewTextHandler(log, nil))})
+	f := NewForwarder(ForwarderConfig{Roots: []string{root}, Log: slog.New(slog.NewTextHandler(log, nil))})
 	path := filepath.Join(root, resolvConf)
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
