@@ -185,7 +185,7 @@ func (i inventory) String() string {
 // removeMountedFolders removes those of the host's folders that are empty, which
 // they are on a host where mounting them into the daemon's container made them.
 func removeMountedFolders(hostRoot string) {
-	if hostRoot == "/" {
+	if hostRoot == "" || hostRoot == "/" {
 		return
 	}
 	for _, folder := range dns.HostFolders() {
