@@ -36,7 +36,7 @@ RACE := $(if $(shell command -v $$($(GO) env CC) 2>/dev/null),-race)
 # need a cluster.
 NETNS_PACKAGES = $(sort $(dir $(shell grep -rl --include='*_test.go' --exclude-dir=e2e '"github.com/zlayer/zlayer-cni/test/netlab"' cmd internal pkg test)))
 # Those that WireGuard in the kernel makes a difference to.
-DATAPLANE_PACKAGES = $(filter-out pkg/dataplane/dns/ pkg/dataplane/ping/,$(filter pkg/dataplane/% test/node/ test/nat/,$(NETNS_PACKAGES)))
+DATAPLANE_PACKAGES = $(filter-out pkg/dataplane/dns/ pkg/dataplane/nat/ pkg/dataplane/ping/,$(filter pkg/dataplane/% test/node/ test/nat/,$(NETNS_PACKAGES)))
 # How to reach a kernel with WireGuard: empty runs on this one, otherwise a
 # command that is given a folder and a command line to run in it as root.
 KERNEL_RUN ?=
