@@ -32,6 +32,8 @@ require github.com/miekg/dns v1.1.73
 
 require github.com/hashicorp/golang-lru/v2 v2.0.7
 
+require github.com/cyphar/filepath-securejoin v0.7.0
+
 require (
 	github.com/beorn7/perks v1.0.1 // indirect
 	github.com/cespare/xxhash/v2 v2.3.0 // indirect

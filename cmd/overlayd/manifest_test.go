@@ -53,13 +53,22 @@ func at[T any](t *testing.T, tree any, path ...string) T {
 	return value
 }
 
-// manifestConfig is the daemon's configuration in deploy/daemonset.yaml, changed.
+// manifestConfig is the daemon's configuration in deploy/daemonset.yaml, with its
+// ConfigMap changed.
 func manifestConfig(t *testing.T, change func(string) string) Config {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "overlayd.yaml")
 	write(t, path, change(at[string](t, manifest(t, "ConfigMap"), "data", "overlayd.yaml")))
 	flags := pflag.NewFlagSet("run", pflag.ContinueOnError)
 	addFlags(flags)
+	for _, arg := range at[[]any](t, manifest(t, "DaemonSet"), "spec", "template", "spec", "containers", "0", "args") {
+		name, value, _ := strings.Cut(strings.TrimPrefix(arg.(string), "--"), "=")
+		if name == "dns-host-root" {
+			if err := flags.Set(name, value); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	config, err := loadConfig(path, flags, "node-a")
 	if err != nil {
 		t.Fatal(err)
@@ -83,7 +92,11 @@ func TestManifest(t *testing.T) {
 	mounted := map[string]string{}
 	for _, mount := range at[[]any](t, pod, "containers", "0", "volumeMounts") {
 		if path, ok := onHost[at[string](t, mount, "name")]; ok {
-			mounted[at[string](t, mount, "mountPath")] = path
+			inPod := at[string](t, mount, "mountPath")
+			mounted[inPod] = path
+			if strings.HasPrefix(inPod, config.DNS.HostRoot+"/") && inPod != config.SysctlDir && mount.(map[string]any)["readOnly"] != true {
+				t.Errorf("%s is not read-only", inPod)
+			}
 		}
 	}
 	want := map[string]string{
@@ -108,12 +121,12 @@ func TestManifest(t *testing.T) {
 // 1024 takes a capability, and CoreDNS has to ask for the same zone.
 func TestManifestServesNames(t *testing.T) {
 	config := manifestConfig(t, asItIs)
-	block := regexp.MustCompile(`(?m)^dns:\n  .*\n((#   .*\n)+)`)
+	block := regexp.MustCompile(`(?m)^# (dns:\n(#   .*\n)+)`)
 	said := manifestConfig(t, func(text string) string {
 		if !block.MatchString(text) {
 			t.Fatal("the ConfigMap has no commented block dns")
 		}
-		return block.ReplaceAllStringFunc(text, func(found string) string { return strings.ReplaceAll(found, "\n# ", "\n") })
+		return block.ReplaceAllStringFunc(text, func(found string) string { return strings.ReplaceAll(found[2:], "\n# ", "\n") })
 	})
 	if diff := cmp.Diff(config.DNS, said.DNS, cmpopts.EquateComparable(netip.AddrPort{}), cmpopts.EquateEmpty()); diff != "" || !config.DNS.Enabled {
 		t.Errorf("the block dns is not what is so without it (-without +with):\n%s", diff)

@@ -89,7 +89,9 @@ func teardown(ctx context.Context, config Config, purge bool, out io.Writer) (er
 		if err := purgeState(config, out); err != nil {
 			return err
 		}
-		removeMountedFolders(config.DNS.HostRoot)
+		if err := removeMountedFolders(config.DNS.HostRoot, out); err != nil {
+			return err
+		}
 	}
 	// Last, since an API server that is away keeps nothing on this host.
 	return forgetNode(ctx, config, out)
@@ -182,19 +184,27 @@ func (i inventory) String() string {
 	return strings.Join(parts, ", ")
 }
 
-// removeMountedFolders removes those of the host's folders that are empty, which
-// they are on a host where mounting them into the daemon's container made them.
-func removeMountedFolders(hostRoot string) {
+// removeMountedFolders removes those of the host's folders that are empty, as they
+// are where mounting them into the daemon's container made them, and says which.
+func removeMountedFolders(hostRoot string, out io.Writer) error {
 	if hostRoot == "" || hostRoot == "/" {
-		return
+		return nil
 	}
 	for _, folder := range dns.HostFolders() {
 		for ; path.Dir(folder) != "."; folder = path.Dir(folder) { // /etc and /run themselves stay
-			if err := os.Remove(filepath.Join(hostRoot, folder)); err != nil {
-				break // something is in it, or it is not there
+			dir := filepath.Join(hostRoot, folder)
+			if entries, err := os.ReadDir(dir); errors.Is(err, os.ErrNotExist) || len(entries) > 0 {
+				break
+			} else if err != nil {
+				return fmt.Errorf("purge: %w", err)
 			}
+			if err := os.Remove(dir); err != nil {
+				return fmt.Errorf("purge: %w", err)
+			}
+			_, _ = fmt.Fprintf(out, "removed %s\n", dir)
 		}
 	}
+	return nil
 }
 
 // purgeState removes what the daemon wrote to disk, and its folder if nothing

@@ -20,7 +20,10 @@ func TestMountedFoldersGo(t *testing.T) {
 		}
 	}
 	write(t, filepath.Join(root, "run/NetworkManager/no-stub-resolv.conf"), "")
-	removeMountedFolders(root)
+	var said strings.Builder
+	if err := removeMountedFolders(root, &said); err != nil || strings.Count(said.String(), "removed "+root+"/run/") != 4 {
+		t.Errorf("%v, said\n%s", err, &said)
+	}
 	var left []string
 	err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
 		left = append(left, strings.TrimPrefix(path, root))

@@ -5,9 +5,12 @@ import (
 	"io"
 	"io/fs"
 	"net/netip"
+	"os"
 	"path"
 	"slices"
 	"strings"
+
+	securejoin "github.com/cyphar/filepath-securejoin"
 )
 
 const (
@@ -97,8 +100,28 @@ func isResolved(addr netip.Addr) bool {
 	return addr == netip.AddrFrom4([4]byte{127, 0, 0, 53}) || addr == netip.AddrFrom4([4]byte{127, 0, 0, 54})
 }
 
+// hostLinks reads the links of a host whose files are below another root.
+type hostLinks struct{}
+
+func (hostLinks) Lstat(name string) (os.FileInfo, error) { return os.Lstat(name) }
+
+// Readlink has /var/run be /run, as it is on hosts: no container has their /var.
+func (hostLinks) Readlink(name string) (string, error) {
+	target, err := os.Readlink(name)
+	if below, ok := strings.CutPrefix(target, "/var/run/"); ok {
+		target = "/run/" + below
+	}
+	return target, err
+}
+
+// readResolvConf reads the servers in a file of the host whose files are below root.
+// Links lead to what they lead to on that host, absolute ones too.
 func readResolvConf(root, name string) (servers []netip.Addr, err error) {
-	file, err := openBelow(root, name)
+	path, err := securejoin.SecureJoinVFS(root, name, hostLinks{})
+	if err != nil {
+		return nil, err
+	}
+	file, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}

@@ -243,7 +243,7 @@ func TestUpstreamsFollowLink(t *testing.T) {
 // A container sees its host's files below another root, where links lead to what
 // they lead to on the host.
 func TestUpstreamsLinkOfAnotherRoot(t *testing.T) {
-	for _, target := range []string{"/run/systemd/resolve/stub-resolv.conf", "../run/systemd/resolve/stub-resolv.conf", "../../../run/systemd/resolve/stub-resolv.conf"} {
+	for _, target := range []string{"/run/systemd/resolve/stub-resolv.conf", "/var/run/systemd/resolve/stub-resolv.conf", "../run/systemd/resolve/stub-resolv.conf", "../../../run/systemd/resolve/stub-resolv.conf"} {
 		t.Run(target, func(t *testing.T) {
 			root := t.TempDir()
 			hostFiles(t, root, map[string]string{
@@ -260,29 +260,40 @@ func TestUpstreamsLinkOfAnotherRoot(t *testing.T) {
 	}
 }
 
-// Where the host's file is not to be seen, that of the container counts, until it is.
+// Where the host's file is not to be seen, that of the container counts, until it
+// is; and never again, since that one is as old as the container.
 func TestUpstreamsOfTheBestRoot(t *testing.T) {
 	host, container, log := t.TempDir(), t.TempDir(), new(logLines)
 	hostFiles(t, container, map[string]string{resolvConf: "nameserver 10.0.0.1\n"})
 	f := NewForwarder(ForwarderConfig{Roots: []string{host, container}, Log: slog.New(slog.NewTextHandler(log, nil))})
+	remove := func() {
+		if err := os.Remove(filepath.Join(host, resolvConf)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write := func(text string) func() {
+		return func() { hostFiles(t, host, map[string]string{resolvConf: text}) }
+	}
 	for _, step := range []struct {
+		name   string
 		change func()
 		want   []string
-		moves  int
+		says   string
 	}{
-		{func() {}, []string{"10.0.0.1:53"}, 1},
-		{func() { hostFiles(t, host, map[string]string{resolvConf: "nameserver 10.0.0.2\n"}) }, []string{"10.0.0.2:53"}, 2},
-		{func() { hostFiles(t, host, map[string]string{resolvConf: ""}) }, nil, 2},
+		{"none of the host", func() {}, []string{"10.0.0.1:53"}, "taking this container's"},
+		{"the host's", write("nameserver 10.0.0.2\n"), []string{"10.0.0.2:53"}, "readable again"},
+		{"gone", remove, []string{"10.0.0.2:53"}, "keeping those known"},
+		{"without servers", write(""), nil, "has no name servers"},
 	} {
 		step.change()
 		for range 3 {
 			f.refresh()
 		}
 		if diff := cmp.Diff(step.want, stringsOf(f.Upstreams())); diff != "" {
-			t.Errorf("upstreams (-want +got):\n%s", diff)
+			t.Errorf("%s: upstreams (-want +got):\n%s", step.name, diff)
 		}
-		if got := log.count("read elsewhere than before"); got != step.moves {
-			t.Errorf("%d lines about the root, want %d", got, step.moves)
+		if got := log.count(step.says); got != 1 {
+			t.Errorf("%s: %d lines with %q", step.name, got, step.says)
 		}
 	}
 }

@@ -14,64 +14,59 @@ const resolvPoll = 2 * time.Second
 
 // hostResolver reads the host's upstreams again and again. Not safe for concurrent use.
 type hostResolver struct {
-	roots []string // at least one, best first
+	roots []string // at least one, best first; those after one that was read count no more
 	log   *slog.Logger
 
 	fault string // what was wrong at the last read
-	using string // the root of the last read that went well
 }
 
 func newHostResolver(roots []string, log *slog.Logger) *hostResolver {
 	if len(roots) == 0 {
 		roots = []string{"/"}
 	}
-	return &hostResolver{roots: roots, log: log, using: roots[0]}
+	return &hostResolver{roots: roots, log: log}
 }
 
 // read returns the upstreams as they are now. It logs a fault when it appears,
-// changes or ends, and when another root is read than before.
+// changes or ends.
 func (h *hostResolver) read() ([]netip.AddrPort, error) {
-	root, upstreams, err := h.readBest()
-	fault := ""
+	root, upstreams, skipped := h.readBest()
+	text, fault := "", ""
 	switch {
 	case root == "":
-		fault = err.Error()
+		text, fault = "host's name servers not readable, keeping those known", skipped.Error()
 	case len(upstreams) == 0:
-		fault = "no nameserver in " + filepath.Join(root, resolvConf)
+		text, fault = "host has no name servers, names of others are refused", "no nameserver in "+filepath.Join(root, resolvConf)
+	case skipped != nil:
+		text, fault = "host's name servers not readable, taking this container's", skipped.Error()
 	}
-	if root != "" && root != h.using {
-		h.using = root
-		h.log.Warn("host's name servers are read elsewhere than before", "op", "dns", "file", filepath.Join(root, resolvConf), "err", err)
+	switch {
+	case fault == h.fault:
+	case fault == "":
+		h.log.Info("host's name servers readable again", "op", "dns")
+	default:
+		h.log.Warn(text, "op", "dns", "err", fault)
 	}
-	if fault != h.fault {
-		h.fault = fault
-		switch {
-		case root == "":
-			h.log.Warn("host's name servers not readable, keeping those known", "op", "dns", "err", err)
-		case fault != "":
-			h.log.Warn("host has no name servers, names of others are refused", "op", "dns", "err", fault)
-		default:
-			h.log.Info("host's name servers readable again", "op", "dns")
-		}
-	}
+	h.fault = fault
 	if root == "" {
-		return nil, err
+		return nil, skipped
 	}
 	return upstreams, nil
 }
 
-// readBest returns what the first root says that can be read, which root that is,
-// and what was wrong with those before it. No root is "".
+// readBest returns the first root that can be read, what that says, and what was
+// wrong with those before it. No root is "".
 func (h *hostResolver) readBest() (string, []netip.AddrPort, error) {
-	var errs []error
-	for _, root := range h.roots {
+	var skipped []error
+	for i, root := range h.roots {
 		upstreams, err := hostUpstreams(root)
 		if err == nil {
-			return root, upstreams, errors.Join(errs...)
+			h.roots = h.roots[:i+1]
+			return root, upstreams, errors.Join(skipped...)
 		}
-		errs = append(errs, err)
+		skipped = append(skipped, err)
 	}
-	return "", nil, errors.Join(errs...)
+	return "", nil, errors.Join(skipped...)
 }
 
 // follow calls refresh now and then until ctx ends. Two small files are read sooner
