@@ -189,7 +189,8 @@ func (t *traversal) Hold(ctx context.Context, endpoints map[wgtypes.Key]netip.Ad
 }
 
 // point notes where peers are, and tells the device. If that fails, nothing has
-// changed.
+// changed. The MTU follows at once: another way may be by the other family, over
+// which packets that were full before do not fit.
 func (t *traversal) point(ctx context.Context, endpoints map[wgtypes.Key]netip.AddrPort, tell func(context.Context, []wireguard.Peer) error) error {
 	unlock, err := t.plane.setNodes.take(ctx)
 	if err != nil {
@@ -217,6 +218,9 @@ func (t *traversal) point(ctx context.Context, endpoints map[wgtypes.Key]netip.A
 		t.paths = before
 		t.mu.Unlock()
 		return err
+	}
+	if err := t.plane.followMTU(ctx, t.parts); err != nil && ctx.Err() == nil {
+		t.plane.log.Warn("MTU does not follow the paths to peers, will try again", "op", "nat", "err", err)
 	}
 	return nil
 }

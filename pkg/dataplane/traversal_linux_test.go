@@ -3,6 +3,7 @@ package dataplane
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"slices"
 	"testing"
@@ -22,6 +23,33 @@ func newTraversingPlane(t *testing.T) (*traversal, wgtypes.Key) {
 		t.Fatal(err)
 	}
 	return d.current().traversal, d.currentPeers()[0].PublicKey
+}
+
+// TestMTUFollowsThePath has a peer reached by the other family, and back.
+func TestMTUFollowsThePath(t *testing.T) {
+	d := newPlane(t)
+	d.cfg.MTU, d.cfg.NAT = 0, NATConfig{Enabled: true}
+	ip(t, "link", "add", "under", "type", "bridge")
+	t.Cleanup(func() { ip(t, "link", "del", "under") })
+	ip(t, "addr", "add", "192.0.2.1/24", "dev", "under")
+	ip(t, "addr", "add", "2001:db8:9::1/64", "dev", "under", "nodad")
+	ip(t, "link", "set", "under", "up")
+	if err := d.SetNodes(t.Context(), twoNodes(t)); err != nil {
+		t.Fatal(err)
+	}
+	tr, peer := d.current().traversal, d.currentPeers()[0].PublicKey
+	for _, step := range []struct {
+		endpoint string
+		want     int
+	}{{"192.0.2.2:51820", 1440}, {"[2001:db8:9::2]:51820", 1420}, {"192.0.2.2:4500", 1440}} {
+		if err := tr.Use(t.Context(), map[wgtypes.Key]netip.AddrPort{peer: netip.MustParseAddrPort(step.endpoint)}); err != nil {
+			t.Fatal(err)
+		}
+		link, err := net.InterfaceByName(deviceName())
+		if err != nil || link.MTU != step.want || d.current().device.MTU() != step.want {
+			t.Errorf("by %s: MTU of the link %+v (%v), of the device %d, want %d", step.endpoint, link, err, d.current().device.MTU(), step.want)
+		}
+	}
 }
 
 // TestPeersArePointedTo checks that the device sends to where it is pointed,
