@@ -281,9 +281,9 @@ func TestUpstreamsOfTheBestRoot(t *testing.T) {
 		says   string
 	}{
 		{"none of the host", func() {}, []string{"10.0.0.1:53"}, "taking this container's"},
-		{"the host's", write("nameserver 10.0.0.2\n"), []string{"10.0.0.2:53"}, "readable again"},
+		{"the host's", write("nameserver 10.0.0.2\n"), []string{"10.0.0.2:53"}, "known again"},
 		{"gone", remove, []string{"10.0.0.2:53"}, "keeping those known"},
-		{"without servers", write(""), nil, "has no name servers"},
+		{"without servers", write(""), nil, "other names are refused"},
 	} {
 		step.change()
 		for range 3 {
@@ -313,7 +313,7 @@ func TestUpstreamsUnreadable(t *testing.T) {
 	if diff := cmp.Diff([]string{"10.0.0.1:53"}, stringsOf(f.Upstreams())); diff != "" {
 		t.Errorf("upstreams (-want +got):\n%s", diff)
 	}
-	if got := log.count("not readable"); got != 1 {
+	if got := log.count("keeping those known"); got != 1 {
 		t.Errorf("%d lines about it", got)
 	}
 	hostFiles(t, root, map[string]string{resolvConf: "nameserver 10.0.0.2\n"})
@@ -323,14 +323,14 @@ func TestUpstreamsUnreadable(t *testing.T) {
 	if diff := cmp.Diff([]string{"10.0.0.2:53"}, stringsOf(f.Upstreams())); diff != "" {
 		t.Errorf("upstreams (-want +got):\n%s", diff)
 	}
-	if got := log.count("readable again"); got != 1 {
+	if got := log.count("known again"); got != 1 {
 		t.Errorf("%d lines about its end", got)
 	}
 	hostFiles(t, root, map[string]string{resolvConf: ""})
 	for range 3 {
 		f.refresh()
 	}
-	if got := log.count("has no name servers"); got != 1 {
+	if got := log.count("other names are refused"); got != 1 {
 		t.Errorf("%d lines about an empty file", got)
 	}
 }

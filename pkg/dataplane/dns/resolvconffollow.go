@@ -31,23 +31,23 @@ func newHostResolver(roots []string, log *slog.Logger) *hostResolver {
 // changes or ends.
 func (h *hostResolver) read() ([]netip.AddrPort, error) {
 	root, upstreams, skipped := h.readBest()
-	text, fault := "", ""
+	fault := ""
 	switch {
 	case root == "":
-		text, fault = "host's name servers not readable, keeping those known", skipped.Error()
+		fault = "keeping those known: " + skipped.Error()
 	case len(upstreams) == 0:
-		text, fault = "host has no name servers, names of others are refused", "no nameserver in "+filepath.Join(root, resolvConf)
+		fault = "other names are refused: no nameserver in " + filepath.Join(root, resolvConf)
 	case skipped != nil:
-		text, fault = "host's name servers not readable, taking this container's", skipped.Error()
+		fault = "taking this container's: " + skipped.Error()
 	}
-	switch {
-	case fault == h.fault:
-	case fault == "":
-		h.log.Info("host's name servers readable again", "op", "dns")
-	default:
-		h.log.Warn(text, "op", "dns", "err", fault)
+	if fault != h.fault {
+		h.fault = fault
+		if fault == "" {
+			h.log.Info("host's name servers are known again", "op", "dns")
+		} else {
+			h.log.Warn("host's name servers are not known", "op", "dns", "err", fault)
+		}
 	}
-	h.fault = fault
 	if root == "" {
 		return nil, skipped
 	}
