@@ -15,7 +15,8 @@ import (
 // DialOptions say how patient a Client is. Zero values mean the defaults.
 type DialOptions struct {
 	// Attempts is how often a connection is tried, by default 6: with the
-	// pauses between, 100 ms doubling to 1 s, that is 2.5 s.
+	// pauses between, 100 ms doubling to 1 s, that is 2.5 s. A named pipe whose
+	// daemon is busy is waited for as long, even with one attempt.
 	Attempts int
 	// CallTimeout bounds calls whose context has no deadline, by default 30 s.
 	CallTimeout time.Duration
@@ -202,9 +203,10 @@ func (c *Client) isClosed() bool {
 // dial tries to connect, with pauses between the attempts but none after the
 // last. What will not change by waiting is not tried again.
 func dial(ctx context.Context, path string, attempts int, closed <-chan struct{}) (net.Conn, error) {
+	busy := time.Now().Add(max(dialTime(attempts), dialTime(defaultAttempts)))
 	pause := firstDialPause
 	for attempt := 1; ; attempt++ {
-		conn, err := dialSocket(path)
+		conn, err := dialOnce(ctx, path, busy)
 		if err == nil {
 			return conn, nil
 		}
@@ -225,7 +227,31 @@ func dial(ctx context.Context, path string, attempts int, closed <-chan struct{}
 	}
 }
 
-// hopeless tells whether waiting will not change a failure to connect.
+// dialOnce makes one attempt. Only a pipe that is busy has it wait: until then,
+// and never less than a moment. Even a client that tries but once is in no hurry
+// there, since behind such a pipe is a daemon.
+func dialOnce(ctx context.Context, path string, busy time.Time) (net.Conn, error) {
+	if soonest := time.Now().Add(firstDialPause); busy.Before(soonest) {
+		busy = soonest
+	}
+	ctx, cancel := context.WithDeadline(ctx, busy)
+	defer cancel()
+	return dialSocket(ctx, path)
+}
+
+// dialTime is how long so many attempts take that all fail at once.
+func dialTime(attempts int) time.Duration {
+	var total time.Duration
+	pause := firstDialPause
+	for range attempts - 1 {
+		total += pause
+		pause = min(2*pause, lastDialPause)
+	}
+	return total
+}
+
+// hopeless tells whether waiting, or more waiting, will not change a failure to
+// connect.
 func hopeless(err error) bool {
-	return errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrInvalid) || errors.Is(err, errors.ErrUnsupported)
+	return errors.Is(err, errPipeBusy) || errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrInvalid) || errors.Is(err, errors.ErrUnsupported)
 }

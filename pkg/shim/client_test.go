@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -91,7 +90,7 @@ func TestGCOfNilIsRefused(t *testing.T) {
 }
 
 func TestDialIsBounded(t *testing.T) {
-	missing := filepath.Join(shortDir(t), "overlayd.sock")
+	missing := socketPath(t)
 	for _, test := range []struct {
 		attempts int
 		want     time.Duration
@@ -114,6 +113,9 @@ func TestDialIsBounded(t *testing.T) {
 				if took := time.Since(begin); took != test.want {
 					t.Errorf("gave up after %s, want %s", took, test.want)
 				}
+				if planned := dialTime(max(test.attempts, 1)); test.attempts > 0 && planned != test.want {
+					t.Errorf("planned %s, want %s", planned, test.want)
+				}
 			})
 		})
 	}
@@ -134,7 +136,7 @@ func TestDialDoesNotWaitForWhatWillNotChange(t *testing.T) {
 }
 
 func TestDialEndsWithItsContext(t *testing.T) {
-	missing := filepath.Join(shortDir(t), "overlayd.sock")
+	missing := socketPath(t)
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 150*time.Millisecond)
 		defer cancel()
@@ -150,7 +152,7 @@ func TestDialEndsWithItsContext(t *testing.T) {
 }
 
 func TestDialWaitsForTheDaemon(t *testing.T) {
-	path := filepath.Join(shortDir(t), "overlayd.sock")
+	path := socketPath(t)
 	dialed := make(chan error, 1)
 	go func() {
 		c, err := Dial(t.Context(), path, DialOptions{Attempts: 100})
@@ -197,7 +199,7 @@ func TestClientMatchesAnswersToCalls(t *testing.T) {
 }
 
 func TestClientReconnects(t *testing.T) {
-	path := filepath.Join(shortDir(t), "overlayd.sock")
+	path := socketPath(t)
 	first := startDaemonAt(t, path, nothing, ServeOptions{})
 	c := first.client()
 	for range 3 {
@@ -215,7 +217,7 @@ func TestClientReconnects(t *testing.T) {
 // scripted accepts connections one by one, for a server that misbehaves.
 func scripted(t *testing.T, script ...func(c *rawConn)) string {
 	t.Helper()
-	path := filepath.Join(shortDir(t), "overlayd.sock")
+	path := socketPath(t)
 	l, err := Listen(path)
 	if err != nil {
 		t.Fatal(err)
@@ -522,19 +524,15 @@ func TestClientDialsOnceForAllCalls(t *testing.T) {
 }
 
 func BenchmarkReadyCall(b *testing.B) {
-	dir, err := os.MkdirTemp("", "shim")
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer func() { _ = os.RemoveAll(dir) }()
-	l, err := Listen(filepath.Join(dir, "s"))
+	path := socketPath(b)
+	l, err := Listen(path)
 	if err != nil {
 		b.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(b.Context())
 	served := make(chan error, 1)
 	go func() { served <- Serve(ctx, l, HandlerFunc(nothing), ServeOptions{}) }()
-	c, err := Dial(ctx, filepath.Join(dir, "s"), DialOptions{})
+	c, err := Dial(ctx, path, DialOptions{})
 	if err != nil {
 		b.Fatal(err)
 	}

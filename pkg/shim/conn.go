@@ -112,7 +112,7 @@ func (c *serverConn) serve() {
 // anything.
 func refusal(err error) *Error {
 	switch {
-	case errors.Is(err, io.EOF), errors.Is(err, net.ErrClosed):
+	case errors.Is(err, io.EOF), errors.Is(err, net.ErrClosed), errors.Is(err, os.ErrClosed): // the last is a pipe's
 		return nil
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return &Error{Code: CodeInvalid, Message: "frame did not arrive in time"}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
 
 	"github.com/zlayer/zlayer-cni/pkg/shim"
 )
@@ -60,7 +59,11 @@ func serveExample(use func(ctx context.Context, m *shim.OverlayManager) error) e
 		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	socket := filepath.Join(dir, "overlayd.sock")
+	socket, remove, err := shim.ScratchSocket()
+	if err != nil {
+		return err
+	}
+	defer remove()
 	l, err := shim.Listen(socket)
 	if err != nil {
 		return err

@@ -3,14 +3,13 @@ package shim
 import (
 	"context"
 	"errors"
-	"path/filepath"
 	"testing"
 )
 
 // TestNewConnectionsAreToldNumberAndKey: after a restart of its daemon the
 // original's agent was lost, and number and key were never told again.
 func TestNewConnectionsAreToldNumberAndKey(t *testing.T) {
-	path := filepath.Join(shortDir(t), "overlayd.sock")
+	path := socketPath(t)
 	r := &recorder{answer: obliging}
 	d := startDaemonAt(t, path, r.handle, ServeOptions{})
 	m := newManager(t, OverlayOptions{Socket: path})

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -37,7 +36,7 @@ func TestMain(m *testing.M) {
 	if path := os.Getenv(envDialAs); path != "" {
 		os.Exit(dialAsOther(path))
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, notLeaks()...)
 }
 
 // daemon is Serve in a test, on a socket of its own.
@@ -51,7 +50,7 @@ type daemon struct {
 // startDaemon serves h at a fresh path until the test ends.
 func startDaemon(t *testing.T, h HandlerFunc, opt ServeOptions) *daemon {
 	t.Helper()
-	return startDaemonAt(t, filepath.Join(shortDir(t), "zlayer", "overlayd.sock"), h, opt)
+	return startDaemonAt(t, socketPath(t), h, opt)
 }
 
 func startDaemonAt(t *testing.T, path string, h HandlerFunc, opt ServeOptions) *daemon {
@@ -83,16 +82,15 @@ func (d *daemon) stop() {
 	}
 }
 
-// shortDir is a directory whose path leaves room for a socket's name, which
-// t.TempDir with a long test name does not.
-func shortDir(t *testing.T) string {
+// socketPath is where nobody listens yet.
+func socketPath(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "shim")
+	path, remove, err := ScratchSocket()
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	return dir
+	t.Cleanup(remove)
+	return path
 }
 
 // client connects to the daemon.
@@ -124,7 +122,7 @@ type rawConn struct {
 
 func (d *daemon) raw() *rawConn {
 	d.t.Helper()
-	conn, err := dialSocket(d.path)
+	conn, err := dialSocket(d.t.Context(), d.path)
 	if err != nil {
 		d.t.Fatal(err)
 	}

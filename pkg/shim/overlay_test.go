@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/netip"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -234,7 +233,7 @@ func TestSetupFails(t *testing.T) {
 
 // TestSetupWithoutADaemon: the original's start stood still for 35 s.
 func TestSetupWithoutADaemon(t *testing.T) {
-	missing := filepath.Join(shortDir(t), "overlayd.sock")
+	missing := socketPath(t)
 	synctest.Test(t, func(t *testing.T) {
 		m := newManager(t, OverlayOptions{Socket: missing, NodeID: 1})
 		begin := time.Now()

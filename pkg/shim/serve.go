@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -151,12 +152,7 @@ func (s *server) accept(ctx context.Context, l net.Listener) error {
 
 // passing tells whether an error of accept may not come again.
 func passing(err error) bool {
-	for _, code := range []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED} {
-		if errors.Is(err, code) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(shortages(), func(code syscall.Errno) bool { return errors.Is(err, code) })
 }
 
 // admit starts to serve a connection, or refuses it.

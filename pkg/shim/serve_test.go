@@ -223,7 +223,11 @@ func TestServeClosesOnlyTheConnectionOfABadFrame(t *testing.T) {
 			c := newRawConn(t, d.raw().Conn)
 			c.send(test.send)
 			if test.half {
-				if err := c.Conn.(*net.UnixConn).CloseWrite(); err != nil {
+				half, ok := c.Conn.(interface{ CloseWrite() error })
+				if !ok {
+					t.Skip("a named pipe cannot be closed by halves: who closes his end cannot read what is said to it")
+				}
+				if err := half.CloseWrite(); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -286,7 +290,7 @@ func TestServeDropsASlowReader(t *testing.T) {
 	d.mustServe()
 	eventually(t, "the end of the slow reader's connection", func() bool {
 		_, err := c.Write(document(`{"frame":"request","id":2,"request":{"op":"ready"}}`))
-		return errors.Is(err, syscall.EPIPE)
+		return err != nil && !errors.Is(err, os.ErrDeadlineExceeded) // EPIPE, or one of a pipe's
 	})
 	// Who does read gets it all.
 	patient := startDaemon(t, h, ServeOptions{WriteTimeout: patience}).client()
@@ -442,7 +446,7 @@ func TestServeEndFinishesWhatIsBegun(t *testing.T) {
 	within(t, begun, "the request")
 	d.cancel()
 	idle.closed()
-	if _, err := dialSocket(d.path); err == nil {
+	if _, err := dialSocket(t.Context(), d.path); err == nil {
 		t.Error("still accepts connections")
 	}
 	select {

@@ -22,9 +22,6 @@ package shim
 import "errors"
 
 const (
-	// DefaultSocket is where overlayd listens unless told otherwise.
-	DefaultSocket = "/run/zlayer/overlayd.sock"
-
 	// ProtocolVersion is the version of the wire that Hello tells. It rises
 	// only when an old peer would misread a message.
 	ProtocolVersion = 1

@@ -229,7 +229,7 @@ func TestSubscribeIsRefused(t *testing.T) {
 		})
 	}
 	t.Run("no daemon", func(t *testing.T) {
-		if _, err := SubscribeTo(t.Context(), shortDir(t)+"/s", DialOptions{Attempts: 1}); !errors.Is(err, ErrUnreachable) {
+		if _, err := SubscribeTo(t.Context(), socketPath(t), DialOptions{Attempts: 1}); !errors.Is(err, ErrUnreachable) {
 			t.Errorf("got %v, want ErrUnreachable", err)
 		}
 	})

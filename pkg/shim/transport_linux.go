@@ -11,6 +11,9 @@ import (
 	"syscall"
 )
 
+// DefaultSocket is where overlayd listens unless told otherwise.
+const DefaultSocket = "/run/zlayer/overlayd.sock"
+
 // longestPath is what fits a Unix socket's address with its terminating zero.
 const longestPath = 107
 
@@ -22,7 +25,7 @@ const longestPath = 107
 // left alone. Only processes of root and of this process's user are accepted,
 // others are closed at once. Close removes the socket.
 func Listen(path string) (net.Listener, error) {
-	if err := checkPath(path); err != nil {
+	if err := CheckSocket(path); err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
@@ -40,7 +43,9 @@ func Listen(path string) (net.Listener, error) {
 	return &listener{UnixListener: l, lock: lock, uid: uint32(os.Geteuid())}, nil
 }
 
-func checkPath(path string) error {
+// CheckSocket tells whether path may be a daemon's: that of a Unix socket in the
+// file system. It looks at the text alone.
+func CheckSocket(path string) error {
 	switch {
 	case path == "" || path[0] == '@':
 		return fmt.Errorf("no path in the file system: %w", fs.ErrInvalid)
@@ -102,7 +107,7 @@ func replaceSocket(path string) (*net.UnixListener, error) {
 // removeStale removes a socket if nobody answers on it. A ZLayer daemon knows
 // nothing of the lock, so it is tried.
 func removeStale(path string) error {
-	conn, err := dialSocket(path)
+	conn, err := dialSocket(context.Background(), path)
 	if err == nil {
 		_ = conn.Close()
 		return ErrInUse
@@ -159,8 +164,8 @@ func peerUID(conn *net.UnixConn) (uint32, error) {
 }
 
 // dialSocket makes one attempt to connect; it never blocks.
-func dialSocket(path string) (net.Conn, error) {
-	if err := checkPath(path); err != nil {
+func dialSocket(_ context.Context, path string) (net.Conn, error) {
+	if err := CheckSocket(path); err != nil {
 		return nil, err
 	}
 	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
@@ -168,6 +173,12 @@ func dialSocket(path string) (net.Conn, error) {
 		return nil, err
 	}
 	return conn, nil
+}
+
+// shortages are what may keep the system from taking another connection for a
+// while.
+func shortages() []syscall.Errno {
+	return []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED}
 }
 
 // writeWithFile writes a frame with file riding on its first byte.

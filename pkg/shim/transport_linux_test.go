@@ -15,6 +15,18 @@ import (
 	"time"
 )
 
+// shortDir is a directory whose path leaves room for a socket's name, which
+// t.TempDir with a long test name does not.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "shim")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
 func listen(t *testing.T, path string) net.Listener {
 	t.Helper()
 	l, err := Listen(path)
@@ -103,7 +115,7 @@ func TestListenDoesNotStealWhenTheBacklogIsFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	for { // a daemon too busy to accept
-		conn, err := dialSocket(path)
+		conn, err := dialSocket(t.Context(), path)
 		if err != nil {
 			if !errors.Is(err, syscall.EAGAIN) {
 				t.Fatal(err)
@@ -210,7 +222,7 @@ func TestListenerAdmits(t *testing.T) {
 	}
 	ours := &listener{uid: uint32(os.Geteuid())}
 	listening := listen(t, filepath.Join(shortDir(t), "s")).(*listener)
-	conn, err := dialSocket(listening.Addr().String())
+	conn, err := dialSocket(t.Context(), listening.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
