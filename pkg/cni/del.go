@@ -44,6 +44,6 @@ func (p *plugin) del(args *skel.CmdArgs) error {
 // is as good.
 func detach(socket string, args *skel.CmdArgs) error {
 	return ask(question{socket: socket, timeout: callTimeout, attempts: 1}, func(ctx context.Context, c *shim.Client) error {
-		return c.Detach(ctx, handle(args, nil))
+		return c.Detach(ctx, keyOnly(args))
 	})
 }

@@ -88,15 +88,15 @@ func (p *plugin) add(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	sandbox, err := openSandbox(args.Netns, p.ownNetns)
+	sandbox, release, err := sandboxOf(args, p.ownNetns)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = sandbox.Close() }()
+	defer release()
 	var at *shim.Attached
 	err = ask(question{socket: daemon.socket, timeout: callTimeout}, func(ctx context.Context, c *shim.Client) (err error) {
 		at, err = c.Attach(ctx, &shim.AttachContainer{
-			Handle:     handle(args, sandbox),
+			Handle:     sandbox,
 			JoinGlobal: true,
 			Pod:        conf.pod,
 			IPs:        conf.ips,
@@ -121,14 +121,14 @@ func (p *plugin) check(args *skel.CmdArgs) error {
 	if conf.prev == nil {
 		return invalid("prevResult", "", "is needed for CHECK")
 	}
-	sandbox, err := openSandbox(args.Netns, p.ownNetns)
+	sandbox, release, err := sandboxOf(args, p.ownNetns)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = sandbox.Close() }()
+	defer release()
 	var at *shim.Attached
 	err = ask(question{socket: daemon.socket, timeout: callTimeout}, func(ctx context.Context, c *shim.Client) (err error) {
-		at, err = c.Check(ctx, handle(args, sandbox))
+		at, err = c.Check(ctx, sandbox)
 		return err
 	})
 	if err != nil {
@@ -202,11 +202,6 @@ func ask(q question, call func(context.Context, *shim.Client) error) error {
 	}
 	defer func() { _ = client.Close() }()
 	return call(ctx, client)
-}
-
-// handle names the sandbox; file may be nil.
-func handle(args *skel.CmdArgs, file *os.File) *shim.LinuxNetns {
-	return &shim.LinuxNetns{ContainerID: args.ContainerID, IfName: args.IfName, Netns: args.Netns, File: file}
 }
 
 // isTrue reads a variable as skel does.

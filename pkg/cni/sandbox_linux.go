@@ -6,10 +6,31 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/containernetworking/cni/pkg/skel"
+
+	"github.com/zlayer/zlayer-cni/pkg/shim"
 )
 
 // nsGetType is NS_GET_NSTYPE of ioctl_ns(2), which x/sys does not name.
 const nsGetType = 0xb703
+
+// sandboxOf names the sandbox of an ADD or a CHECK, with its opened namespace,
+// which release closes.
+func sandboxOf(args *skel.CmdArgs, ownAllowed bool) (sandbox shim.Handle, release func(), err error) {
+	file, err := openSandbox(args.Netns, ownAllowed)
+	if err != nil {
+		return nil, nil, err
+	}
+	return namedBy(args, file), func() { _ = file.Close() }, nil // only read
+}
+
+// keyOnly names the sandbox of a DEL, whose namespace may be gone.
+func keyOnly(args *skel.CmdArgs) shim.Handle { return namedBy(args, nil) }
+
+func namedBy(args *skel.CmdArgs, file *os.File) *shim.LinuxNetns {
+	return &shim.LinuxNetns{ContainerID: args.ContainerID, IfName: args.IfName, Netns: args.Netns, File: file}
+}
 
 // openSandbox opens the network namespace at path. It refuses what is none
 // and, unless ownAllowed, the namespace that the plugin itself runs in, which

@@ -85,6 +85,11 @@ func requestVectors() []struct {
 			&AttachContainer{Handle: &WindowsContainer{ContainerID: "ctr-abc"}, Service: "web"},
 		},
 		{
+			"attach on Windows, with a namespace",
+			`{"op":"attach_container","handle":{"platform":"windows_container","container_id":"ctr-abc","ifname":"eth0","namespace":"` + guidA + `"},"service":"","join_global":true}`,
+			&AttachContainer{Handle: &WindowsContainer{ContainerID: "ctr-abc", IfName: "eth0", Namespace: guidA}, JoinGlobal: true},
+		},
+		{
 			"attach a guest",
 			`{"op":"attach_container","handle":{"platform":"guest_managed","id":"vm-1"},"service":"web","join_global":true}`,
 			&AttachContainer{Handle: &GuestManaged{ID: "vm-1"}, Service: "web", JoinGlobal: true},
@@ -463,6 +468,11 @@ func TestForeignRequests(t *testing.T) {
 		{"host bits in a prefix", `{"op":"add_allowed_ip","pubkey":"k","cidr":"10.0.0.5/24"}`, &AddAllowedIP{Pubkey: "k", CIDR: cidr("10.0.0.5/24")}},
 		{"blanks between prefixes", `{"op":"add_peer","public_key":"k","endpoint":"e","allowed_ips":" 10.0.0.0/24 , fd00::/64","persistent_keepalive_secs":0}`, &AddPeer{PeerSpec: PeerSpec{PublicKey: "k", Endpoint: "e", AllowedIPs: cidrs("10.0.0.0/24", "fd00::/64")}}},
 		{"tag last, field of tomorrow", `{"pubkey":"k","scope":{"service":"web","scope":"service"},"colour":["red"],"op":"remove_peer"}`, &RemovePeer{Pubkey: "k", Scope: Scope{Service: "web"}}},
+		{
+			"namespace in another spelling", `{"op":"check_container","handle":{"platform":"windows_container","container_id":"c","ifname":"eth0","namespace":"{` + strings.ToUpper(guidA) + `}"}}`,
+			&CheckContainer{Handle: &WindowsContainer{ContainerID: "c", IfName: "eth0", Namespace: guidA}},
+		},
+		{"empty namespace", `{"op":"detach_container","handle":{"platform":"windows_container","container_id":"c","namespace":""}}`, &DetachContainer{Handle: &WindowsContainer{ContainerID: "c"}}},
 		{"handle with a field of tomorrow", `{"op":"detach_container","handle":{"pid":1,"colour":1,"platform":"linux_pid"}}`, &DetachContainer{Handle: &LinuxPID{PID: 1}}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -490,6 +500,8 @@ func TestRefusedRequests(t *testing.T) {
 		"unknown platform":         `{"op":"attach_container","handle":{"platform":"plan9"},"service":"web","join_global":true}`,
 		"negative pid":             `{"op":"detach_container","handle":{"platform":"linux_pid","pid":-1}}`,
 		"pid beyond 32 bits":       `{"op":"detach_container","handle":{"platform":"linux_pid","pid":4294967296}}`,
+		"namespace of words":       `{"op":"attach_container","handle":{"platform":"windows_container","container_id":"c","namespace":"pod"},"service":"web","join_global":true}`,
+		"namespace of zeros":       `{"op":"attach_container","handle":{"platform":"windows_container","container_id":"c","namespace":"00000000-0000-0000-0000-000000000000"},"service":"web","join_global":true}`,
 		"port beyond 16 bits":      `{"op":"setup_global_overlay","cluster_cidr":"10.0.0.0/8","wg_port":65536}`,
 		"no prefix":                `{"op":"setup_global_overlay","cluster_cidr":"10.0.0.0"}`,
 		"no address":               `{"op":"release_ip","ip":"10.0.0"}`,

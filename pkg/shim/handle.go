@@ -34,9 +34,19 @@ type LinuxPID struct {
 func (*LinuxPID) Platform() string { return "linux_pid" }
 
 // WindowsContainer is a container of the Host Compute Service.
+//
+// IfName and Namespace are additions to ZLayer's wire, for a CNI runtime, which
+// has made the network namespace already: the key of the attachment is then
+// container ID and interface, as on Linux, and the sandbox is the namespace. So
+// a second container of a pod, which comes with the first's namespace, is
+// answered with the first's attachment, and only the first's detach, by the
+// key it was attached with, removes that. Without IfName the daemon makes a
+// namespace, and a detach names it by its GUID in ContainerID.
 type WindowsContainer struct {
-	ContainerID string     `json:"container_id"`
-	IP          netip.Addr `json:"ip,omitzero"` // reserved before with AllocateIP
+	ContainerID string        `json:"container_id"`
+	IP          netip.Addr    `json:"ip,omitzero"` // reserved before with AllocateIP
+	IfName      string        `json:"ifname,omitempty"`
+	Namespace   NamespaceGUID `json:"namespace,omitempty"` // to attach or check; a detach needs none
 }
 
 // Platform implements Handle.

@@ -2,11 +2,9 @@ package shim
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
-	"strings"
 )
 
 // AttachContainer puts a sandbox on the segment of a service, or on the default
@@ -61,10 +59,6 @@ func (m *OverlayManager) DetachContainerGuest(ctx context.Context, id string) er
 	return nil
 }
 
-// NamespaceGUID is the bare, lower-case GUID of a Windows container's network
-// namespace.
-type NamespaceGUID string
-
 // HCNAttachedSandbox is where AttachContainerHCN put a container.
 type HCNAttachedSandbox struct {
 	Service string
@@ -92,7 +86,7 @@ func (m *OverlayManager) attachHCN(ctx context.Context, containerID, service str
 	if err != nil {
 		return nil, err
 	}
-	guid, err := parseGUID(attached.NamespaceGUID)
+	guid, err := ParseNamespaceGUID(attached.NamespaceGUID)
 	if err != nil {
 		return nil, fmt.Errorf("overlayd's answer: %w", err)
 	}
@@ -106,7 +100,7 @@ func (m *OverlayManager) attachHCN(ctx context.Context, containerID, service str
 // process; a namespace that is not attached is no error. It is remembered until
 // the daemon has answered.
 func (m *OverlayManager) DetachContainerHCN(ctx context.Context, namespace NamespaceGUID) error {
-	guid, err := parseGUID(string(namespace))
+	guid, err := ParseNamespaceGUID(string(namespace))
 	if err == nil {
 		// The wire has no field for a namespace: it goes as the container's ID.
 		err = m.client.Detach(ctx, &WindowsContainer{ContainerID: string(guid), IP: m.HCNAttachments()[guid].IP})
@@ -118,26 +112,6 @@ func (m *OverlayManager) DetachContainerHCN(ctx context.Context, namespace Names
 	defer m.mu.Unlock()
 	delete(m.hcn, guid)
 	return nil
-}
-
-// parseGUID returns a GUID as Windows' container services write it, from that
-// form or one with braces or upper-case digits.
-func parseGUID(text string) (NamespaceGUID, error) {
-	bare := text
-	if inner, ok := strings.CutPrefix(text, "{"); ok && strings.HasSuffix(inner, "}") {
-		bare = strings.TrimSuffix(inner, "}")
-	}
-	groups := strings.Split(bare, "-")
-	lengths := []int{8, 4, 4, 4, 12}
-	valid := len(groups) == len(lengths)
-	for i := 0; valid && i < len(lengths); i++ {
-		_, err := hex.DecodeString(groups[i])
-		valid = err == nil && len(groups[i]) == lengths[i]
-	}
-	if !valid {
-		return "", fmt.Errorf("namespace: %s is no GUID", short(text))
-	}
-	return NamespaceGUID(strings.ToLower(bare)), nil
 }
 
 // attachRequest is what all attaches have in common.

@@ -117,13 +117,14 @@ func TestFailedAttachIsAnError(t *testing.T) {
 	}
 }
 
-func TestParseGUID(t *testing.T) {
+func TestParseNamespaceGUID(t *testing.T) {
 	for text, want := range map[string]NamespaceGUID{
 		guidA: guidA, "{" + guidA + "}": guidA, strings.ToUpper(guidA): guidA, "{" + strings.ToUpper(guidA) + "}": guidA,
 		"": "", "ctr": "", "{" + guidA: "", guidA + "}": "", guidA[1:]: "", guidA + "0": "", strings.ReplaceAll(guidA, "-", ""): "",
+		"00000000-0000-0000-0000-000000000000": "", "-----": "",
 		strings.Replace(guidA, "a", "g", 1): "", strings.Replace(guidA, "-", "_", 1): "",
 	} {
-		got, err := parseGUID(text)
+		got, err := ParseNamespaceGUID(text)
 		if got != want || (err == nil) != (want != "") {
 			t.Errorf("%q: %q, %v, want %q", text, got, err, want)
 		}
