@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -40,11 +41,11 @@ type Config struct {
 	// Endpoint is where the other nodes reach this one, HOST:PORT; empty takes the
 	// Node's InternalIP and ListenPort with Kubernetes, and none with Agent.
 	Endpoint string
-	// Socket is the absolute path that plugins dial.
+	// Socket is the absolute path that plugins dial; on Windows a named pipe's.
 	Socket string
 	// StateDir is the absolute path of the key pair and the tombstones.
 	StateDir string
-	// SysctlDir is where the host's /proc/sys/net is writable.
+	// SysctlDir is where the host's /proc/sys/net is writable; empty on Windows.
 	SysctlDir string
 	// CNIBinDir is the host's folder of plugins, empty to install none there.
 	CNIBinDir string
@@ -97,9 +98,6 @@ const (
 	maxSliceBitsV4 = 30
 	maxSliceBitsV6 = 126
 )
-
-// maxSocketPath is sun_path (unix(7)) without its closing zero.
-const maxSocketPath = 107
 
 // loadConfig reads the file (if path is not empty) over the defaults, sets the
 // flags that were given over that, and checks the whole. hostname is the
@@ -185,7 +183,8 @@ func (c *Config) validate() error {
 	}{
 		{key: "nodesFile", value: &c.NodesFile, optional: true}, {key: "kubeconfig", value: &c.Kubeconfig, optional: true},
 		{key: "socket", value: &c.Socket}, {key: "stateDir", value: &c.StateDir},
-		{key: "sysctlDir", value: &c.SysctlDir}, {key: "dns.hostRoot", value: &c.DNS.HostRoot}, {key: "cniBinDir", value: &c.CNIBinDir, optional: true},
+		{key: "sysctlDir", value: &c.SysctlDir, optional: sysctlDir(runtime.GOOS) == ""}, {key: "dns.hostRoot", value: &c.DNS.HostRoot, optional: hostRoot(runtime.GOOS) == ""},
+		{key: "cniBinDir", value: &c.CNIBinDir, optional: true},
 		{key: "cniConfDir", value: &c.CNIConfDir, optional: true},
 	} {
 		if *path.value == "" && path.optional {
@@ -200,8 +199,8 @@ func (c *Config) validate() error {
 		}
 		*path.value = absolute
 	}
-	if len(c.Socket) > maxSocketPath {
-		return fmt.Errorf("socket: %d bytes, a socket's path may have %d", len(c.Socket), maxSocketPath)
+	if err := shim.CheckSocket(c.Socket); err != nil {
+		return fmt.Errorf("socket: %w", err)
 	}
 	return nil
 }

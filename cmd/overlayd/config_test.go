@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -48,7 +49,7 @@ func TestConfigDefaults(t *testing.T) {
 		SliceBits: SliceBits{IPv4: 24, IPv6: 64}, NodesFile: "/n",
 		Socket: "/run/zlayer/overlayd.sock", StateDir: "/var/lib/zlayer", SysctlDir: "/proc/sys/net",
 		ListenPort: 51820, Backend: wireguard.Auto, Masquerade: true, NAT: shim.DefaultNATConfig(),
-		DNS:            dataplane.DNSConfig{Enabled: true, Zone: "overlay.local", Ports: []int{53, 15353}, HostRoot: "/", RateLimit: 10000},
+		DNS:            dataplane.DNSConfig{Enabled: true, Zone: "overlay.local", Ports: []int{53, 15353}, HostRoot: hostRoot(runtime.GOOS), RateLimit: 10000},
 		MetricsAddress: netip.MustParseAddrPort("127.0.0.1:9551"),
 		LogLevel:       slog.LevelInfo, LogFormat: "text",
 	}
@@ -275,7 +276,7 @@ func TestBadConfigIsOneLineThatNamesTheKey(t *testing.T) {
 		{name: "endpoint without a port", file: "kubernetes: true\nendpoint: 192.0.2.1", want: "endpoint: its endpoint is not HOST:PORT"},
 		{name: "endpoint in the overlay", file: "kubernetes: true\nclusterCIDRs: [10.20.0.0/16]\nendpoint: 10.20.0.1:51820", want: "endpoint: its endpoint 10.20.0.1 lies in the overlay"},
 		{name: "no socket", file: good + "socket: ''", want: "socket: not set"},
-		{name: "socket too long", file: good + "socket: /" + strings.Repeat("s", 107), want: "socket: 108 bytes, a socket's path may have 107"},
+		{name: "socket too long", file: good + "socket: /" + strings.Repeat("s", 107), want: "socket: path of 108 bytes, at most 107"},
 		{name: "no state folder", file: good + "stateDir: ''", want: "stateDir: not set"},
 		{name: "no node name", file: good + "nodeName: ''", want: "nodeName: not set"},
 		{name: "long node name", file: good + "nodeName: " + strings.Repeat("n", 254), want: "nodeName: 254 bytes, a node's name may have 253"},

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"runtime"
 	"strconv"
 	"strings"
 
@@ -28,7 +29,7 @@ func dnsSettings() []setting {
 			key: "dns.upstreams", flag: "dns-upstreams", kind: list, usage: "servers that are asked for all other names, each ADDRESS or ADDRESS:PORT; empty asks those that the host asks",
 			set: func(c *Config, v []string) (err error) { c.DNS.Upstreams, err = parseUpstreams(v); return err },
 		}, {
-			key: "dns.hostRoot", flag: "dns-host-root", fallback: "/", usage: "where the host's /etc and /run are, in a container another place than that",
+			key: "dns.hostRoot", flag: "dns-host-root", fallback: hostRoot(runtime.GOOS), usage: "where the host's /etc and /run are, in a container another place than that",
 			set: func(c *Config, v []string) error { c.DNS.HostRoot = v[0]; return nil },
 		}, {
 			key: "dns.rateLimit", flag: "dns-rate-limit", kind: number, fallback: "10000", usage: "how many questions a client may ask in a second, 0 for any number",

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -42,9 +43,31 @@ const (
 	pluginTuning    = "zlayer-tuning"
 )
 
-// installedPlugins are the files that we own in a folder of plugins.
-func installedPlugins() []string {
+// installedPlugins are the plugins that we own, by the names that networks call
+// them by. The CNI project has those beside ours for Linux alone.
+func installedPlugins(goos string) []string {
+	if goos == "windows" {
+		return []string{pluginMain}
+	}
 	return []string{pluginMain, pluginPortmap, pluginBandwidth, pluginTuning}
+}
+
+// pluginFile is the name of a plugin's program.
+func pluginFile(goos, plugin string) string {
+	if goos == "windows" {
+		return plugin + ".exe" // runtimes look for that first
+	}
+	return plugin
+}
+
+// pluginFiles are the files that we own in a folder of plugins.
+func pluginFiles(goos string) []string {
+	plugins := installedPlugins(goos)
+	files := make([]string, len(plugins))
+	for i, plugin := range plugins {
+		files[i] = pluginFile(goos, plugin)
+	}
+	return files
 }
 
 // installer puts plugins and network where the container runtime looks for
@@ -66,7 +89,7 @@ type installer struct {
 }
 
 func newInstaller(config Config, serving func() bool, log *slog.Logger) (*installer, error) {
-	network, err := networkOf(config)
+	network, err := networkOf(runtime.GOOS, config)
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +110,7 @@ func newInstaller(config Config, serving func() bool, log *slog.Logger) (*instal
 
 // networkOf is the list of plugins that a runtime calls. Runtimes that know
 // cniVersions (CNI 1.1.0) take the newest they support, others cniVersion.
-func networkOf(config Config) ([]byte, error) {
+func networkOf(goos string, config Config) ([]byte, error) {
 	type plugin struct {
 		Type         string          `json:"type"`
 		Capabilities map[string]bool `json:"capabilities,omitempty"`
@@ -102,18 +125,19 @@ func networkOf(config Config) ([]byte, error) {
 	if config.StateDir != cni.DefaultStateDir {
 		ours.StateDir = config.StateDir
 	}
+	plugins := []plugin{ours}
+	if goos != "windows" {
+		plugins = append(plugins,
+			plugin{Type: pluginPortmap, Capabilities: map[string]bool{"portMappings": true}, SNAT: true},
+			plugin{Type: pluginBandwidth, Capabilities: map[string]bool{"bandwidth": true}})
+	}
 	text, err := json.MarshalIndent(struct {
 		CNIVersion  string   `json:"cniVersion"`
 		CNIVersions []string `json:"cniVersions"`
 		Name        string   `json:"name"`
 		Plugins     []plugin `json:"plugins"`
 	}{
-		CNIVersion: "1.0.0", CNIVersions: []string{"0.4.0", "1.0.0", "1.1.0"}, Name: networkName,
-		Plugins: []plugin{
-			ours,
-			{Type: pluginPortmap, Capabilities: map[string]bool{"portMappings": true}, SNAT: true},
-			{Type: pluginBandwidth, Capabilities: map[string]bool{"bandwidth": true}},
-		},
+		CNIVersion: "1.0.0", CNIVersions: []string{"0.4.0", "1.0.0", "1.1.0"}, Name: networkName, Plugins: plugins,
 	}, "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("write network %s: %w", networkName, err)
@@ -164,7 +188,7 @@ func (i *installer) Fault() error {
 // install is one pass: first the plugins, last the network that names them.
 func (i *installer) install() error {
 	if i.binDir != "" {
-		for _, name := range installedPlugins() {
+		for _, name := range pluginFiles(runtime.GOOS) {
 			if err := i.installPlugin(name); err != nil {
 				return fmt.Errorf("install plugin %s: %w", name, err)
 			}
@@ -187,7 +211,7 @@ func (i *installer) installPlugin(name string) error {
 	defer func() { _ = wanted.Close() }() // it was only read
 	const executable = 0o755
 	path := filepath.Join(i.binDir, name)
-	if info, err := os.Lstat(path); err == nil && info.Mode() == executable {
+	if info, err := os.Lstat(path); err == nil && (info.Mode() == executable || !hasModes(runtime.GOOS) && info.Mode().IsRegular()) {
 		if same, err := holds(path, wanted); err != nil || same {
 			return err
 		}
@@ -258,7 +282,7 @@ func holdsNetwork(have, wanted []byte) bool {
 	}
 	h.Plugins = slices.DeleteFunc(h.Plugins, func(p map[string]any) bool {
 		name, _ := p["type"].(string)
-		return !slices.Contains(installedPlugins(), name)
+		return !slices.Contains(installedPlugins(runtime.GOOS), name)
 	})
 	return reflect.DeepEqual(h, w)
 }
@@ -297,7 +321,7 @@ func uninstallNetwork(config Config) (removed []string, err error) {
 }
 
 func uninstallPlugins(config Config) (removed []string, err error) {
-	return removeInstalled(config.CNIBinDir, installedPlugins())
+	return removeInstalled(config.CNIBinDir, pluginFiles(runtime.GOOS))
 }
 
 func removeInstalled(folder string, names []string) (removed []string, err error) {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -36,7 +37,7 @@ func newHost(t *testing.T) *host {
 		CNIBinDir: filepath.Join(dir, "bin"), CNIConfDir: filepath.Join(dir, "net.d"),
 	}
 	source := filepath.Join(dir, "image")
-	for _, name := range installedPlugins() {
+	for _, name := range pluginFiles(runtime.GOOS) {
 		put(t, filepath.Join(source, name), "program "+name)
 	}
 	var err error
@@ -100,7 +101,7 @@ func TestInstall(t *testing.T) {
 	h.serving.Store(false)
 	h.install(t)
 	wantBin := []string{"-rw-r--r-- portmap: the distribution's"}
-	for _, name := range installedPlugins() {
+	for _, name := range pluginFiles(runtime.GOOS) {
 		wantBin = append(wantBin, "-rwxr-xr-x "+name+": program "+name)
 	}
 	slices.SortFunc(wantBin, func(a, b string) int { return strings.Compare(a[11:], b[11:]) })
@@ -200,7 +201,7 @@ func chmod(t *testing.T, path string, mode fs.FileMode) {
 // TestRuntimeReadsTheNetwork parses what is installed with the runtimes' own
 // library: they take the newest version that both know.
 func TestRuntimeReadsTheNetwork(t *testing.T) {
-	network, err := networkOf(Config{Socket: "/run/other.sock", StateDir: "/state"})
+	network, err := networkOf("linux", Config{Socket: "/run/other.sock", StateDir: "/state"})
 	if err != nil {
 		t.Fatal(err)
 	}

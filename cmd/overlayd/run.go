@@ -82,14 +82,14 @@ func run(ctx context.Context, config Config, logOut io.Writer) error {
 	boundMemory(config.Backend, 0)
 	log := newLogger(config, logOut)
 	if config.Handover {
-		sole, err := succeed(ctx, log)
+		held, err := succeed(ctx, log)
 		if ctx.Err() != nil {
 			return nil // told to end while it waited
 		}
 		if err != nil {
 			return err
 		}
-		defer func() { _ = sole.Close() }() // the last to go, which tells the next that all else is free
+		defer func() { _ = held.Close() }() // the last to go, which tells the next that all else is free
 	}
 	d := &daemon{config: config, log: log, requests: newRequestMetrics(), events: shim.NewBroadcaster(eventQueue), tried: make(chan struct{})}
 	if err := d.openSource(); err != nil {
@@ -108,21 +108,13 @@ func run(ctx context.Context, config Config, logOut io.Writer) error {
 	}
 	defer closeListener(socket)
 	if !config.Handover {
-		sole, err := becomeSole()
+		held, err := becomeSole()
 		if err != nil {
 			return err
 		}
-		defer func() { _ = sole.Close() }()
+		defer func() { _ = held.Close() }()
 	}
-	if d.plane, err = dataplane.New(dataplane.Config{
-		Node: config.NodeName, StateDir: config.StateDir,
-		Backend: config.Backend, ListenPort: config.ListenPort, MTU: config.MTU,
-		OnServices: d.servicesChanged, OnPeer: d.peerChanged, OnGuests: d.guestsChanged,
-		NAT: natConfigOf(config.NAT), OnCandidates: d.candidatesChanged,
-		DNS:        dnsConfigOf(config),
-		Masquerade: config.Masquerade, NoMasquerade: config.MasqueradeExclusions,
-		Sysctls: config.SysctlDir, Log: log,
-	}); err != nil {
+	if err := d.openPlane(); err != nil {
 		return err
 	}
 	if config.Kubernetes {
@@ -140,6 +132,25 @@ func run(ctx context.Context, config Config, logOut io.Writer) error {
 	if errors.Is(err, errTornDown) { // while no other daemon may begin
 		err = cmp.Or(errors.Join(removeOverlay(ctx, config), dataplane.Forget(config.StateDir)), err)
 	}
+	return err
+}
+
+// openPlane makes the data plane, which changes nothing yet but reads the state
+// folder, or makes what belongs in it.
+func (d *daemon) openPlane() (err error) {
+	config := d.config
+	if err := secureStateDir(config.StateDir); err != nil {
+		return err
+	}
+	d.plane, err = dataplane.New(dataplane.Config{
+		Node: config.NodeName, StateDir: config.StateDir,
+		Backend: config.Backend, ListenPort: config.ListenPort, MTU: config.MTU,
+		OnServices: d.servicesChanged, OnPeer: d.peerChanged, OnGuests: d.guestsChanged,
+		NAT: natConfigOf(config.NAT), OnCandidates: d.candidatesChanged,
+		DNS:        dnsConfigOf(config),
+		Masquerade: config.Masquerade, NoMasquerade: config.MasqueradeExclusions,
+		Sysctls: config.SysctlDir, Log: d.log,
+	})
 	return err
 }
 

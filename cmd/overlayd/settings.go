@@ -4,12 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
 
+	"github.com/zlayer/zlayer-cni/pkg/cni"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
 	"github.com/zlayer/zlayer-cni/pkg/shim"
 )
@@ -116,10 +118,10 @@ func daemonSettings() []setting {
 			key: "socket", flag: "socket", fallback: shim.DefaultSocket, usage: "socket that the plugin dials",
 			set: func(c *Config, v []string) error { c.Socket = v[0]; return nil },
 		}, {
-			key: "stateDir", flag: "state-dir", fallback: "/var/lib/zlayer", usage: "folder of the key pair and of what plugins leave while this daemon is away",
+			key: "stateDir", flag: "state-dir", fallback: cni.DefaultStateDir, usage: "folder of the key pair and of what plugins leave while this daemon is away",
 			set: func(c *Config, v []string) error { c.StateDir = v[0]; return nil },
 		}, {
-			key: "sysctlDir", flag: "sysctl-dir", fallback: "/proc/sys/net", usage: "where the host's /proc/sys/net is writable, in a container another place than that",
+			key: "sysctlDir", flag: "sysctl-dir", fallback: sysctlDir(runtime.GOOS), usage: "where the host's /proc/sys/net is writable, in a container another place than that",
 			set: func(c *Config, v []string) error { c.SysctlDir = v[0]; return nil },
 		}, {
 			key: "cniBinDir", flag: "cni-bin-dir", usage: "install the plugins in this folder, empty installs none",

@@ -1,13 +1,10 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -25,14 +22,20 @@ func soleFile() (string, error) {
 	return filepath.Join(filepath.Dir(shim.DefaultSocket), fmt.Sprintf("netns-%d.lock", namespace.Ino)), nil
 }
 
-// errInCharge means that another process is the sole one.
-var errInCharge = errors.New("another overlayd is in charge of this network namespace")
+// soleLock is a locked soleFile.
+type soleLock struct{ *os.File }
+
+func (l soleLock) forget() error {
+	err := os.Remove(l.Name())
+	_ = os.Remove(filepath.Dir(l.Name())) // unless the socket is in it
+	return err
+}
 
 // becomeSole makes this process the only one that may change the data plane of
-// its network namespace, until the file is closed. The lock beside the daemon's
+// its network namespace, until it is closed. The lock beside the daemon's
 // socket does not tell: a forgotten --config names another socket, on the same
 // kernel.
-func becomeSole() (*os.File, error) {
+func becomeSole() (sole, error) {
 	path, err := soleFile()
 	if err != nil {
 		return nil, err
@@ -47,29 +50,9 @@ func becomeSole() (*os.File, error) {
 	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		_ = file.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("%w: end it first (`fuser %s` names it)", errInCharge, path)
+			return nil, fmt.Errorf("%w of this network namespace: end it first (`fuser %s` names it)", errInCharge, path)
 		}
 		return nil, fmt.Errorf("lock network namespace by %s: %w", path, err)
 	}
-	return file, nil
-}
-
-// succeed is becomeSole that waits until the one in charge has ended. A daemon
-// lets go of its socket and its metrics address before.
-func succeed(ctx context.Context, log *slog.Logger) (*os.File, error) {
-	const interval = 10 * time.Millisecond // traffic between nodes may be waiting
-	for said := false; ; said = true {
-		sole, err := becomeSole()
-		if !errors.Is(err, errInCharge) {
-			return sole, err
-		}
-		if !said {
-			log.Info("waiting until the daemon in charge ends", "op", "run")
-		}
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(interval):
-		}
-	}
+	return soleLock{file}, nil
 }

@@ -1,14 +1,7 @@
-//go:build !linux
+//go:build !linux && !windows
 
 package main
 
-import (
-	"context"
-	"errors"
-	"log/slog"
-	"os"
-)
+import "errors"
 
-func becomeSole() (*os.File, error) { return nil, errors.ErrUnsupported }
-
-func succeed(context.Context, *slog.Logger) (*os.File, error) { return nil, errors.ErrUnsupported }
+func becomeSole() (sole, error) { return nil, errors.ErrUnsupported }

@@ -71,16 +71,15 @@ func teardown(ctx context.Context, config Config, purge bool, out io.Writer) (er
 			_ = os.Remove(filepath.Dir(config.Socket)) // unless there is something else in it
 		}
 	}()
-	sole, err := becomeSole()
+	held, err := becomeSole()
 	if err != nil {
 		return err
 	}
 	defer func() {
 		if purge {
-			err = errors.Join(err, os.Remove(sole.Name()))
-			_ = os.Remove(filepath.Dir(sole.Name())) // unless the socket is in it
+			err = errors.Join(err, held.forget())
 		}
-		err = errors.Join(err, sole.Close())
+		err = errors.Join(err, held.Close())
 	}()
 	if err := removeFromHost(ctx, config, out); err != nil {
 		return err

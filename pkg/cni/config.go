@@ -13,10 +13,6 @@ import (
 	"github.com/zlayer/zlayer-cni/pkg/shim"
 )
 
-// DefaultStateDir is where overlayd keeps what must outlive a reboot, and the
-// plugin its tombstones.
-const DefaultStateDir = "/var/lib/zlayer"
-
 // largestMTU is what the 16-bit length of an IPv4 packet can hold; smallestMTU
 // is what every IPv4 host must take (RFC 791).
 const smallestMTU, largestMTU = 576, 65535

@@ -1,0 +1,71 @@
+package main
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestSystemsDiffer(t *testing.T) {
+	type differences struct {
+		Files     []string
+		SysctlDir string
+		Modes     bool
+		Chain     []string
+	}
+	tests := []struct {
+		goos string
+		want differences
+	}{
+		{"linux", differences{
+			Files:     []string{"zlayer-cni", "zlayer-portmap", "zlayer-bandwidth", "zlayer-tuning"},
+			SysctlDir: "/proc/sys/net", Modes: true, Chain: []string{"zlayer-cni", "zlayer-portmap", "zlayer-bandwidth"},
+		}},
+		// A network names plugins as on Linux: runtimes try NAME.exe first.
+		{"windows", differences{Files: []string{"zlayer-cni.exe"}, Chain: []string{"zlayer-cni"}}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.goos, func(t *testing.T) {
+			got := differences{Files: pluginFiles(tt.goos), SysctlDir: sysctlDir(tt.goos), Modes: hasModes(tt.goos)}
+			network, err := networkOf(tt.goos, Config{Socket: `\\.\pipe\second`, StateDir: `D:\zlayer`})
+			if err != nil {
+				t.Fatal(err)
+			}
+			list, err := libcni.NetworkConfFromBytes(network)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, plugin := range list.Plugins {
+				got.Chain = append(got.Chain, plugin.Network.Type)
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("(-want +got)\n%s", diff)
+			}
+			var first map[string]string
+			if err := json.Unmarshal(list.Plugins[0].Bytes, &first); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(map[string]string{"type": "zlayer-cni", "socket": `\\.\pipe\second`, "stateDir": `D:\zlayer`}, first); diff != "" {
+				t.Errorf("our plugin (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestAdministratorsAlone reads descriptors as Windows does: "P" inherits
+// nothing, "A" allows, "SY" is SYSTEM, "BA" the administrators.
+func TestAdministratorsAlone(t *testing.T) {
+	for sddl, rights := range map[string]string{administratorsOnly: ";GA;;;", privateFolder: "OICI;FA;;;"} {
+		entries, ok := strings.CutPrefix(sddl, "O:BAD:P(")
+		if !ok {
+			t.Errorf("%s: wants the administrators as owner and a protected list", sddl)
+		}
+		got := strings.Split(strings.TrimSuffix(entries, ")"), ")(")
+		if diff := cmp.Diff([]string{"A;" + rights + "SY", "A;" + rights + "BA"}, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", sddl, diff)
+		}
+	}
+}

@@ -1,0 +1,5 @@
+package cni
+
+// DefaultStateDir is where overlayd keeps what must outlive a reboot, and the
+// plugin its tombstones.
+const DefaultStateDir = `C:\ProgramData\zlayer`
