@@ -15,6 +15,7 @@ func TestCommandLine(t *testing.T) {
 		{args: nil, out: `(?s)Usage:.*run .*status .*teardown .*version `},
 		{args: []string{"version"}, out: `^overlayd \S+ \(go1\.\S+, \w+/\w+\)\n$`},
 		{args: []string{"run", "--help"}, out: `(?s)--cluster-cidrs.*--state-dir`},
+		{args: []string{"service", "install"}, fail: `^unknown command "service" for "overlayd"$`}, // it is Windows'
 		{args: []string{"bogus"}, fail: `^unknown command "bogus" for "overlayd"$`},
 		{args: []string{"run", "extra"}, fail: `^unknown command "extra" for "overlayd run"$`},
 		{args: []string{"run", "--bogus"}, fail: `^unknown flag: --bogus$`},
@@ -28,7 +29,7 @@ func TestCommandLine(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(strings.Join(tt.args, " "), func(t *testing.T) {
 			var out strings.Builder
-			cmd := newCommand(&out, io.Discard)
+			cmd := newCommand(parent{out: &out, log: io.Discard})
 			cmd.SetArgs(tt.args)
 			if tt.args == nil {
 				cmd.SetArgs([]string{}) // cobra takes nil for the test's own

@@ -63,6 +63,8 @@ type daemon struct {
 	// tried is closed when the data plane has been brought up, or could not be.
 	// Requests wait for it: at a start that succeeds, none has to be repeated.
 	tried chan struct{}
+	// answering is called once tried is closed; it may be nil.
+	answering func()
 	// open says that sandboxes may be attached: what plugins left while the
 	// daemon was away has been detached.
 	open atomic.Bool

@@ -237,7 +237,7 @@ func TestLostQuestionsAreAskedAgain(t *testing.T) {
 
 func TestBadDNSCommands(t *testing.T) {
 	for _, args := range [][]string{{"dns", "query"}, {"dns", "query", "a", "A", "b"}, {"dns", "list", "a"}, {"dns", "list", "-o", "xml"}, {"dns", "what"}} {
-		cmd := newCommand(io.Discard, io.Discard)
+		cmd := newCommand(parent{out: io.Discard, log: io.Discard})
 		cmd.SetArgs(append(args, "--socket=/nowhere/overlayd.sock"))
 		if err := cmd.ExecuteContext(t.Context()); err == nil {
 			t.Errorf("%v is accepted", args)

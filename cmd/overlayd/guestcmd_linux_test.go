@@ -15,7 +15,7 @@ import (
 // guest runs `overlayd guest` in this process and returns what it wrote.
 func (n *node) guest(out io.Writer, args ...string) error {
 	n.t.Helper()
-	cmd := newCommand(out, io.Discard)
+	cmd := newCommand(parent{out: out, log: io.Discard})
 	cmd.SetArgs(append(append([]string{"guest"}, args...), "--socket", n.socket))
 	return cmd.ExecuteContext(n.t.Context())
 }

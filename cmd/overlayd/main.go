@@ -24,18 +24,34 @@ import (
 var version = "unknown"
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := newCommand(os.Stdout, os.Stderr).ExecuteContext(ctx)
-	stop()
+	err := launch(func(ctx context.Context, p parent) error { return newCommand(p).ExecuteContext(ctx) })
 	if err != nil {
 		_, _ = fmt.Fprintf(os.Stderr, "overlayd: %v\n", err)
 		os.Exit(1)
 	}
 }
 
-// newCommand returns the whole command line. Results go to out; the log, and
-// nothing else, to log.
-func newCommand(out, log io.Writer) *cobra.Command {
+// parent is who has started this process: who reads what it writes, and waits
+// for the daemon.
+type parent struct {
+	out io.Writer // results
+	log io.Writer // the log, and nothing else
+	// events takes the log instead if it is not nil.
+	events eventSink
+	// answering is called when the daemon begins to answer every request, with
+	// what it was asked for or with why it cannot yet. It may be nil.
+	answering func()
+}
+
+// atTerminal runs the program until it is done or a signal ends it.
+func atTerminal(run func(context.Context, parent) error) error {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	return run(ctx, parent{out: os.Stdout, log: os.Stderr})
+}
+
+// newCommand returns the whole command line.
+func newCommand(p parent) *cobra.Command {
 	root := &cobra.Command{
 		Use:           "overlayd",
 		Short:         "The node's part of an encrypted pod network",
@@ -44,10 +60,11 @@ func newCommand(out, log io.Writer) *cobra.Command {
 		SilenceUsage:  true,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.SetOut(out)
-	root.SetErr(log)
+	root.SetOut(p.out)
+	root.SetErr(p.log)
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(runCommand(), statusCommand(), guestCommand(), dnsCommand(), teardownCommand(), versionCommand())
+	root.AddCommand(runCommand(p), statusCommand(), guestCommand(), dnsCommand(), teardownCommand(), versionCommand())
+	root.AddCommand(serviceCommands()...)
 	return root
 }
 

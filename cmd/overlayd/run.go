@@ -20,7 +20,7 @@ import (
 	"github.com/zlayer/zlayer-cni/pkg/shim"
 )
 
-func runCommand() *cobra.Command {
+func runCommand(p parent) *cobra.Command {
 	var path string
 	cmd := &cobra.Command{
 		Use:   "run",
@@ -38,7 +38,7 @@ func runCommand() *cobra.Command {
 				return err
 			}
 			for {
-				err := run(cmd.Context(), config, cmd.ErrOrStderr())
+				err := run(cmd.Context(), config, p)
 				if !errors.Is(err, errMoved) && !errors.Is(err, errTornDown) {
 					return err
 				}
@@ -67,20 +67,26 @@ func removeOverlay(ctx context.Context, config Config) error {
 }
 
 // newLogger writes as the configuration says.
-func newLogger(config Config, out io.Writer) *slog.Logger {
+func newLogger(config Config, p parent) *slog.Logger {
 	options := &slog.HandlerOptions{Level: config.LogLevel}
-	if config.LogFormat == "json" {
-		return slog.New(slog.NewJSONHandler(out, options))
+	format := func(out io.Writer) slog.Handler {
+		if config.LogFormat == "json" {
+			return slog.NewJSONHandler(out, options)
+		}
+		return slog.NewTextHandler(out, options)
 	}
-	return slog.New(slog.NewTextHandler(out, options))
+	if p.events != nil {
+		return slog.New(newEventHandler(p.events, format))
+	}
+	return slog.New(format(p.log))
 }
 
 // run builds the object graph and keeps it until ctx ends. Nothing on the host
 // is changed before configuration, nodes file, socket and metrics address have
 // proved good.
-func run(ctx context.Context, config Config, logOut io.Writer) error {
+func run(ctx context.Context, config Config, p parent) error {
 	boundMemory(config.Backend, 0)
-	log := newLogger(config, logOut)
+	log := newLogger(config, p)
 	if config.Handover {
 		held, err := succeed(ctx, log)
 		if ctx.Err() != nil {
@@ -91,7 +97,10 @@ func run(ctx context.Context, config Config, logOut io.Writer) error {
 		}
 		defer func() { _ = held.Close() }() // the last to go, which tells the next that all else is free
 	}
-	d := &daemon{config: config, log: log, requests: newRequestMetrics(), events: shim.NewBroadcaster(eventQueue), tried: make(chan struct{})}
+	d := &daemon{
+		config: config, log: log, requests: newRequestMetrics(), events: shim.NewBroadcaster(eventQueue),
+		tried: make(chan struct{}), answering: p.answering,
+	}
 	if err := d.openSource(); err != nil {
 		return err
 	}
@@ -192,6 +201,7 @@ func (d *daemon) run(ctx context.Context, socket, metrics net.Listener) error {
 	group.Go(func() error {
 		return serveHTTP(background, metrics, newMux(newRegistry(d), d.unready), d.log)
 	})
+	group.Go(func() error { return d.tellAnswering(background) })
 	group.Go(func() error {
 		defer stop()
 		return shim.Serve(ctx, socket, d, shim.ServeOptions{Log: d.log, Events: d.events})
@@ -207,6 +217,20 @@ func (d *daemon) run(ctx context.Context, socket, metrics net.Listener) error {
 		d.log.Info("ended, the data plane stays up", "op", "run")
 	}
 	return err
+}
+
+// tellAnswering tells who waits for the daemon when nobody's request waits any
+// more: with a node set that never comes, that is after startPatience.
+func (d *daemon) tellAnswering(ctx context.Context) error {
+	if d.answering == nil {
+		return nil
+	}
+	select {
+	case <-d.tried:
+		d.answering()
+	case <-ctx.Done():
+	}
+	return nil
 }
 
 // closeListener closes what a start that failed has opened. Closing again is
