@@ -1,5 +1,5 @@
 // Command overlayd is the node's daemon: it owns everything that touches the
-// network, and serves zlayer-cni over a Unix socket.
+// network, and serves zlayer-cni over a Unix socket, on Windows a named pipe.
 //
 // This package holds the command line, the configuration, the nodes file, what
 // is installed for the container runtime, the metrics, and the one place where
