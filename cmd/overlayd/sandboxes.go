@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"time"
 
@@ -78,8 +79,26 @@ func netnsOf(handle shim.Handle) (*shim.LinuxNetns, error) {
 		return &shim.LinuxNetns{
 			ContainerID: "pid:" + strconv.FormatUint(uint64(handle.PID), 10), IfName: pidInterface, Netns: pidNetns(handle),
 		}, nil
+	case *shim.WindowsContainer:
+		if runtime.GOOS == "windows" {
+			return hcnSandbox(handle)
+		}
 	}
 	return nil, fmt.Errorf("handle %s: %w", handle.Platform(), errors.ErrUnsupported)
+}
+
+// hcnSandbox returns a sandbox of Windows in the form that all have here: its
+// namespace is a GUID in place of a path, and stays empty where the handle says
+// none. ZLayer's own handles have no interface, and are detached by a namespace's
+// GUID instead of the key they were attached with.
+func hcnSandbox(handle *shim.WindowsContainer) (*shim.LinuxNetns, error) {
+	if handle.ContainerID == "" {
+		return nil, fmt.Errorf("handle without container ID: %w", dataplane.ErrInvalid)
+	}
+	if handle.IfName == "" {
+		return nil, fmt.Errorf("handle %s without ifname: %w", handle.Platform(), errors.ErrUnsupported)
+	}
+	return &shim.LinuxNetns{ContainerID: handle.ContainerID, IfName: handle.IfName, Netns: string(handle.Namespace)}, nil
 }
 
 // pidNetns is the path of a process's network namespace. The number means what
