@@ -4,12 +4,9 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
-	"slices"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/zlayer/zlayer-cni/internal/linkalias"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach/internal/rtnl"
 )
 
@@ -58,21 +55,6 @@ func (a *Attacher) lookAt(ctx context.Context, e entry, spec Spec) (link rtnl.Li
 		}
 	})
 	return link, netns, err
-}
-
-// sameRequest refuses a request that would need another attachment.
-func sameRequest(have Attachment, spec Spec) error {
-	switch {
-	case linkalias.Digest(have.Segment) != linkalias.Digest(spec.Segment):
-		return fmt.Errorf("it is on segment %s: %w", shorten(have.Segment), ErrConflict)
-	case !slices.Equal(have.Addrs, spec.Addrs):
-		return fmt.Errorf("it has the addresses %v, not %v: %w", have.Addrs, spec.Addrs, ErrConflict)
-	case have.Network != "" && spec.Network != "" && !have.OfNetwork(spec.Network):
-		return fmt.Errorf("it is of network %s, not %s: %w", shorten(have.Network), shorten(spec.Network), ErrConflict)
-	case spec.MAC != nil && !slices.Equal(have.MAC, spec.MAC):
-		return fmt.Errorf("it has the hardware address %s, not %s: %w", have.MAC, spec.MAC, ErrConflict)
-	}
-	return nil
 }
 
 // mend writes both halves again; what is there stays as it is.
