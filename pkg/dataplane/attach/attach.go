@@ -26,6 +26,15 @@
 // packets go that come in by its bridge and are for no sandbox of this host.
 // Its routes are someone else's; the rules that lead there are ours.
 //
+// On Windows a segment is a network of the Host Compute Network service (HCN),
+// a sandbox one of its namespaces, an attachment an endpoint in it. HCN takes no
+// mark, so what is ours is recorded in a file, each id before the object exists.
+// The algorithm (hcn*.go) knows HCN by a small interface and by types that mirror
+// its schema, since those of hcsshim compile on Windows alone; hcn_windows.go
+// adapts hcsshim to it. Addresses lie in their segment's subnets, whose first
+// host is the gateway, and nobody is isolated: what is said above of the host's
+// routing, of RouteTable and of tables is Linux's.
+//
 // An Attacher is safe for concurrent use.
 package attach
 
@@ -81,6 +90,10 @@ func Gateway(addr netip.Addr) netip.Addr {
 	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 15: 1})
 }
 
+// SubnetGateway returns the next hop in a subnet of a segment on Windows: its
+// first host, which HCN gives to the host.
+func SubnetGateway(subnet netip.Prefix) netip.Addr { return subnet.Masked().Addr().Next() }
+
 // Key names a sandbox as the container runtime does.
 type Key struct {
 	// ContainerID is the runtime's, of any length.
@@ -134,8 +147,11 @@ func shorten(s string) string {
 type Spec struct {
 	// Key names the sandbox.
 	Key Key
-	// Netns is the sandbox's network namespace; the caller keeps and closes it.
+	// Netns is the sandbox's network namespace; the caller keeps and closes it. On Linux it is needed, on Windows not used.
 	Netns *os.File
+	// Namespace is the GUID of the sandbox's HCN namespace, on Windows alone: with or without braces, in either case. Empty
+	// makes one of type Host, which goes with the attachment.
+	Namespace string
 	// Segment is the segment's name, of any length; it is made where it does not exist, without a table then.
 	Segment string
 	// Addrs are the sandbox's addresses, at least one. A family without an address gets no route.
@@ -167,8 +183,12 @@ type Attachment struct {
 	PortIndex int
 	// Bridge is the segment's link.
 	Bridge string
-	// MTU is that of both halves, in bytes.
+	// MTU is that of both halves, in bytes; 0 on Windows, where HCN tells none.
 	MTU int
+	// Subnets are the prefixes on the link of Addrs, in the same order, on Windows alone. SubnetGateway tells the next hops.
+	Subnets []netip.Prefix
+	// Namespace is the GUID of the sandbox's HCN namespace, on Windows alone.
+	Namespace string
 	// Network is what the Spec said; "sha256:" and digits where it did not fit the link's alias and nobody has named it
 	// since a restart.
 	Network string
@@ -179,8 +199,11 @@ type SegmentSpec struct {
 	// Name is the segment's, of any length.
 	Name string
 	// Table is the routing table for what comes in by the segment's bridge, behind RouteTable and before all others;
-	// 0 is none. Several segments may share one.
+	// 0 is none. Several segments may share one. Windows has none.
 	Table uint32
+	// Subnets are those of the segment's HCN network, on Windows alone. They are no other segment's. Empty leaves those that
+	// it has, or else takes those of HCNConfig.
+	Subnets []netip.Prefix
 }
 
 // Segment is a bridge of ours.
@@ -209,6 +232,8 @@ type Config struct {
 	MTU int
 	// Sysctls is where the host's /proc/sys/net is writable; empty is /proc/sys/net itself.
 	Sysctls string
+	// HCN is for Windows; Sources, MTU and Sysctls are for Linux.
+	HCN HCNConfig
 	// Log takes what is repaired and what vanished; nil discards it.
 	Log *slog.Logger
 }

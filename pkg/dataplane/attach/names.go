@@ -59,15 +59,21 @@ func bridgeMAC(segment string) net.HardwareAddr {
 	return deriveMAC("bridge", linkalias.Digest(segment))
 }
 
-// validate checks what can be wrong with a Spec on any node.
+// validate checks what can be wrong with a Spec on any node of Linux.
 func (s Spec) validate() error {
+	if s.Netns == nil {
+		return fmt.Errorf("a network namespace is needed: %w", ErrInvalid)
+	}
+	return s.validateRequest()
+}
+
+// validateRequest checks what can be wrong with a Spec on any node.
+func (s Spec) validateRequest() error {
 	switch {
 	case s.Key.ContainerID == "" || s.Key.Digest != "":
 		return fmt.Errorf("a container ID is needed: %w", ErrInvalid)
 	case s.Segment == "":
 		return fmt.Errorf("a segment is needed: %w", ErrInvalid)
-	case s.Netns == nil:
-		return fmt.Errorf("a network namespace is needed: %w", ErrInvalid)
 	}
 	if err := checkMTU(s.MTU, s.Addrs); err != nil {
 		return err

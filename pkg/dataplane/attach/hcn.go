@@ -1,0 +1,230 @@
+package attach
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/zlayer/zlayer-cni/internal/keylock"
+)
+
+// hcnAPI is what the algorithm needs of the Host Compute Network service of
+// Windows (HCN, by computenetwork.dll). Calls are synchronous and take no
+// context. An object that is not there is fs.ErrNotExist, a reference that is
+// there already is fs.ErrExist; everything else is as the service said it. Ids
+// may come in either case.
+type hcnAPI interface {
+	Networks() ([]hcnNetwork, error)
+	CreateNetwork(n hcnNetwork) (hcnNetwork, error)
+	DeleteNetwork(id string) error
+
+	Endpoints() ([]hcnEndpoint, error)
+	CreateEndpoint(e hcnEndpoint) (hcnEndpoint, error)
+	DeleteEndpoint(id string) error
+
+	Namespace(id string) (hcnNamespace, error)
+	CreateNamespace(n hcnNamespace) (hcnNamespace, error)
+	ModifyNamespace(id string, change hcnNamespaceChange) error
+	DeleteNamespace(id string) error
+}
+
+const (
+	// hcnTimeout bounds one call into HCN. A network takes some seconds to make; a call that takes longer than this hangs.
+	hcnTimeout = 30 * time.Second
+	// hcnUndoTimeout bounds the rollback of what failed, whose own time may be over.
+	hcnUndoTimeout = 20 * time.Second
+	// hcnResync is how often Run compares HCN with the record: HCN announces nothing that we could wait for.
+	hcnResync = 30 * time.Second
+	// hcnRetry is the pause before what HCN did not let go of is tried again.
+	hcnRetry = 5 * time.Second
+)
+
+// hcnAttacher is the Attacher of Windows, over any hcnAPI.
+//
+// A segment is an HCN network, a sandbox an HCN namespace, an attachment an
+// endpoint in it. HCN has no place for our mark, so the record of what is ours
+// is a file (hcnState). Every id is in it before the object exists, and leaves
+// it when the object is gone for sure; so whatever ends in between, the next
+// start, Run or Reconcile finds the object and removes it.
+//
+// Lock order: a sandbox's lock, its namespace's, its segment's, mu.
+type hcnAttacher struct {
+	api     hcnAPI
+	calls   *hcnCalls
+	cfg     HCNConfig
+	log     *slog.Logger
+	keys    keylock.Lock // sandboxes by Key.ID, namespaces, segments
+	poke    chan struct{}
+	timeout time.Duration // of a rollback
+
+	mu     sync.Mutex // guards all below
+	state  hcnState
+	loaded bool
+	// actual is what the networks of segments were found to be, which may not be what the segments want while sandboxes hold
+	// the network. A segment that is not in it has to be looked at.
+	actual  map[string]hcnNetwork
+	written []byte       // the record as it is on disk, as far as we know
+	lost    []Attachment // gone other than by Detach, not yet told to Run's caller
+}
+
+// newHCN prepares an Attacher and changes nothing.
+func newHCN(api hcnAPI, cfg Config) (*hcnAttacher, error) {
+	a := &hcnAttacher{
+		api: api, cfg: cfg.HCN, log: cfg.Log, poke: make(chan struct{}, 1), timeout: hcnUndoTimeout,
+		state: hcnState{Version: hcnStateVersion}, actual: map[string]hcnNetwork{},
+	}
+	if a.log == nil {
+		a.log = slog.New(slog.DiscardHandler)
+	}
+	a.calls = newHCNCalls(hcnTimeout, a.ring)
+	if err := cfg.HCN.validate(); err != nil {
+		return nil, fmt.Errorf("configure HCN: %w", err)
+	}
+	return a, nil
+}
+
+// Close does nothing: what is attached stays, and a call that HCN has not
+// answered ends with the process.
+func (*hcnAttacher) Close() error { return nil }
+
+// SetMTU does nothing: HCN has no MTU of such networks and their endpoints.
+func (*hcnAttacher) SetMTU(context.Context, int) error { return nil }
+
+// List returns what is attached, in the order in which it was.
+func (a *hcnAttacher) List() []Attachment {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var list []Attachment
+	for _, r := range a.state.Attachments {
+		if r.State == hcnAttached {
+			list = append(list, a.publicLocked(r))
+		}
+	}
+	return list
+}
+
+// Lookup returns one attachment of those List returns. One that HCN has not let
+// go of is returned too, with found false; Run tells when it is gone.
+func (a *hcnAttacher) Lookup(key Key) (_ Attachment, found bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	r, _, found := a.state.attachment(key.ID())
+	if !found || r.State == hcnMaking {
+		return Attachment{}, false
+	}
+	return a.publicLocked(r), r.State == hcnAttached
+}
+
+// Segments returns the segments of this host by name.
+func (a *hcnAttacher) Segments() []Segment {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var list []Segment
+	for i, s := range a.state.Segments {
+		if !s.Leaving {
+			list = append(list, a.segmentLocked(s, i))
+		}
+	}
+	slices.SortFunc(list, func(x, y Segment) int { return cmp.Compare(x.Name, y.Name) })
+	return list
+}
+
+// public is publicLocked for those who do not hold mu.
+func (a *hcnAttacher) public(r hcnAttachment) Attachment {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.publicLocked(r)
+}
+
+// publicLocked is an attachment as callers see it; mu is held.
+func (a *hcnAttacher) publicLocked(r hcnAttachment) Attachment {
+	s, _, _ := a.state.segment(r.Segment)
+	at := Attachment{
+		Key: r.Key, Segment: r.Segment, Addrs: slices.Clone(r.Addrs), MAC: r.mac(), Port: r.Endpoint, PortIndex: r.Number,
+		Bridge: s.ID, Network: r.Network, Namespace: r.Namespace,
+	}
+	for _, addr := range r.Addrs {
+		subnet, _ := subnetOf(r.Subnets, addr)
+		at.Subnets = append(at.Subnets, subnet)
+	}
+	return at
+}
+
+func (a *hcnAttacher) segmentLocked(s hcnSegment, index int) Segment {
+	ports := 0
+	for _, r := range a.state.Attachments {
+		if r.Segment == s.Name && r.State == hcnAttached {
+			ports++
+		}
+	}
+	return Segment{Name: s.Name, Bridge: s.ID, Index: index + 1, Ports: ports}
+}
+
+// ring wakes Run.
+func (a *hcnAttacher) ring() {
+	select {
+	case a.poke <- struct{}{}:
+	default:
+	}
+}
+
+// HCNConfig is what an Attacher needs on Windows, and has no meaning elsewhere.
+type HCNConfig struct {
+	// State is the file that records what is ours, in a folder that exists. It is made with mode 0600.
+	State string
+	// Subnets are those of segments whose SegmentSpec names none: the node's slices. The first host of a subnet is the
+	// gateway, which HCN gives to the host; sandboxes begin with the second.
+	Subnets []netip.Prefix
+	// Adapter is the network adapter to which segments are bound: Transparent networks instead of Internal ones. Empty is
+	// none, and should be: binding an adapter interrupts the host's own network.
+	Adapter string
+	// NoMasquerade are the destinations that sandboxes reach with their own addresses: the cluster's prefixes. What they send
+	// elsewhere leaves with the host's, by an OutBoundNAT policy on every endpoint. Empty sets no policy. ZLayer's own
+	// agent saw build 26100 refuse to start containers (E_INVALIDARG) by such an endpoint on an Internal network; only a real
+	// node can tell.
+	NoMasquerade []netip.Prefix
+	// DNS are the servers, Domain and Search the names that sandboxes are given to resolve with.
+	DNS    []netip.Addr
+	Domain string
+	Search []string
+}
+
+func (c HCNConfig) validate() error {
+	if c.State == "" {
+		return fmt.Errorf("a file for the record of attachments is needed: %w", ErrInvalid)
+	}
+	if strings.TrimSpace(c.Adapter) != c.Adapter {
+		return fmt.Errorf("adapter %q has spaces around its name: %w", shorten(c.Adapter), ErrInvalid)
+	}
+	for _, prefix := range c.NoMasquerade {
+		if !prefix.IsValid() {
+			return fmt.Errorf("a destination without masquerade is no prefix: %w", ErrInvalid)
+		}
+	}
+	if len(c.Subnets) == 0 {
+		return nil // every segment names its own
+	}
+	return checkSubnets(c.Subnets)
+}
+
+// load reads the record once, for those who did not call Recover.
+func (a *hcnAttacher) load(ctx context.Context) error {
+	a.mu.Lock()
+	loaded := a.loaded
+	a.mu.Unlock()
+	if loaded {
+		return nil
+	}
+	_, err := a.Recover(ctx)
+	return err
+}
+
+// errHCNBusy says that HCN has not let go of something; Run tries again.
+var errHCNBusy = errors.New("HCN has not let go of it, it will be tried again")

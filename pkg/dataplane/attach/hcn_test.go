@@ -1,0 +1,324 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+// podNamespace is one that the container runtime made.
+const podNamespace = "11111111-2222-4333-8444-555555555555"
+
+// hcnNode is a host with an Attacher over a fake HCN.
+type hcnNode struct {
+	*hcnAttacher
+	fake *fakeHCN
+	cfg  HCNConfig
+}
+
+// newHCNNode makes a host whose slice is 10.42.7.0/24, with a runtime's
+// namespace.
+func newHCNNode(t *testing.T) *hcnNode {
+	t.Helper()
+	fake := newFakeHCN()
+	fake.namespaces[podNamespace] = hcnNamespace{ID: podNamespace, Type: hcnHost}
+	n := &hcnNode{fake: fake, cfg: HCNConfig{
+		State:        filepath.Join(t.TempDir(), "hcn.json"),
+		Subnets:      []netip.Prefix{netip.MustParsePrefix("10.42.7.0/24")},
+		NoMasquerade: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
+	}}
+	n.restart(t)
+	return n
+}
+
+// restart replaces the Attacher as a new process would.
+func (n *hcnNode) restart(t *testing.T) {
+	t.Helper()
+	a, err := newHCN(n.fake, Config{HCN: n.cfg})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.hcnAttacher = a
+}
+
+// hcnSpec asks for a pod with that address in the runtime's namespace.
+func hcnSpec(container, addr string) Spec {
+	return Spec{
+		Key: Key{ContainerID: container, IfName: "eth0"}, Namespace: podNamespace, Segment: "default", Network: "zlayer",
+		Addrs: []netip.Addr{netip.MustParseAddr(addr)},
+	}
+}
+
+func sameHCN(t *testing.T, what string, want, got any) {
+	t.Helper()
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}), cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("%s (-want +got):\n%s", what, diff)
+	}
+}
+
+// left is what a node has when nothing is attached.
+func left(networks ...string) []string {
+	list := []string{"namespace " + podNamespace + " with 0"}
+	for _, name := range networks {
+		list = append(list, "network "+name)
+	}
+	slices.Sort(list)
+	return list
+}
+
+func TestHCNAttach(t *testing.T) {
+	n, spec := newHCNNode(t), hcnSpec("pod", "10.42.7.2")
+	var hooked Attachment
+	spec.BeforeUp = func(_ context.Context, a Attachment) error {
+		hooked = a
+		if n.fake.count("add endpoint") > 0 {
+			t.Error("the sandbox could send before the hook was asked")
+		}
+		return nil
+	}
+	got, err := n.Attach(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sameHCN(t, "what the hook saw", got, hooked)
+	if got.Port == "" || got.PortIndex == 0 || got.Bridge == "" || got.MAC.String() != "00:15:5d:00:00:01" {
+		t.Errorf("attachment lacks names: %+v", got)
+	}
+	sameHCN(t, "subnets", []netip.Prefix{netip.MustParsePrefix("10.42.7.0/24")}, got.Subnets)
+	sameHCN(t, "list", []Attachment{got}, n.List())
+	calls := len(n.fake.calls)
+	spec.BeforeUp = nil
+	again, err := n.Attach(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sameHCN(t, "attached again", got, again)
+	for _, call := range n.fake.calls[calls:] {
+		if call[:4] != "list" && call[:4] != "look" {
+			t.Errorf("attached again: %s", call)
+		}
+	}
+	n.attachHCN(t, func() Spec {
+		s := ownSpec()
+		s.Key.ContainerID, s.Addrs[0] = "next", netip.MustParseAddr("10.42.7.3")
+		return s
+	}())
+	sameHCN(t, "looks at networks", 2, n.fake.count("list networks")) // by Recover, and for the first sandbox of the segment
+	if err := n.Detach(t.Context(), Key{ContainerID: "next", IfName: "eth0"}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := n.Detach(t.Context(), spec.Key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sameHCN(t, "left", left("zlayer-cni-default"), n.fake.has())
+	sameHCN(t, "list after detach", []Attachment{}, n.List())
+}
+
+func TestHCNOwnNamespace(t *testing.T) {
+	n, spec := newHCNNode(t), hcnSpec("pod", "10.42.7.2")
+	spec.Namespace = ""
+	got, err := n.Attach(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if namespace := n.fake.namespaces[got.Namespace]; namespace.Type != hcnHost || !namespace.holds(got.Port) {
+		t.Errorf("namespace %s is %+v", got.Namespace, namespace)
+	}
+	if err := n.Detach(t.Context(), spec.Key); err != nil {
+		t.Fatal(err)
+	}
+	sameHCN(t, "left", left("zlayer-cni-default"), n.fake.has())
+}
+
+// A pod's further containers come with its namespace.
+func TestHCNSecondContainer(t *testing.T) {
+	n := newHCNNode(t)
+	first, err := n.Attach(t.Context(), hcnSpec("pod", "10.42.7.2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := hcnSpec("second", "10.42.7.3")
+	spec.Namespace = "{" + "11111111-2222-4333-8444-555555555555" + "}"
+	second, err := n.Attach(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sameHCN(t, "answer of the second", first, second)
+	if err := n.Detach(t.Context(), spec.Key); err != nil {
+		t.Fatal(err)
+	}
+	sameHCN(t, "list after the second is gone", []Attachment{first}, n.List())
+	sameHCN(t, "endpoints", 1, n.fake.count("create endpoint"))
+	spec.Segment = "other"
+	if _, err := n.Attach(t.Context(), spec); !errors.Is(err, ErrConflict) {
+		t.Errorf("second container on another segment: %v", err)
+	}
+}
+
+// A sandbox that comes by another namespace gets a new endpoint in it.
+func TestHCNOtherNamespace(t *testing.T) {
+	n, spec := newHCNNode(t), hcnSpec("pod", "10.42.7.2")
+	before, err := n.Attach(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Namespace = "99999999-2222-4333-8444-555555555555"
+	n.fake.namespaces[spec.Namespace] = hcnNamespace{ID: spec.Namespace, Type: hcnHost}
+	after, err := n.Attach(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after.Port == before.Port || after.PortIndex == before.PortIndex {
+		t.Errorf("the endpoint is still %s", after.Port)
+	}
+	sameHCN(t, "endpoints in the earlier namespace", 0, len(n.fake.namespaces[podNamespace].Resources))
+}
+
+func TestHCNRequestRefused(t *testing.T) {
+	const hostDefault, unknown = "910f7d92-0000-4000-8000-000000000000", "99999999-9999-4999-8999-999999999999"
+	tests := []struct {
+		name   string
+		change func(*Spec)
+		want   error
+	}{
+		{"no container", func(s *Spec) { s.Key.ContainerID = "" }, ErrInvalid},
+		{"no address", func(s *Spec) { s.Addrs = nil }, ErrInvalid},
+		{"namespace is no GUID", func(s *Spec) { s.Namespace = "container:abc" }, ErrInvalid},
+		{"namespace with half a brace", func(s *Spec) { s.Namespace = "{" + podNamespace }, ErrInvalid},
+		{"namespace is not there", func(s *Spec) { s.Namespace = unknown }, ErrInvalid},
+		{"namespace is the host's", func(s *Spec) { s.Namespace = hostDefault }, ErrInvalid},
+		{"address is the gateway", func(s *Spec) { s.Addrs[0] = netip.MustParseAddr("10.42.7.1") }, ErrConflict},
+		{"address is the subnet's", func(s *Spec) { s.Addrs[0] = netip.MustParseAddr("10.42.7.0") }, ErrConflict},
+		{"address is the broadcast address", func(s *Spec) { s.Addrs[0] = netip.MustParseAddr("10.42.7.255") }, ErrConflict},
+		{"address is of another node", func(s *Spec) { s.Addrs[0] = netip.MustParseAddr("10.42.8.2") }, ErrConflict},
+		{"address is taken", func(s *Spec) { s.Addrs[0] = netip.MustParseAddr("10.42.7.9") }, ErrConflict},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			n, spec := newHCNNode(t), hcnSpec("pod", "10.42.7.2")
+			n.fake.namespaces[hostDefault] = hcnNamespace{ID: hostDefault, Type: "HostDefault"}
+			other := hcnSpec("other", "10.42.7.9")
+			other.Namespace = ""
+			if _, err := n.Attach(t.Context(), other); err != nil {
+				t.Fatal(err)
+			}
+			had := n.fake.has()
+			tt.change(&spec)
+			if _, err := n.Attach(t.Context(), spec); !errors.Is(err, tt.want) {
+				t.Errorf("error %v, want %v", err, tt.want)
+			}
+			sameHCN(t, "left", had, n.fake.has())
+			sameHCN(t, "attachments", 1, len(n.List()))
+		})
+	}
+}
+
+func TestHCNRepeatRefused(t *testing.T) {
+	tests := []struct {
+		name   string
+		change func(*Spec)
+	}{
+		{"other segment", func(s *Spec) { s.Segment = "other" }},
+		{"other address", func(s *Spec) { s.Addrs[0] = netip.MustParseAddr("10.42.7.3") }},
+		{"other network", func(s *Spec) { s.Network = "other" }},
+		{"other hardware address", func(s *Spec) { s.MAC = []byte{2, 0, 0, 0, 0, 9} }},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			n := newHCNNode(t)
+			got, err := n.Attach(t.Context(), hcnSpec("pod", "10.42.7.2"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			spec := hcnSpec("pod", "10.42.7.2")
+			tt.change(&spec)
+			if _, err := n.Attach(t.Context(), spec); !errors.Is(err, ErrConflict) {
+				t.Errorf("error %v", err)
+			}
+			sameHCN(t, "list", []Attachment{got}, n.List())
+		})
+	}
+}
+
+func TestHCNConfigRefused(t *testing.T) {
+	prefixes := func(list ...string) (out []netip.Prefix) {
+		for _, p := range list {
+			out = append(out, netip.MustParsePrefix(p))
+		}
+		return out
+	}
+	tests := []struct {
+		name string
+		give HCNConfig
+	}{
+		{"no record", HCNConfig{}},
+		{"subnet without room", HCNConfig{State: "x", Subnets: prefixes("10.0.0.0/31")}},
+		{"subnet of IPv6 without room", HCNConfig{State: "x", Subnets: prefixes("fd00::/127")}},
+		{"subnet with host bits", HCNConfig{State: "x", Subnets: prefixes("10.0.0.1/24")}},
+		{"subnet in another", HCNConfig{State: "x", Subnets: prefixes("10.0.0.0/24", "10.0.0.128/25")}},
+		{"blank adapter", HCNConfig{State: "x", Adapter: " "}},
+		{"no prefix without masquerade", HCNConfig{State: "x", NoMasquerade: []netip.Prefix{{}}}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if _, err := newHCN(newFakeHCN(), Config{HCN: tt.give}); !errors.Is(err, ErrInvalid) {
+				t.Errorf("error %v", err)
+			}
+		})
+	}
+}
+
+func TestHCNRecord(t *testing.T) {
+	n := newHCNNode(t)
+	if _, err := n.Attach(t.Context(), hcnSpec("pod", "10.42.7.2")); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(n.cfg.State)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if runtime.GOOS != "windows" && info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v", info.Mode())
+	}
+	for name, content := range map[string]string{"broken": "{", "of a later version": `{"version":2}`} {
+		if err := os.WriteFile(n.cfg.State, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		n.restart(t)
+		if _, err := n.Recover(t.Context()); err == nil {
+			t.Errorf("a record that is %s was taken for none", name)
+		}
+		sameHCN(t, "endpoints deleted", 0, n.fake.count("delete endpoint"))
+	}
+}
+
+func TestHCNNames(t *testing.T) {
+	long := networkName(string(make([]byte, 300)))
+	for name, want := range map[string]bool{
+		networkName("default"): true, networkName("Service.With/Anything"): true, long: true,
+		"zlayer-overlay": false, "zlayer-cni-": false, "zlayer-cni-a_b": false, "zlayer2-overlay-svc-a": false, "nat": false,
+	} {
+		if got := isNetworkName(name); got != want {
+			t.Errorf("network %q is ours: %v", name, got)
+		}
+	}
+	key := Key{ContainerID: "pod", IfName: "eth0"}
+	if id, ours := endpointKey(endpointName(key)); !ours || id != key.ID() {
+		t.Errorf("endpoint %q is %q, %v", endpointName(key), id, ours)
+	}
+	for _, name := range []string{"zlayer-cni-pod", endpointName(key) + "0", "zlayer-" + key.ID()} {
+		if _, ours := endpointKey(name); ours {
+			t.Errorf("endpoint %q is ours", name)
+		}
+	}
+}

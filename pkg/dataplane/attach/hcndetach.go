@@ -1,0 +1,154 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+)
+
+// Detach takes a sandbox off its segment: endpoint, and namespace if we made
+// it, are gone when it returns nil. It needs no namespace; a sandbox that is not
+// attached is no error. After an error, Run tries again, and so may the caller.
+func (a *hcnAttacher) Detach(ctx context.Context, key Key) error {
+	if err := a.detach(ctx, key); err != nil {
+		return fmt.Errorf("detach sandbox %s: %w", key, err)
+	}
+	return nil
+}
+
+func (a *hcnAttacher) detach(ctx context.Context, key Key) error {
+	if err := a.load(ctx); err != nil {
+		return err
+	}
+	unlock, err := a.keys.Lock(ctx, key.ID())
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	a.mu.Lock()
+	r, _, found := a.state.attachment(key.ID())
+	a.mu.Unlock()
+	if !found {
+		return nil
+	}
+	return a.ringIf(a.remove(ctx, r))
+}
+
+// remove removes an attachment, of which anything may be missing; the sandbox's
+// lock is held. What HCN does not let go of stays in the record, for Run. A
+// record that cannot be written is no reason to leave the objects.
+func (a *hcnAttacher) remove(ctx context.Context, r hcnAttachment) error {
+	var errs []error
+	if r.State != hcnLeaving {
+		r.State = hcnLeaving
+		errs = append(errs, a.put(r))
+	}
+	errs = append(errs,
+		unlessGone(hcnDo(ctx, a.calls, "remove endpoint "+r.Endpoint+" from HCN namespace", r.Namespace, func() error {
+			return a.api.ModifyNamespace(r.Namespace, endpointChange(hcnRemove, r.Endpoint))
+		})),
+		unlessGone(hcnDo(ctx, a.calls, "delete HCN endpoint", r.Endpoint, func() error { return a.api.DeleteEndpoint(r.Endpoint) })))
+	if r.OwnNamespace {
+		errs = append(errs, unlessGone(hcnDo(ctx, a.calls, "delete HCN namespace", r.Namespace, func() error { return a.api.DeleteNamespace(r.Namespace) })))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("%w: %w", err, errHCNBusy)
+	}
+	return a.change(func(s hcnState) (hcnState, error) { return s.withoutAttachment(r.Key.ID()), nil })
+}
+
+// Teardown removes everything of ours from HCN: what the record knows, and what
+// has a name of ours in whatever network. The Attacher is as new afterwards. No
+// other call may run meanwhile.
+func (a *hcnAttacher) Teardown(ctx context.Context) error {
+	if err := a.teardown(ctx); err != nil {
+		return fmt.Errorf("tear down segments: %w", err)
+	}
+	return nil
+}
+
+func (a *hcnAttacher) teardown(ctx context.Context) error {
+	if err := a.read(); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	attachments, segments := slices.Clone(a.state.Attachments), slices.Clone(a.state.Segments)
+	a.mu.Unlock()
+	var errs []error
+	for _, r := range attachments {
+		errs = append(errs, a.remove(ctx, r))
+	}
+	errs = append(errs, a.removeStrays(ctx, true))
+	for _, s := range segments {
+		errs = append(errs, a.removeSegment(ctx, s.Name))
+	}
+	networks, err := a.listNetworks(ctx)
+	errs = append(errs, err)
+	for _, network := range networks {
+		if isNetworkName(network.Name) {
+			errs = append(errs, a.deleteNetwork(ctx, network.ID))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.state, a.written = hcnState{Version: hcnStateVersion}, nil
+	if err := os.Remove(a.cfg.State); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// removeStrays removes endpoints that have a name of ours on a network of ours,
+// and that the record does not know: it was lost, or HCN gave them another id.
+// With everywhere, the networks are all that have a name of ours.
+func (a *hcnAttacher) removeStrays(ctx context.Context, everywhere bool) error {
+	networks, err := a.listNetworks(ctx)
+	if err != nil {
+		return err
+	}
+	endpoints, err := a.listEndpoints(ctx)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range endpoints {
+		if !a.stray(e) || !slices.ContainsFunc(networks, func(n hcnNetwork) bool {
+			return sameID(n.ID, e.HostComputeNetwork) && (a.segmentHas(n.ID) || everywhere && isNetworkName(n.Name))
+		}) {
+			continue
+		}
+		a.log.Info("removing an endpoint of ours that the record does not know", "op", "reconcile", "iface", e.ID)
+		if e.HostComputeNamespace != "" {
+			errs = append(errs, unlessGone(hcnDo(ctx, a.calls, "remove endpoint "+e.ID+" from HCN namespace", e.HostComputeNamespace, func() error {
+				return a.api.ModifyNamespace(e.HostComputeNamespace, endpointChange(hcnRemove, e.ID))
+			})))
+		}
+		errs = append(errs, unlessGone(hcnDo(ctx, a.calls, "delete HCN endpoint", e.ID, func() error { return a.api.DeleteEndpoint(e.ID) })))
+	}
+	return errors.Join(errs...)
+}
+
+// stray tells whether an endpoint has a name of ours and is in no record. One
+// that is being made may have an id that is not written down yet.
+func (a *hcnAttacher) stray(e hcnEndpoint) bool {
+	keyID, ours := endpointKey(e.Name)
+	if !ours {
+		return false
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	r, _, found := a.state.attachment(keyID)
+	return !found || !sameID(r.Endpoint, e.ID) && r.State == hcnAttached
+}
+
+func (a *hcnAttacher) segmentHas(network string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.ContainsFunc(a.state.Segments, func(s hcnSegment) bool { return sameID(s.ID, network) })
+}

@@ -1,0 +1,398 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"net/netip"
+	"os"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+)
+
+// attachHCN attaches or ends the test.
+func (n *hcnNode) attachHCN(t *testing.T, spec Spec) Attachment {
+	t.Helper()
+	a, err := n.Attach(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+func TestHCNRestartAdopts(t *testing.T) {
+	n := newHCNNode(t)
+	first := n.attachHCN(t, hcnSpec("pod", "10.42.7.2"))
+	own := ownSpec()
+	own.Key.ContainerID, own.Addrs = "own", []netip.Addr{netip.MustParseAddr("10.42.7.3")}
+	second := n.attachHCN(t, own)
+	segments := n.Segments()
+	had := n.fake.has()
+	n.restart(t)
+	list, err := n.Recover(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	sameHCN(t, "adopted", []Attachment{first, second}, list)
+	sameHCN(t, "segments", segments, n.Segments())
+	sameHCN(t, "objects", had, n.fake.has())
+	sameHCN(t, "again", first, n.attachHCN(t, hcnSpec("pod", "10.42.7.2")))
+	third := hcnSpec("third", "10.42.7.4")
+	third.Namespace = ""
+	if got := n.attachHCN(t, third); got.PortIndex <= second.PortIndex {
+		t.Errorf("number %d was given before", got.PortIndex)
+	}
+	for _, call := range []string{"create network", "delete network", "delete endpoint"} {
+		if want := strings.Count(call, "create"); n.fake.count(call) != want {
+			t.Errorf("%s: %d calls", call, n.fake.count(call))
+		}
+	}
+}
+
+// What the configuration wants of the network may change between two runs.
+func TestHCNDrift(t *testing.T) {
+	other := []netip.Prefix{netip.MustParsePrefix("10.42.9.0/24")}
+	tests := []struct {
+		name   string
+		change func(*HCNConfig)
+		spec   SegmentSpec
+		addr   string // that a sandbox can have then
+	}{
+		{"subnet", func(*HCNConfig) {}, SegmentSpec{Name: "default", Subnets: other}, "10.42.9.2"},
+		{"slice", func(c *HCNConfig) { c.Subnets = other }, SegmentSpec{Name: "default"}, "10.42.9.2"},
+		{"type", func(c *HCNConfig) { c.Adapter = "Ethernet" }, SegmentSpec{Name: "default"}, "10.42.7.3"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name+", unused", func(t *testing.T) {
+			n := newHCNNode(t)
+			ensure(t, n, SegmentSpec{Name: "default"})
+			tt.change(&n.cfg)
+			n.restart(t)
+			ensure(t, n, tt.spec)
+			sameHCN(t, "networks made", 2, n.fake.count("create network"))
+			sameHCN(t, "left", left("zlayer-cni-default"), n.fake.has())
+			n.attachHCN(t, hcnSpec("pod", tt.addr))
+			ensure(t, n, SegmentSpec{Name: "default"})
+			sameHCN(t, "networks made after another look", 2, n.fake.count("create network"))
+		})
+		t.Run(tt.name+", in use", func(t *testing.T) {
+			n := newHCNNode(t)
+			old := n.attachHCN(t, hcnSpec("pod", "10.42.7.2"))
+			tt.change(&n.cfg)
+			n.restart(t)
+			ensure(t, n, tt.spec)
+			sameHCN(t, "list", []Attachment{old}, n.List())
+			sameHCN(t, "networks made while in use", 1, n.fake.count("create network"))
+			if err := n.Detach(t.Context(), old.Key); err != nil {
+				t.Fatal(err)
+			}
+			if err := n.Reconcile(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			sameHCN(t, "networks made", 2, n.fake.count("create network"))
+			n.attachHCN(t, hcnSpec("pod", tt.addr))
+		})
+	}
+	t.Run("address for which there is no subnet yet", func(t *testing.T) {
+		n := newHCNNode(t)
+		n.attachHCN(t, hcnSpec("pod", "10.42.7.2"))
+		ensure(t, n, SegmentSpec{Name: "default", Subnets: other})
+		spec := ownSpec()
+		spec.Key.ContainerID, spec.Addrs[0] = "new", netip.MustParseAddr("10.42.9.2")
+		if _, err := n.Attach(t.Context(), spec); !errors.Is(err, ErrConflict) {
+			t.Errorf("error %v", err)
+		}
+	})
+}
+
+func ensure(t *testing.T, n *hcnNode, spec SegmentSpec) Segment {
+	t.Helper()
+	s, err := n.EnsureSegment(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// A network that is there by name but not by id is ours if it is as wanted.
+func TestHCNDuplicates(t *testing.T) {
+	wanted := func(id string, subnet string) hcnNetwork {
+		return networkWanted(hcnSegment{Name: "default", ID: id, Subnets: []netip.Prefix{netip.MustParsePrefix(subnet)}}, "")
+	}
+	n := newHCNNode(t)
+	for id, subnet := range map[string]string{"a": "10.1.0.0/24", "b": "10.42.7.0/24", "c": "10.42.7.0/24", "d": "10.2.0.0/24"} {
+		n.fake.networks[id] = wanted(id, subnet)
+	}
+	n.fake.endpoints["foreign"] = hcnEndpoint{ID: "foreign", Name: "foreign", HostComputeNetwork: "D"}
+	s := ensure(t, n, SegmentSpec{Name: "default"})
+	if s.Bridge != "b" && s.Bridge != "c" {
+		t.Errorf("network %q was adopted", s.Bridge)
+	}
+	sameHCN(t, "networks made", 0, n.fake.count("create network"))
+	sameHCN(t, "left: the adopted, and the one with a foreign endpoint",
+		[]string{"endpoint foreign", "namespace " + podNamespace + " with 0", "network zlayer-cni-default", "network zlayer-cni-default"}, n.fake.has())
+	n.restart(t) // the record has the id that was found, not the one that was thought of
+	sameHCN(t, "segment after a restart", s, ensure(t, n, SegmentSpec{Name: "default"}))
+}
+
+func TestHCNMissingDefaultRoute(t *testing.T) {
+	t.Run("of a network that is there", func(t *testing.T) {
+		n := newHCNNode(t)
+		ensure(t, n, SegmentSpec{Name: "default"})
+		for id, network := range n.fake.networks {
+			network.Ipams[0].Subnets[0].Routes = nil
+			n.fake.networks[id] = network
+		}
+		n.restart(t)
+		n.attachHCN(t, hcnSpec("pod", "10.42.7.2"))
+		sameHCN(t, "networks made", 2, n.fake.count("create network"))
+	})
+	t.Run("of a network that HCN made", func(t *testing.T) {
+		n := newHCNNode(t)
+		n.fake.quietRoutes = true
+		if _, err := n.EnsureSegment(t.Context(), SegmentSpec{Name: "default"}); err == nil || !strings.Contains(err.Error(), "no default route") {
+			t.Errorf("error %v", err)
+		}
+		sameHCN(t, "left", left(), n.fake.has())
+		sameHCN(t, "segments", []Segment{}, n.Segments())
+	})
+}
+
+func TestHCNSegments(t *testing.T) {
+	n := newHCNNode(t)
+	billing := SegmentSpec{Name: "billing", Subnets: []netip.Prefix{netip.MustParsePrefix("10.42.200.0/28")}}
+	for range 2 {
+		ensure(t, n, SegmentSpec{Name: "default"})
+		ensure(t, n, billing)
+	}
+	sameHCN(t, "networks made", 2, n.fake.count("create network"))
+	if _, err := n.EnsureSegment(t.Context(), SegmentSpec{Name: "x", Subnets: []netip.Prefix{netip.MustParsePrefix("10.42.200.8/29")}}); !errors.Is(err, ErrConflict) {
+		t.Errorf("segment in another's subnet: %v", err)
+	}
+	spec := hcnSpec("pod", "10.42.200.2")
+	spec.Segment = "billing"
+	a := n.attachHCN(t, spec)
+	if err := n.ReleaseSegment(t.Context(), "billing"); !errors.Is(err, ErrInUse) {
+		t.Errorf("release of a segment in use: %v", err)
+	}
+	if err := n.Detach(t.Context(), a.Key); err != nil {
+		t.Fatal(err)
+	}
+	fault{}.arm(n.fake, 1)
+	if err := n.ReleaseSegment(t.Context(), "billing"); !errors.Is(err, errHCNBusy) {
+		t.Errorf("release that fails: %v", err)
+	}
+	sameHCN(t, "segments while one is going", 1, len(n.Segments()))
+	n.restart(t)
+	if _, err := n.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	sameHCN(t, "left", left("zlayer-cni-default"), n.fake.has())
+	if err := n.ReleaseSegment(t.Context(), "billing"); err != nil {
+		t.Errorf("release of nothing: %v", err)
+	}
+}
+
+// Somebody else may take anything away.
+func TestHCNForeignHands(t *testing.T) {
+	tests := []struct {
+		name string
+		take func(n *hcnNode, a Attachment)
+		kept bool // the attachment, mended
+	}{
+		{"endpoint", func(n *hcnNode, a Attachment) { delete(n.fake.endpoints, a.Port) }, false},
+		{"namespace", func(n *hcnNode, a Attachment) { delete(n.fake.namespaces, a.Namespace) }, false},
+		{"network with its endpoints", func(n *hcnNode, a Attachment) { clear(n.fake.networks); clear(n.fake.endpoints) }, false},
+		{"place in the namespace", func(n *hcnNode, a Attachment) {
+			n.fake.namespaces[a.Namespace] = hcnNamespace{ID: a.Namespace, Type: hcnHost}
+		}, true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			n := newHCNNode(t)
+			n.attachHCN(t, hcnSpec("pod", "10.42.7.2"))
+			a := n.List()[0]
+			tt.take(n, a)
+			if err := n.Check(t.Context(), a.Key, nil); err == nil {
+				t.Error("nothing was found wrong")
+			}
+			if err := n.Reconcile(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if tt.kept {
+				sameHCN(t, "list", []Attachment{a}, n.List())
+				if err := n.Check(t.Context(), a.Key, nil); err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			sameHCN(t, "told to Run", []Attachment{a}, n.lost)
+			delete(n.fake.namespaces, podNamespace)
+			sameHCN(t, "left", []string{"network zlayer-cni-default"}, n.fake.has())
+		})
+		t.Run(tt.name+", then attached again", func(t *testing.T) {
+			n := newHCNNode(t)
+			a := n.attachHCN(t, hcnSpec("pod", "10.42.7.2"))
+			tt.take(n, a)
+			n.fake.namespaces[podNamespace] = hcnNamespace{ID: podNamespace, Type: hcnHost}
+			again := n.attachHCN(t, hcnSpec("pod", "10.42.7.2"))
+			if err := n.Check(t.Context(), again.Key, nil); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestHCNCheck(t *testing.T) {
+	n := newHCNNode(t)
+	if err := n.Check(t.Context(), Key{ContainerID: "pod", IfName: "eth0"}, nil); !errors.Is(err, ErrNotAttached) {
+		t.Errorf("of nothing: %v", err)
+	}
+	a := n.attachHCN(t, hcnSpec("pod", "10.42.7.2"))
+	if err := n.Check(t.Context(), a.Key, nil); err != nil {
+		t.Errorf("of what is whole: %v", err)
+	}
+	e := n.fake.endpoints[a.Port]
+	e.IPConfigurations, e.Routes = nil, nil
+	n.fake.endpoints[a.Port] = e
+	err := n.Check(t.Context(), a.Key, nil)
+	for _, want := range []string{"address 10.42.7.2 is missing", "default route via 10.42.7.1 is missing"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v, want %q", err, want)
+		}
+	}
+}
+
+// HCN may call things otherwise than it was asked to, and hcsshim's lists fail
+// when something goes meanwhile.
+func TestHCNOwnIDs(t *testing.T) {
+	n := newHCNNode(t)
+	n.fake.ownIDs = true
+	var failed atomic.Int32
+	n.fake.hook(func(call string) error {
+		if strings.HasPrefix(call, "list") && failed.Add(1)%2 == 1 {
+			return fs.ErrNotExist
+		}
+		return nil
+	}, nil)
+	a := n.attachHCN(t, ownSpec())
+	n.restart(t)
+	list, err := n.Recover(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	sameHCN(t, "adopted", []Attachment{a}, list)
+	if err := n.Detach(t.Context(), a.Key); err != nil {
+		t.Fatal(err)
+	}
+	sameHCN(t, "left", left("zlayer-cni-default"), n.fake.has())
+}
+
+// An endpoint that is in its namespace already is fine, one in another is not.
+func TestHCNPlacedAlready(t *testing.T) {
+	n := newHCNNode(t)
+	n.attachHCN(t, hcnSpec("pod", "10.42.7.2"))
+	r := n.state.Attachments[0]
+	if err := n.place(t.Context(), r); err != nil {
+		t.Errorf("added again: %v", err)
+	}
+	r.Namespace = "99999999-2222-4333-8444-555555555555"
+	n.fake.namespaces[r.Namespace] = hcnNamespace{ID: r.Namespace, Type: hcnHost}
+	if err := n.place(t.Context(), r); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("added to another namespace: %v", err)
+	}
+}
+
+// What Reconcile saw being made may be whole by the time it looks at it.
+func TestHCNReconcileLate(t *testing.T) {
+	n := newHCNNode(t)
+	a := n.attachHCN(t, hcnSpec("pod", "10.42.7.2"))
+	seen := n.state.Attachments[0]
+	seen.State = hcnMaking
+	if err := n.reconcileAttachment(t.Context(), seen, nil); err != nil {
+		t.Fatal(err)
+	}
+	sameHCN(t, "list", []Attachment{a}, n.List())
+}
+
+// addForeign gives the host networks and endpoints of others, one of them with
+// names that begin like ours.
+func addForeign(n *hcnNode) {
+	n.fake.networks["n1"] = hcnNetwork{ID: "n1", Name: "nat", Type: "NAT"}
+	n.fake.networks["n2"] = hcnNetwork{ID: "n2", Name: "zlayer-overlay", Type: hcnInternal}
+	n.fake.endpoints["e1"] = hcnEndpoint{ID: "e1", Name: "zlayer-cni-pod", HostComputeNetwork: "n1"}
+	n.fake.endpoints["e2"] = hcnEndpoint{ID: "e2", Name: endpointName(Key{ContainerID: "x", IfName: "eth0"}), HostComputeNetwork: "n2"}
+}
+
+func TestHCNStrays(t *testing.T) {
+	n := newHCNNode(t)
+	addForeign(n)
+	foreign := n.fake.has()
+	ensure(t, n, SegmentSpec{Name: "default"})
+	had := n.fake.has()
+	n.attachHCN(t, hcnSpec("lost", "10.42.7.2"))
+	if err := os.Remove(n.cfg.State); err != nil {
+		t.Fatal(err)
+	}
+	n.restart(t)
+	ensure(t, n, SegmentSpec{Name: "default"})
+	if err := n.Reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	sameHCN(t, "left", had, n.fake.has())
+	n.attachHCN(t, hcnSpec("pod", "10.42.7.2"))
+	if err := n.Teardown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	sameHCN(t, "left after teardown", foreign, n.fake.has())
+}
+
+// Teardown needs no record, and removes the networks of services too.
+func TestHCNTeardown(t *testing.T) {
+	for _, lost := range []bool{false, true} {
+		n := newHCNNode(t)
+		addForeign(n)
+		foreign := n.fake.has()
+		ensure(t, n, SegmentSpec{Name: "billing", Subnets: []netip.Prefix{netip.MustParsePrefix("10.42.200.0/28")}})
+		n.attachHCN(t, hcnSpec("pod", "10.42.7.2"))
+		if lost {
+			if err := os.Remove(n.cfg.State); err != nil {
+				t.Fatal(err)
+			}
+		}
+		n.restart(t)
+		if err := n.Teardown(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		sameHCN(t, "left", foreign, n.fake.has())
+		if _, err := os.Stat(n.cfg.State); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("the record is left: %v", err)
+		}
+	}
+}
+
+func TestHCNRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newHCNNode(t)
+		a := n.attachHCN(t, hcnSpec("pod", "10.42.7.2"))
+		ctx, stop := context.WithCancel(t.Context())
+		gone, ended := make(chan Attachment, 2), make(chan error)
+		go func() { ended <- n.Run(ctx, func(a Attachment) { gone <- a }) }()
+		synctest.Wait()
+		n.fake.mu.Lock()
+		delete(n.fake.namespaces, podNamespace)
+		n.fake.mu.Unlock()
+		sameHCN(t, "gone", a, <-gone)
+		calls := n.fake.total()
+		synctest.Wait()
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		if more := n.fake.total() - calls; more > 10 {
+			t.Errorf("%d calls without anything to do", more)
+		}
+	})
+}

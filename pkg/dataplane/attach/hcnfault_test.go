@@ -1,0 +1,380 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+var errInjected = errors.New("injected")
+
+// fault makes the n-th call from now on fail, and with dead all later ones too,
+// as they do for a process that is gone. hit tells whether it came to that.
+type fault struct {
+	after bool // the call has its effect
+	dead  bool
+	name  string // of the calls that count; empty is all
+}
+
+func (f fault) arm(fake *fakeHCN, n int) (hit func() bool) {
+	calls, done := 0, false
+	hook := func(call string) error {
+		if f.name != "" && f.name != call {
+			return nil
+		}
+		if calls++; calls == n || f.dead && calls > n {
+			done = true
+			return errInjected
+		}
+		return nil
+	}
+	if !f.after {
+		fake.hook(hook, nil)
+		return func() bool { return done }
+	}
+	// What is dead does nothing more, not even silently.
+	fake.hook(func(string) error {
+		if f.dead && calls >= n {
+			return errInjected
+		}
+		return nil
+	}, hook)
+	return func() bool { return done }
+}
+
+// eachFault runs a test for every call that may fail, until none is left.
+func eachFault(t *testing.T, dead bool, run func(t *testing.T, arm func(*hcnNode) (hit func() bool)) (hit bool)) {
+	for _, after := range []bool{false, true} {
+		for i, hit := 1, true; hit; i++ {
+			name := fmt.Sprintf("before call %d", i)
+			if after {
+				name = fmt.Sprintf("after call %d", i)
+			}
+			t.Run(name, func(t *testing.T) {
+				hit = run(t, func(n *hcnNode) func() bool { return fault{after: after, dead: dead}.arm(n.fake, i) })
+			})
+			if i > 30 {
+				t.Fatal("no end of calls")
+			}
+			if !hit && i < 5 {
+				t.Fatalf("only %d calls could fail", i-1)
+			}
+		}
+	}
+}
+
+// ownSpec asks for a pod for which the Attacher makes the namespace.
+func ownSpec() Spec {
+	spec := hcnSpec("pod", "10.42.7.2")
+	spec.Namespace = ""
+	return spec
+}
+
+func TestHCNFailedAttachLeavesNothing(t *testing.T) {
+	eachFault(t, false, func(t *testing.T, arm func(*hcnNode) func() bool) bool {
+		n := newHCNNode(t)
+		hit := arm(n)
+		_, err := n.Attach(t.Context(), ownSpec())
+		n.fake.hook(nil, nil)
+		if !hit() {
+			if err != nil {
+				t.Fatal(err)
+			}
+			return false
+		}
+		if !errors.Is(err, errInjected) {
+			t.Errorf("error %v", err)
+		}
+		if has := n.fake.has(); len(has) > len(left("zlayer-cni-default")) {
+			t.Errorf("left: %v", has)
+		}
+		sameHCN(t, "record of attachments", []hcnAttachment{}, n.state.Attachments)
+		if _, err := n.Attach(t.Context(), ownSpec()); err != nil {
+			t.Errorf("the same again: %v", err)
+		}
+		return true
+	})
+}
+
+func TestHCNKilledAttachLeavesNothing(t *testing.T) {
+	eachFault(t, true, func(t *testing.T, arm func(*hcnNode) func() bool) bool {
+		n := newHCNNode(t)
+		hit := arm(n)
+		_, err := n.Attach(t.Context(), ownSpec())
+		n.fake.hook(nil, nil)
+		if !hit() {
+			return false
+		}
+		if err == nil {
+			t.Error("attached by a dead process")
+		}
+		n.restart(t)
+		list, err := n.Recover(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		sameHCN(t, "list", []Attachment{}, list)
+		if has := n.fake.has(); len(has) > len(left("zlayer-cni-default")) {
+			t.Errorf("left: %v", has)
+		}
+		if _, err := n.Attach(t.Context(), ownSpec()); err != nil {
+			t.Errorf("the same again: %v", err)
+		}
+		return true
+	})
+}
+
+// Whatever there is at the beginning of a call is in the record, and so is what
+// the call is to make.
+func TestHCNRecordedBeforeUse(t *testing.T) {
+	for _, ownIDs := range []bool{false, true} {
+		n := newHCNNode(t)
+		n.fake.ownIDs = ownIDs
+		delete(n.fake.namespaces, podNamespace)
+		guid := regexp.MustCompile(`"ID":"([^"]+)"`)
+		n.fake.hook(func(call string) error {
+			raw, err := os.ReadFile(n.cfg.State)
+			if errors.Is(err, os.ErrNotExist) && strings.HasPrefix(call, "list") {
+				return nil // nothing was made yet
+			}
+			n.fake.mu.Lock()
+			defer n.fake.mu.Unlock()
+			ids := slices.Concat(slices.Collect(maps.Keys(n.fake.networks)), slices.Collect(maps.Keys(n.fake.endpoints)), slices.Collect(maps.Keys(n.fake.namespaces)))
+			if made := guid.FindStringSubmatch(n.fake.calls[len(n.fake.calls)-1]); made != nil {
+				ids = append(ids, made[1])
+			}
+			for _, id := range ids {
+				if !strings.Contains(string(raw), id) {
+					t.Errorf("%s: %s is not in the record (%v)", call, id, err)
+				}
+			}
+			return nil
+		}, nil)
+		n.attachHCN(t, ownSpec())
+		if err := n.Detach(t.Context(), ownSpec().Key); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.ReleaseSegment(t.Context(), "default"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Calls that fail while an Attach is undone leave what the next look removes.
+func TestHCNFailedUndo(t *testing.T) {
+	for _, call := range []string{"remove endpoint", "delete endpoint", "delete namespace"} {
+		t.Run(call, func(t *testing.T) {
+			n := newHCNNode(t)
+			n.fake.hook(func(name string) error {
+				if name == "add endpoint" || name == call {
+					return errInjected
+				}
+				return nil
+			}, nil)
+			spec := ownSpec()
+			if _, err := n.Attach(t.Context(), spec); !errors.Is(err, errHCNBusy) {
+				t.Errorf("error %v", err)
+			}
+			n.fake.hook(nil, nil)
+			half, found := n.Lookup(spec.Key)
+			if found || half.PortIndex == 0 {
+				t.Errorf("looked up %+v, %v: its addresses are not free yet", half, found)
+			}
+			if err := n.Reconcile(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			sameHCN(t, "left", left("zlayer-cni-default"), n.fake.has())
+			sameHCN(t, "told to Run", []Attachment{half}, n.lost)
+		})
+	}
+}
+
+func TestHCNFailedDetach(t *testing.T) {
+	for _, call := range []string{"remove endpoint", "delete endpoint", "delete namespace"} {
+		for _, after := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, after it %v", call, after), func(t *testing.T) {
+				n, spec := newHCNNode(t), ownSpec()
+				if _, err := n.Attach(t.Context(), spec); err != nil {
+					t.Fatal(err)
+				}
+				fault{after: after, name: call}.arm(n.fake, 1)
+				if err := n.Detach(t.Context(), spec.Key); !errors.Is(err, errInjected) {
+					t.Errorf("error %v", err)
+				}
+				n.restart(t) // or the same process: the record is what counts
+				if err := n.Detach(t.Context(), spec.Key); err != nil {
+					t.Fatal(err)
+				}
+				sameHCN(t, "left", left("zlayer-cni-default"), n.fake.has())
+			})
+		}
+	}
+}
+
+// The pool of an address is that of the segment, which a Detach that did not end
+// and the report of one that vanished both name.
+func TestHCNWrongPoolOnRelease(t *testing.T) {
+	n, spec := newHCNNode(t), ownSpec()
+	service := netip.MustParsePrefix("10.42.200.0/28")
+	if _, err := n.EnsureSegment(t.Context(), SegmentSpec{Name: "billing", Subnets: []netip.Prefix{service}}); err != nil {
+		t.Fatal(err)
+	}
+	spec.Segment, spec.Addrs = "billing", []netip.Addr{netip.MustParseAddr("10.42.200.2")}
+	if _, err := n.Attach(t.Context(), spec); err != nil {
+		t.Fatal(err)
+	}
+	fault{name: "delete endpoint"}.arm(n.fake, 1)
+	if err := n.Detach(t.Context(), spec.Key); err == nil {
+		t.Fatal("detached")
+	}
+	n.restart(t)
+	if err := n.read(); err != nil {
+		t.Fatal(err)
+	}
+	half, _ := n.Lookup(spec.Key)
+	sameHCN(t, "segment", "billing", half.Segment)
+	sameHCN(t, "addresses", spec.Addrs, half.Addrs)
+	other := spec
+	other.Key.ContainerID = "other"
+	if err := n.Reconcile(t.Context()); err != nil { // ends the Detach
+		t.Fatal(err)
+	}
+	sameHCN(t, "told to Run", []Attachment{half}, n.lost)
+	other.Segment = "default"
+	if _, err := n.Attach(t.Context(), other); !errors.Is(err, ErrConflict) {
+		t.Errorf("the service's address on the default segment: %v", err)
+	}
+	other.Segment = "billing"
+	if _, err := n.Attach(t.Context(), other); err != nil {
+		t.Errorf("the freed address on its own segment: %v", err)
+	}
+}
+
+// A record that cannot be written fails the Attach, and takes the objects back.
+func TestHCNRecordUnwritable(t *testing.T) {
+	n, spec := newHCNNode(t), ownSpec()
+	folder := filepath.Dir(n.cfg.State)
+	spec.BeforeUp = func(context.Context, Attachment) error { return os.Rename(folder, folder+".away") }
+	if _, err := n.Attach(t.Context(), spec); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("error %v", err)
+	}
+	sameHCN(t, "left", left("zlayer-cni-default"), n.fake.has())
+	if err := os.Rename(folder+".away", folder); err != nil {
+		t.Fatal(err)
+	}
+	n.restart(t)
+	if list, err := n.Recover(t.Context()); err != nil || len(list) > 0 {
+		t.Errorf("recovered %v, %v", list, err)
+	}
+	spec.BeforeUp = nil
+	if _, err := n.Attach(t.Context(), spec); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestHCNHookFails(t *testing.T) {
+	n, spec := newHCNNode(t), ownSpec()
+	spec.BeforeUp = func(context.Context, Attachment) error { return errInjected }
+	if _, err := n.Attach(t.Context(), spec); !errors.Is(err, errInjected) {
+		t.Errorf("error %v", err)
+	}
+	sameHCN(t, "left", left("zlayer-cni-default"), n.fake.has())
+}
+
+// A call that hangs ends the Attach at its deadline; when HCN answers after all,
+// Run removes what came of it.
+func TestHCNHangingCall(t *testing.T) {
+	for _, call := range []string{"create endpoint", "create namespace", "add endpoint", "create network", "list networks"} {
+		t.Run(call, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n, spec := newHCNNode(t), ownSpec()
+				if err := n.read(); err != nil {
+					t.Fatal(err)
+				}
+				hang := make(chan struct{})
+				n.fake.hook(func(name string) error {
+					if name == call {
+						<-hang
+					}
+					return nil
+				}, nil)
+				start := time.Now()
+				_, err := n.Attach(t.Context(), spec)
+				if took := time.Since(start); !errors.Is(err, context.DeadlineExceeded) || took > hcnTimeout+hcnUndoTimeout {
+					t.Errorf("after %v: %v", took, err)
+				}
+				ctx, stop := context.WithCancel(t.Context())
+				ended := make(chan error)
+				go func() { ended <- n.Run(ctx, func(Attachment) {}) }()
+				synctest.Wait()
+				n.fake.hook(nil, nil)
+				close(hang)
+				synctest.Wait()
+				<-time.After(2 * hcnTimeout) // of the bubble's clock, for Run's retries
+				synctest.Wait()
+				stop()
+				if err := <-ended; err != nil {
+					t.Error(err)
+				}
+				if has := n.fake.has(); strings.Contains(strings.Join(has, "\n"), "endpoint") || len(has) > 2 {
+					t.Errorf("left: %v", has)
+				}
+				sameHCN(t, "record of attachments", []hcnAttachment{}, n.state.Attachments)
+				if _, err := n.Attach(t.Context(), spec); err != nil {
+					t.Errorf("the same again: %v", err)
+				}
+			})
+		})
+	}
+}
+
+// Calls that hang do not take more threads than there are slots, and what waits
+// for one ends by its deadline.
+func TestHCNEverythingHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var late, running atomic.Int32
+		calls, hang := newHCNCalls(time.Second, func() { late.Add(1) }), make(chan struct{})
+		for i := range hcnPending + 3 {
+			err := hcnDo(t.Context(), calls, "test", fmt.Sprint(i), func() error { running.Add(1); <-hang; return nil })
+			if !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("call %d: %v", i, err)
+			}
+		}
+		sameHCN(t, "running", int32(hcnPending), running.Load())
+		close(hang)
+		synctest.Wait()
+		sameHCN(t, "told that they came back", int32(hcnPending), late.Load())
+		if err := hcnDo(t.Context(), calls, "test", "0", func() error { return nil }); err != nil {
+			t.Errorf("after all answered: %v", err)
+		}
+	})
+}
+
+// The caller going away ends the Attach at once.
+func TestHCNCallerGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, spec := newHCNNode(t), ownSpec()
+		ctx, cancel := context.WithCancel(t.Context())
+		n.fake.hook(nil, func(name string) error {
+			if name == "create endpoint" {
+				cancel()
+			}
+			return nil
+		})
+		if _, err := n.Attach(ctx, spec); !errors.Is(err, context.Canceled) {
+			t.Errorf("error %v", err)
+		}
+		sameHCN(t, "left", left("zlayer-cni-default"), n.fake.has())
+	})
+}

@@ -1,0 +1,135 @@
+package attach
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/zlayer/zlayer-cni/internal/linkalias"
+)
+
+// hcnMark begins the names of what is ours in HCN. A name alone with the rest
+// of its form tells that, never the mark by itself: ZLayer's own networks, for
+// one, begin with zlayer-.
+const hcnMark = "zlayer-cni-"
+
+// Forms of our names behind the mark.
+const (
+	plainSegment  = `[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?`
+	digestSegment = `sha256_[0-9a-f]{64}`
+	endpointForm  = `[0-9a-f]{64}`
+)
+
+// networkName is the HCN network of a segment: the segment's name where it is a
+// plain one, else its digest. The underscore keeps the two apart.
+func networkName(segment string) string {
+	if matches(plainSegment, segment) {
+		return hcnMark + segment
+	}
+	return hcnMark + strings.ReplaceAll(linkalias.Digest(segment), ":", "_")
+}
+
+// isNetworkName tells whether a name is one of ours.
+func isNetworkName(name string) bool {
+	rest, ours := strings.CutPrefix(name, hcnMark)
+	return ours && (matches(plainSegment, rest) || matches(digestSegment, rest))
+}
+
+// endpointName is the HCN endpoint of a sandbox.
+func endpointName(key Key) string { return hcnMark + key.ID() }
+
+// endpointKey is the sandbox's Key.ID in the name of an endpoint of ours.
+func endpointKey(name string) (keyID string, ours bool) {
+	rest, ours := strings.CutPrefix(name, hcnMark)
+	return rest, ours && matches(endpointForm, rest)
+}
+
+func matches(form, s string) bool { return regexp.MustCompile(`^(?:` + form + `)$`).MatchString(s) }
+
+// newGUID is a random GUID (RFC 9562, version 4) as HCN writes them in
+// references: bare and in lower case.
+func newGUID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:])                      // never fails
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80 // version and variant
+	s := hex.EncodeToString(b[:])
+	return strings.Join([]string{s[:8], s[8:12], s[12:16], s[16:20], s[20:]}, "-")
+}
+
+// parseGUID reads a GUID with or without braces and writes it as newGUID does.
+func parseGUID(text string) (string, error) {
+	bare := strings.ToLower(text)
+	if inner, opened := strings.CutPrefix(bare, "{"); opened {
+		closed := strings.HasSuffix(inner, "}")
+		if bare = strings.TrimSuffix(inner, "}"); !closed {
+			bare = ""
+		}
+	}
+	if !matches(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`, bare) {
+		return "", fmt.Errorf("%q is no GUID: %w", shorten(text), ErrInvalid)
+	}
+	return bare, nil
+}
+
+// sameID compares ids as HCN writes them, in either case.
+func sameID(a, b string) bool { return strings.EqualFold(a, b) }
+
+// macText is a hardware address as HCN writes it.
+func macText(mac []byte) string {
+	var parts []string
+	for _, b := range mac {
+		parts = append(parts, fmt.Sprintf("%02X", b))
+	}
+	return strings.Join(parts, "-")
+}
+
+// checkSubnets wants subnets that have room for a gateway and a sandbox, and
+// none within another.
+func checkSubnets(subnets []netip.Prefix) error {
+	const hostBits = 2 // network, gateway, a sandbox, broadcast
+	if len(subnets) == 0 {
+		return fmt.Errorf("a segment needs a subnet: %w", ErrInvalid)
+	}
+	for i, subnet := range subnets {
+		switch {
+		case !subnet.IsValid() || subnet.Addr().Is4In6() || subnet != subnet.Masked():
+			return fmt.Errorf("subnet %s is none: %w", subnet, ErrInvalid)
+		case subnet.Addr().BitLen()-subnet.Bits() < hostBits:
+			return fmt.Errorf("subnet %s has no room for a gateway and a sandbox: %w", subnet, ErrInvalid)
+		case slices.ContainsFunc(subnets[:i], subnet.Overlaps):
+			return fmt.Errorf("subnet %s is in another one: %w", subnet, ErrInvalid)
+		}
+	}
+	return nil
+}
+
+// subnetOf is the subnet that an address is in.
+func subnetOf(subnets []netip.Prefix, addr netip.Addr) (netip.Prefix, bool) {
+	i := slices.IndexFunc(subnets, func(subnet netip.Prefix) bool { return subnet.Contains(addr) })
+	if i < 0 {
+		return netip.Prefix{}, false
+	}
+	return subnets[i], true
+}
+
+// checkHost wants an address that a sandbox can have in one of the subnets:
+// containers start at network+2, since HCN gives network+1 to the host. Which
+// address a sandbox gets is decided above; this only refuses.
+func checkHost(subnets []netip.Prefix, addr netip.Addr) error {
+	subnet, found := subnetOf(subnets, addr)
+	switch {
+	case !found:
+		return fmt.Errorf("address %s is in none of the segment's subnets %v: %w", addr, subnets, ErrConflict)
+	case addr == subnet.Addr():
+		return fmt.Errorf("address %s is that of the subnet %s: %w", addr, subnet, ErrConflict)
+	case addr == SubnetGateway(subnet):
+		return fmt.Errorf("address %s is the gateway of %s: %w", addr, subnet, ErrConflict)
+	case addr.Is4() && !subnet.Contains(addr.Next()):
+		return fmt.Errorf("address %s is the broadcast address of %s: %w", addr, subnet, ErrConflict)
+	}
+	return nil
+}

@@ -1,0 +1,264 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"time"
+)
+
+// Recover reads the record, removes what an earlier run did not finish, mends
+// the rest, and returns it. Every other method does it first if nobody has. What
+// HCN does not let go of is no error: Run tries again.
+func (a *hcnAttacher) Recover(ctx context.Context) ([]Attachment, error) {
+	if err := a.adopt(ctx); err != nil {
+		return nil, fmt.Errorf("recover attachments: %w", err)
+	}
+	return a.List(), nil
+}
+
+func (a *hcnAttacher) adopt(ctx context.Context) error {
+	if err := a.read(); err != nil {
+		return err
+	}
+	return a.reconcile(ctx)
+}
+
+// read takes over the record once. Segments without subnets of their own get
+// those that are configured now.
+func (a *hcnAttacher) read() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.loaded {
+		return nil
+	}
+	state, err := readState(a.cfg.State)
+	if err != nil {
+		return err
+	}
+	for i := range state.Segments {
+		if s := &state.Segments[i]; !s.Named && len(a.cfg.Subnets) > 0 {
+			s.Subnets = a.cfg.Subnets
+		}
+	}
+	a.state, a.loaded = state, true
+	return nil
+}
+
+// Reconcile compares everything of ours with HCN and mends the differences:
+// networks that are gone or not as wanted are made anew where nobody is on them,
+// endpoints go back into their namespaces, and what is unfinished or nobody's is
+// removed. Attachments whose endpoint or namespace is gone are given to Run's
+// callback.
+func (a *hcnAttacher) Reconcile(ctx context.Context) error {
+	if err := a.load(ctx); err != nil {
+		return err
+	}
+	if err := a.reconcile(ctx); err != nil {
+		return fmt.Errorf("reconcile attachments: %w", err)
+	}
+	return nil
+}
+
+func (a *hcnAttacher) reconcile(ctx context.Context) error {
+	a.mu.Lock()
+	attachments, segments := slices.Clone(a.state.Attachments), slices.Clone(a.state.Segments)
+	a.mu.Unlock()
+	var errs []error
+	for _, s := range segments {
+		errs = append(errs, a.reconcileSegment(ctx, s.Name))
+	}
+	endpoints, err := a.listEndpoints(ctx) // after the record was looked at: what is attached by then is there, or gone
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	for _, r := range attachments {
+		errs = append(errs, a.reconcileAttachment(ctx, r, endpoints))
+	}
+	errs = append(errs, a.removeStrays(ctx, false))
+	return errors.Join(errs...)
+}
+
+func (a *hcnAttacher) reconcileSegment(ctx context.Context, name string) error {
+	unlock, err := a.lockSegment(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	a.mu.Lock()
+	s, _, found := a.state.segment(name)
+	a.mu.Unlock()
+	switch {
+	case !found:
+		return nil
+	case s.Leaving:
+		a.tellBusy(a.removeSegment(ctx, name), "iface", networkName(name))
+		return nil
+	}
+	_, err = a.ensureNetwork(ctx, s)
+	return err
+}
+
+// reconcileAttachment looks at one attachment unless it has changed since, or
+// somebody is at it: they leave it whole or leaving.
+func (a *hcnAttacher) reconcileAttachment(ctx context.Context, seen hcnAttachment, endpoints []hcnEndpoint) error {
+	if a.keys.Busy(seen.Key.ID()) {
+		return nil
+	}
+	unlock, err := a.keys.Lock(ctx, seen.Key.ID())
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	a.mu.Lock()
+	r, _, found := a.state.attachment(seen.Key.ID())
+	a.mu.Unlock()
+	if !found || r.Endpoint != seen.Endpoint || r.State != seen.State {
+		return nil
+	}
+	if r.State == hcnAttached {
+		whole, err := a.mend(ctx, r, endpoints)
+		if whole || err != nil {
+			return err
+		}
+		a.log.Info("endpoint or namespace is gone, removing the rest", "op", "reconcile", "sandbox", r.Key.String(), "iface", r.Endpoint)
+	}
+	gone := a.public(r)
+	if err := a.remove(ctx, r); err != nil {
+		a.tellBusy(err, "sandbox", r.Key.String())
+		return nil
+	}
+	a.mu.Lock()
+	a.lost = append(a.lost, gone)
+	a.mu.Unlock()
+	a.ring()
+	return nil
+}
+
+// tellBusy logs what will be tried again.
+func (a *hcnAttacher) tellBusy(err error, key, value string) {
+	if err != nil {
+		a.log.Warn("not removed yet, trying again", "op", "reconcile", key, value, "err", err)
+	}
+}
+
+// Run compares HCN with the record now and then until ctx ends, and returns nil
+// then. It mends what foreign hands remove, removes what HCN did not let go of
+// before, and calls gone, one at a time, for every attachment that went other
+// than by Detach. One Run at a time.
+func (a *hcnAttacher) Run(ctx context.Context, gone func(Attachment)) error {
+	wait := time.NewTimer(0)
+	defer wait.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.poke:
+		case <-wait.C:
+		}
+		if err := a.Reconcile(ctx); err != nil && ctx.Err() == nil {
+			a.log.Warn("not everything could be compared with HCN, trying again", "op", "reconcile", "err", err)
+		}
+		a.mu.Lock()
+		lost := a.lost
+		a.lost = nil
+		next := hcnResync
+		if a.state.unfinished() {
+			next = hcnRetry
+		}
+		a.mu.Unlock()
+		for _, attachment := range lost {
+			gone(attachment)
+		}
+		wait.Reset(next)
+	}
+}
+
+// Check compares an attachment with HCN and changes nothing. It returns all that
+// is wrong, or ErrNotAttached. The namespace is the record's; the file is not
+// used.
+func (a *hcnAttacher) Check(ctx context.Context, key Key, _ *os.File) error {
+	if err := a.check(ctx, key); err != nil {
+		return fmt.Errorf("check sandbox %s: %w", key, err)
+	}
+	return nil
+}
+
+func (a *hcnAttacher) check(ctx context.Context, key Key) error {
+	if err := a.load(ctx); err != nil {
+		return err
+	}
+	unlock, err := a.keys.Lock(ctx, key.ID())
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	a.mu.Lock()
+	r, _, found := a.state.attachment(key.ID())
+	s, _, _ := a.state.segment(r.Segment)
+	a.mu.Unlock()
+	if !found || r.State != hcnAttached {
+		return ErrNotAttached
+	}
+	return errors.Join(a.checkNetwork(ctx, s), a.checkEndpoint(ctx, r, s.ID), a.checkPlace(ctx, r))
+}
+
+func (a *hcnAttacher) checkNetwork(ctx context.Context, s hcnSegment) error {
+	networks, err := a.listNetworks(ctx)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(networks, func(n hcnNetwork) bool { return sameID(n.ID, s.ID) })
+	if i < 0 {
+		return fmt.Errorf("HCN network %s is missing", networkName(s.Name))
+	}
+	if why := networks[i].differs(networkWanted(s, a.cfg.Adapter)); why != "" {
+		return fmt.Errorf("HCN network %s %s", networks[i].Name, why)
+	}
+	return nil
+}
+
+func (a *hcnAttacher) checkEndpoint(ctx context.Context, r hcnAttachment, network string) error {
+	endpoints, err := a.listEndpoints(ctx)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(endpoints, func(e hcnEndpoint) bool { return sameID(e.ID, r.Endpoint) })
+	if i < 0 {
+		return fmt.Errorf("HCN endpoint %s is missing: %w", r.Endpoint, ErrNotAttached)
+	}
+	var wrong []error
+	have, wanted := endpoints[i], endpointWanted(r, network, a.cfg)
+	if !sameID(have.HostComputeNetwork, network) {
+		wrong = append(wrong, fmt.Errorf("HCN endpoint %s is on another network", r.Endpoint))
+	}
+	for _, config := range wanted.IPConfigurations {
+		if !slices.ContainsFunc(have.IPConfigurations, func(c hcnIPConfig) bool { return c.IPAddress == config.IPAddress }) {
+			wrong = append(wrong, fmt.Errorf("HCN endpoint %s: address %s is missing", r.Endpoint, config.IPAddress))
+		}
+	}
+	for _, route := range wanted.Routes {
+		if !slices.ContainsFunc(have.Routes, func(h hcnRoute) bool {
+			return h.NextHop == route.NextHop && h.DestinationPrefix == route.DestinationPrefix
+		}) {
+			wrong = append(wrong, fmt.Errorf("HCN endpoint %s: default route via %s is missing", r.Endpoint, route.NextHop))
+		}
+	}
+	return errors.Join(wrong...)
+}
+
+func (a *hcnAttacher) checkPlace(ctx context.Context, r hcnAttachment) error {
+	namespace, err := a.namespace(ctx, r.Namespace)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w: %w", err, ErrNotAttached)
+	case err != nil:
+		return err
+	case !namespace.holds(r.Endpoint):
+		return fmt.Errorf("HCN endpoint %s is not in namespace %s", r.Endpoint, r.Namespace)
+	}
+	return nil
+}
