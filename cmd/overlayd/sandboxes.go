@@ -108,8 +108,12 @@ func pidNetns(handle *shim.LinuxPID) string {
 }
 
 // openNetns returns the sandbox's namespace, which the caller closes: the one
-// that came with the request, or that of the process now.
+// that came with the request, or that of the process now. On Windows it has a
+// name and no file.
 func openNetns(handle shim.Handle, netns *shim.LinuxNetns) (*os.File, error) {
+	if runtime.GOOS == "windows" {
+		return nil, nil
+	}
 	if _, ok := handle.(*shim.LinuxPID); !ok {
 		if netns.File == nil {
 			return nil, fmt.Errorf("no network namespace came with the request: %w", dataplane.ErrInvalid)
@@ -133,6 +137,9 @@ func keyOf(netns *shim.LinuxNetns) attach.Key {
 // attachRequest is what the wire asks for, without service and namespace.
 func attachRequest(netns *shim.LinuxNetns, r *shim.AttachContainer) (dataplane.AttachRequest, error) {
 	request := dataplane.AttachRequest{Key: keyOf(netns), IPs: r.IPs, MTU: r.MTU, Network: r.Network}
+	if runtime.GOOS == "windows" {
+		request.Namespace = netns.Netns
+	}
 	if r.MAC == "" {
 		return request, nil
 	}

@@ -21,8 +21,10 @@ const undoTimeout = 10 * time.Second
 type AttachRequest struct {
 	// Key names the sandbox.
 	Key attach.Key
-	// Netns is its network namespace; the caller keeps and closes it.
+	// Netns is its network namespace; the caller keeps and closes it. Namespace takes its place on Windows.
 	Netns *os.File
+	// Namespace is the GUID of its HCN namespace, on Windows alone.
+	Namespace string
 	// Service is the one that the sandbox joins; without a name it is put on DefaultSegment.
 	Service ServiceRequest
 	// IPs are wanted addresses, at most one of each slice; the rest is chosen.
@@ -38,7 +40,7 @@ type AttachRequest struct {
 // Attachment tells how a sandbox is attached.
 type Attachment struct {
 	attach.Attachment
-	// Prefixes are the addresses as they stand on the interface: /32 and /128.
+	// Prefixes are the addresses as they stand on the interface: /32 and /128, on Windows in their subnet.
 	Prefixes []netip.Prefix
 	// Gateways are the next hops of the sandbox's default routes, one of each of its families.
 	Gateways []netip.Addr
@@ -114,7 +116,7 @@ func (d *Dataplane) attachWith(ctx context.Context, parts *parts, req AttachRequ
 		return attach.Attachment{}, err
 	}
 	spec := attach.Spec{
-		Key: req.Key, Netns: req.Netns, Segment: cmp.Or(req.Service.Name, DefaultSegment), Addrs: addrs, MAC: req.MAC, MTU: req.MTU, Network: req.Network,
+		Key: req.Key, Netns: req.Netns, Namespace: req.Namespace, Segment: cmp.Or(req.Service.Name, DefaultSegment), Addrs: addrs, MAC: req.MAC, MTU: req.MTU, Network: req.Network,
 	}
 	before, _ := parts.attacher.Lookup(req.Key)
 	pinned := 0
@@ -157,7 +159,12 @@ func (d *Dataplane) unpinLeft(ctx context.Context, parts *parts, key attach.Key,
 
 func describe(a attach.Attachment) Attachment {
 	answer := Attachment{Attachment: a}
-	for _, addr := range a.Addrs {
+	for i, addr := range a.Addrs {
+		if i < len(a.Subnets) {
+			answer.Prefixes = append(answer.Prefixes, netip.PrefixFrom(addr, a.Subnets[i].Bits()))
+			answer.Gateways = append(answer.Gateways, attach.SubnetGateway(a.Subnets[i]))
+			continue
+		}
 		answer.Prefixes = append(answer.Prefixes, netip.PrefixFrom(addr, addr.BitLen()))
 		answer.Gateways = append(answer.Gateways, attach.Gateway(addr))
 	}
