@@ -4,7 +4,6 @@ import (
 	"fmt"
 
 	"golang.zx2c4.com/wireguard/device"
-	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
 // inFlight is how many packets may be inside wireguard-go in each direction.
@@ -19,6 +18,7 @@ type userspace struct {
 	device  *device.Device
 	uapi    *uapiServer
 	out, in *gate
+	idle    idleness
 }
 
 // newUserspace takes fd over, a TUN's descriptor. The device is down and has no
@@ -36,24 +36,6 @@ func newUserspace(cfg Config, ns *namespace, fd int) (*userspace, error) {
 		return nil, err
 	}
 	return u, nil
-}
-
-// up opens the sockets.
-func (u *userspace) up(port int) error {
-	if err := u.device.Up(); err != nil {
-		return fmt.Errorf("bring wireguard-go up: %w", portError(port, err))
-	}
-	return nil
-}
-
-// dead reports whether wireguard-go has given up.
-func (u *userspace) dead() bool {
-	select {
-	case <-u.device.Wait():
-		return true
-	default:
-		return false
-	}
 }
 
 // serve makes sure that wgctrl finds the device.
@@ -79,22 +61,6 @@ func (u *userspace) stop() error {
 	return err
 }
 
-// greet begins a handshake with each peer at once. After a start that ends the
-// silence at the first round trip; by themselves the peers would notice after
-// 15 s that nobody knows their sessions any more. A device that receives more
-// than 128 handshakes at once begins to refuse some, so wait is called now and
-// then.
-func (u *userspace) greet(keys []wgtypes.Key, wait func() error) error {
-	const atOnce = 32
-	for i, key := range keys {
-		if i > 0 && i%atOnce == 0 {
-			if err := wait(); err != nil {
-				return err
-			}
-		}
-		if peer := u.device.LookupPeer(device.NoisePublicKey(key)); peer != nil {
-			_ = peer.SendHandshakeInitiation(false) // it tries again by itself
-		}
-	}
-	return nil
-}
+// loadEnded reports true once after every load, whose buffers may then go back to
+// the system.
+func (u *userspace) loadEnded() bool { return u.idle.ended(u.out.left.Load() + u.in.left.Load()) }
