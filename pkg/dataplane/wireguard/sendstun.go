@@ -1,4 +1,4 @@
-//go:build linux
+//go:build linux || windows
 
 package wireguard
 
@@ -77,9 +77,3 @@ func isWireGuard(packet []byte) bool {
 }
 
 func (d *Device) setSTUN(sender stunSender) { d.stun.Store(&sender) }
-
-// plainAddrPort is what to compare and to send to: IPv4 as such, and no zone,
-// which only a link-local address has.
-func plainAddrPort(addr netip.AddrPort) netip.AddrPort {
-	return netip.AddrPortFrom(addr.Addr().Unmap().WithZone(""), addr.Port())
-}

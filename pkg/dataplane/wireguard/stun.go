@@ -1,6 +1,9 @@
 package wireguard
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"net/netip"
+)
 
 const (
 	// stunHeader is the length of a STUN message without attributes.
@@ -27,4 +30,10 @@ func isSTUN(packet []byte) bool {
 	length := int(binary.BigEndian.Uint16(packet[2:]))
 	return length == len(packet)-stunHeader && length%4 == 0 &&
 		binary.BigEndian.Uint32(packet[stunCookieAt:]) == stunCookie
+}
+
+// plainAddrPort is what to compare and to send to: IPv4 as such, and no zone,
+// which only a link-local address has.
+func plainAddrPort(addr netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(addr.Addr().Unmap().WithZone(""), addr.Port())
 }
