@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
@@ -44,8 +45,9 @@ const (
 	defaultMTU = 1420
 	// MinMTU is the least MTU of a device: IPv6 works on no link with less.
 	MinMTU = 1280
-	// maxMTU is the largest packet wireguard-go's buffers hold with its header and tag.
-	maxMTU = 65535 - 32
+	// maxMTU is the largest packet wireguard-go's buffers hold with its header and tag:
+	// 65503 bytes on Linux, 1984 on Windows.
+	maxMTU = device.MaxContentSize
 	// maxLinkName is the kernel's IFNAMSIZ less its terminating zero.
 	maxLinkName = 15
 )

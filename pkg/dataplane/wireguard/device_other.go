@@ -1,4 +1,4 @@
-//go:build !linux
+//go:build !linux && !windows
 
 package wireguard
 
@@ -75,5 +75,3 @@ func (d *Device) Run(context.Context) error { return errors.ErrUnsupported }
 
 // Close returns errors.ErrUnsupported.
 func (d *Device) Close() error { return errors.ErrUnsupported }
-
-func smallPages() {}

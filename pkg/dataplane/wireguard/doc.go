@@ -5,7 +5,7 @@
 // peers a device has into those it should have; both are pure and work on every
 // system. [Device] is a link of the kernel where the kernel knows WireGuard, and
 // wireguard-go on a TUN in this process elsewhere. Both kinds are configured
-// through wgctrl, so `wg show` works for both.
+// through wgctrl, so `wg show` works for both; on Windows for the kernel's.
 //
 // A node has one device for the cluster's network, and may have more beside it,
 // each for one service: with a key, a port, peers and a routing table of its own.
@@ -28,9 +28,19 @@
 // wants them. What the messages mean
 // is not this package's business.
 //
-// The device outlives the process. A kernel device goes on by itself. A TUN
+// On Linux the device outlives the process. A kernel device goes on by itself. A TUN
 // stays with its addresses and routes, so that nothing finds another way out,
 // and passes traffic again as soon as the next process has shaken hands.
+//
+// On Windows the device is an adapter of WireGuardNT's driver where wireguard.dll
+// can be loaded, else wireguard-go on an adapter of wintun, which takes wintun.dll;
+// both are looked for in the program's folder and in System32 alone. Either kind
+// goes with its process, sessions, addresses and routes with it: what stays are
+// routes to the loopback interface behind those to the peers, which refuse. What is
+// ours is told by the adapter's GUID, which follows from its name, and by the
+// routes' metrics. There is one routing table, so services have no devices there
+// (errors.ErrUnsupported), and only a userspace device can share its port with STUN.
+// Which nodes become peers, and what of a device is written, is the same code.
 //
 // The package does no firewalling and reads no files but the key. All methods
 // of Device are safe for concurrent use.

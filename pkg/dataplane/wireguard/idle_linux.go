@@ -1,12 +1,6 @@
-//go:build linux
-
 package wireguard
 
-import (
-	"runtime"
-	"runtime/debug"
-	"time"
-)
+import "time"
 
 const (
 	// busyBatches is how many batches of packets between two glances make a load
@@ -39,11 +33,4 @@ func (i *idleness) ended(batches uint64) bool {
 		}
 	}
 	return false
-}
-
-// releaseBuffers gives the pooled packet buffers back to the system. A pool
-// gives up what was not used between two collections.
-func releaseBuffers() {
-	runtime.GC()
-	debug.FreeOSMemory()
 }

@@ -1,6 +1,9 @@
 package wireguard
 
-import "runtime/debug"
+import (
+	"runtime"
+	"runtime/debug"
+)
 
 // GCPercent is what BoundMemory sets.
 const GCPercent = 20
@@ -22,4 +25,11 @@ const GCPercent = 20
 func BoundMemory() {
 	debug.SetGCPercent(GCPercent)
 	smallPages()
+}
+
+// releaseBuffers gives the pooled packet buffers back to the system. A pool
+// gives up what was not used between two collections.
+func releaseBuffers() {
+	runtime.GC()
+	debug.FreeOSMemory()
 }

@@ -20,8 +20,6 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
-var errNoEcho = errors.New("no answer to an echo request")
-
 // Probe sends one ICMP echo request through the device to each of targets, which
 // are addresses of peers on the overlay, and returns who answered before ctx
 // ends, as soon as all have. It needs CAP_NET_RAW. An error is about this node,

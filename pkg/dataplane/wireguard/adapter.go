@@ -1,0 +1,91 @@
+package wireguard
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"fmt"
+	"net/netip"
+	"slices"
+)
+
+// This file is what Windows' part decides without asking Windows.
+
+const (
+	// peerMetric marks the routes through our adapter as the daemon's: Windows
+	// takes no protocol numbers of our own. It is RouteProtocol.
+	peerMetric = RouteProtocol
+	// refuseMetric marks routes to the loopback interface, which refuse. It is
+	// behind all that Windows chooses itself, and not above the 9999 that its tools
+	// know.
+	refuseMetric = 9122
+)
+
+// adapterGUID is the same for a name whenever an adapter is made, so that Windows
+// takes each new one for the one it had: the profile and the settings that it keeps
+// by GUID stay. That of no other name is the same.
+func adapterGUID(name string) [16]byte {
+	sum := sha256.Sum256([]byte("zlayer WireGuard adapter 1\x00" + name))
+	guid := [16]byte(sum[:])
+	const versionAt, variantAt = 6, 8 // RFC 9562: version 8 is for everybody's own ways
+	guid[versionAt] = guid[versionAt]&0x0f | 0x80
+	guid[variantAt] = guid[variantAt]&0x3f | 0x80
+	return guid
+}
+
+// adapterRoutes are the routes wanted on Windows: those of the peers by the
+// adapter, and behind them, as for what the configuration refuses, routes that
+// refuse. An adapter goes with its process, so without those a peer's packets would
+// find another way when the daemon ends.
+func adapterRoutes(refuse []netip.Prefix, peers []Peer) map[route]bool {
+	wanted := make(map[route]bool, 2*len(peers)+len(refuse))
+	for i := range peers {
+		for _, prefix := range peers[i].AllowedIPs {
+			wanted[route{dst: prefix, metric: refuseMetric, unreachable: true}] = true
+			if !slices.Contains(refuse, prefix) {
+				wanted[route{dst: prefix, metric: peerMetric}] = true
+			}
+		}
+	}
+	for _, prefix := range refuse {
+		wanted[route{dst: prefix, metric: refuseMetric, unreachable: true}] = true
+	}
+	return wanted
+}
+
+// diffAddresses returns what to delete from the addresses that an adapter has and
+// then to add, so that it has want, as /32 and /128. Link-local addresses are the
+// system's and stay.
+func diffAddresses(have []netip.Prefix, want []netip.Addr) (del, add []netip.Prefix) {
+	for _, prefix := range have {
+		if !prefix.Addr().IsLinkLocalUnicast() && !(prefix.IsSingleIP() && slices.Contains(want, prefix.Addr())) {
+			del = append(del, prefix)
+		}
+	}
+	for _, addr := range want {
+		if prefix := netip.PrefixFrom(addr, addr.BitLen()); !slices.Contains(have, prefix) {
+			add = append(add, prefix)
+		}
+	}
+	return del, add
+}
+
+// library is a DLL that brings a driver with it.
+type library struct {
+	file      string
+	from      string // where to get it
+	setLogger string // the function that takes a logger
+}
+
+func wireguardNT() library {
+	return library{file: "wireguard.dll", from: "https://download.wireguard.com/wireguard-nt/", setLogger: "WireGuardSetLogger"}
+}
+
+func wintunLibrary() library {
+	return library{file: "wintun.dll", from: "https://www.wintun.net/", setLogger: "WintunSetLogger"}
+}
+
+// missing says which file could not be loaded and where to get it; folder is the
+// program's.
+func (l library) missing(folder string, err error) error {
+	return fmt.Errorf("load %s from %s or System32 (to be had from %s): %w", l.file, cmp.Or(folder, "the program's folder"), l.from, err)
+}

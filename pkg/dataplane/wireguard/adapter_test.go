@@ -1,0 +1,131 @@
+package wireguard
+
+import (
+	"encoding/hex"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// Another GUID would be another adapter to Windows, without the settings of the one
+// before, after every update of the daemon.
+func TestAdapterGUID(t *testing.T) {
+	guid := adapterGUID("zl-wg")
+	if got, want := hex.EncodeToString(guid[:]), "ab38a5e6bbf8808e901c90a91ab95128"; got != want {
+		t.Errorf("GUID of zl-wg is %s, want %s", got, want)
+	}
+	if guid == adapterGUID("zl-wg2") {
+		t.Error("another name has the same GUID")
+	}
+	if guid[6]>>4 != 8 || guid[8]>>6 != 2 {
+		t.Errorf("GUID %x is not of RFC 9562's version 8", guid)
+	}
+}
+
+func TestAdapterRoutes(t *testing.T) {
+	through := func(dst string) route { return route{dst: netip.MustParsePrefix(dst), metric: peerMetric} }
+	refused := func(dst string) route {
+		return route{dst: netip.MustParsePrefix(dst), metric: refuseMetric, unreachable: true}
+	}
+	for _, c := range []struct {
+		name   string
+		refuse []netip.Prefix
+		peers  []Peer
+		want   []route
+	}{
+		{name: "nothing"},
+		{name: "own slices", refuse: prefixes("10.200.1.0/24", "fd00:200:0:1::/64"), want: []route{refused("10.200.1.0/24"), refused("fd00:200:0:1::/64")}},
+		{name: "a peer, with what refuses behind it", peers: []Peer{planned(2)}, want: []route{
+			through("10.200.2.0/24"), refused("10.200.2.0/24"), through("fd00:200:0:2::/64"), refused("fd00:200:0:2::/64"),
+		}},
+		{name: "what is refused is no peer's", refuse: prefixes("10.200.2.0/24"), peers: []Peer{planned(2)}, want: []route{
+			refused("10.200.2.0/24"), through("fd00:200:0:2::/64"), refused("fd00:200:0:2::/64"),
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			want := map[route]bool{}
+			for _, r := range c.want {
+				want[r] = true
+			}
+			got := adapterRoutes(c.refuse, c.peers)
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("routes (-want +got):\n%s", diff)
+			}
+			if del, add := diffRoutes(c.want, got); len(del)+len(add) > 0 {
+				t.Errorf("routes that are there already: delete %v, add %v", del, add)
+			}
+		})
+	}
+}
+
+// What refuses must stand before and after the routes it is behind.
+func TestAdapterRoutesAreNeverWithoutRefusal(t *testing.T) {
+	wanted := adapterRoutes(nil, []Peer{planned(2), planned(3)})
+	_, add := diffRoutes(nil, wanted)
+	del, _ := diffRoutes(add, nil)
+	half := len(wanted) / 2
+	for i := range half {
+		if !add[i].unreachable || !del[half+i].unreachable {
+			t.Errorf("place %d: added %v, deleted %v", i, add[i], del[half+i])
+		}
+	}
+}
+
+func TestDiffAddresses(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		have     []netip.Prefix
+		want     []netip.Addr
+		del, add []netip.Prefix
+	}{
+		{name: "new", want: addresses("10.200.1.1", "fd00:200:0:1::1"), add: prefixes("10.200.1.1/32", "fd00:200:0:1::1/128")},
+		{name: "as it should be", have: prefixes("10.200.1.1/32", "fd00:200:0:1::1/128"), want: addresses("10.200.1.1", "fd00:200:0:1::1")},
+		{name: "link-local stays", have: prefixes("fe80::1/64", "169.254.3.4/16", "10.200.1.1/32"), want: addresses("10.200.1.1")},
+		{name: "moved", have: prefixes("10.200.9.1/32"), want: addresses("10.200.1.1"), del: prefixes("10.200.9.1/32"), add: prefixes("10.200.1.1/32")},
+		{name: "a wider prefix is none of ours", have: []netip.Prefix{netip.MustParsePrefix("10.200.1.1/24")}, want: addresses("10.200.1.1"),
+			del: []netip.Prefix{netip.MustParsePrefix("10.200.1.1/24")}, add: prefixes("10.200.1.1/32")},
+		{name: "none any more", have: prefixes("10.200.1.1/32"), del: prefixes("10.200.1.1/32")},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			del, add := diffAddresses(c.have, c.want)
+			if !slices.Equal(del, c.del) || !slices.Equal(add, c.add) {
+				t.Errorf("delete %v and add %v, want %v and %v", del, add, c.del, c.add)
+			}
+		})
+	}
+}
+
+func addresses(texts ...string) []netip.Addr {
+	addrs := make([]netip.Addr, len(texts))
+	for i, text := range texts {
+		addrs[i] = netip.MustParseAddr(text)
+	}
+	return addrs
+}
+
+func TestMissingLibrarySaysWhichAndWhere(t *testing.T) {
+	cause := errors.New("not found")
+	err := wireguardNT().missing(`C:\zlayer`, cause)
+	if want := `load wireguard.dll from C:\zlayer or System32 (to be had from https://download.wireguard.com/wireguard-nt/): not found`; err.Error() != want {
+		t.Errorf("error %q, want %q", err, want)
+	}
+	if !errors.Is(err, cause) {
+		t.Errorf("%v does not wrap its cause", err)
+	}
+	if err := wintunLibrary().missing("", cause); !strings.Contains(err.Error(), "wintun.dll from the program's folder or") {
+		t.Errorf("without a folder: %v", err)
+	}
+}
+
+func TestDriverLevel(t *testing.T) {
+	for level, want := range map[uint]slog.Level{0: slog.LevelDebug, 1: slog.LevelWarn, 2: slog.LevelWarn} {
+		if got := driverLevel(level); got != want {
+			t.Errorf("level %d is %v, want %v", level, got, want)
+		}
+	}
+}

@@ -1,0 +1,158 @@
+package wireguard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.zx2c4.com/wireguard/windows/driver"
+	"golang.zx2c4.com/wireguard/windows/tunnel/winipcfg"
+)
+
+// host is how Windows has the device: as an adapter of WireGuardNT, or of wintun
+// with wireguard-go in this process. It is guarded as what it is a part of.
+type host struct {
+	kernel *driver.Adapter // of a kernel device
+	luid   winipcfg.LUID   // of the adapter; 0 while there is none
+	logs   map[string]bool // the libraries that log to ours already
+}
+
+// do runs fn where the device is: Windows has but one place.
+func (*host) do(fn func() error) error { return fn() }
+
+var errOneTable = errors.New("there is one routing table for all on Windows, so that a service cannot have its own")
+
+// Open makes the device cfg describes. An adapter goes with the process that made
+// it, so there is none to adopt; the new one has the GUID of the one before, which
+// follows from the name, and Windows takes it for the same. The routes that refuse
+// outlive the process, and are adopted. An adapter of somebody else with the name is
+// an error. If Open fails, it leaves nothing that was not there before.
+//
+// Auto takes Userspace where the driver cannot be loaded or makes no adapter. A
+// device of a service is errors.ErrUnsupported: it would need a routing table.
+func Open(ctx context.Context, cfg Config) (*Device, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, fmt.Errorf("open WireGuard device: %w", err)
+	}
+	if cfg.Service != "" {
+		return nil, fmt.Errorf("open WireGuard device %s: %w: %w", cfg.Name, errOneTable, errors.ErrUnsupported)
+	}
+	d := newDevice(cfg)
+	before, err := refusals()
+	if err == nil {
+		d.logs = map[string]bool{}
+		err = d.pass(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open WireGuard device %s: %w", cfg.Name, err), d.release(), removeRefusals(before))
+	}
+	d.changed = false
+	d.free <- struct{}{}
+	return d, nil
+}
+
+// release closes what the device holds in this process, the adapter with it.
+func (d *Device) release() error {
+	errs := []error{d.loseAdapter()}
+	if d.wg != nil {
+		errs = append(errs, d.wg.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Close ends this process's part, and the adapter with its addresses and routes.
+// The routes that refuse stay, so that packets to peers find no other way until the
+// next Open. Closing twice is fine. [Remove] removes those as well.
+func (d *Device) Close() error {
+	<-d.free
+	defer d.unlock()
+	if d.closed {
+		return nil
+	}
+	d.closed = true
+	d.setReady(ErrClosed)
+	if err := d.release(); err != nil {
+		return fmt.Errorf("close WireGuard device %s: %w", d.cfg.Name, err)
+	}
+	return nil
+}
+
+// stands reports whether the adapter is there, up and carried.
+func (d *Device) stands() bool {
+	if d.luid == 0 {
+		return false
+	}
+	row, err := d.luid.IPInterface(familyIPv4)
+	if err != nil || int(row.NLMTU) != d.MTU() {
+		return false
+	}
+	if d.backend == Userspace {
+		return d.user != nil && !d.user.dead()
+	}
+	state, err := d.kernel.AdapterState()
+	return err == nil && state == driver.AdapterStateUp
+}
+
+// ensureSTUN has STUN messages go by the device's UDP port where that can be: a
+// socket of the driver's is nobody else's, and Windows has no raw ones beside it.
+func (d *Device) ensureSTUN(int) error {
+	switch {
+	case d.cfg.OnSTUN == nil:
+	case d.backend == Userspace:
+		d.setSTUN(d.user.bind)
+	case d.hears:
+		return fmt.Errorf("by the port of WireGuard's driver: %w", errors.ErrUnsupported)
+	}
+	return nil
+}
+
+// Remove removes the routes that refuse behind the device that link names, which
+// went with the process that had it. Services have no devices, and nothing is
+// removed for them.
+func Remove(ctx context.Context, link Link) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("remove WireGuard device %s: %w", link.Name, context.Cause(ctx))
+	}
+	err := link.check()
+	if err == nil && link.Service == "" {
+		err = removeRefusals(nil)
+	}
+	if err != nil {
+		return fmt.Errorf("remove WireGuard device %s: %w", link.Name, err)
+	}
+	return nil
+}
+
+// RemoveRefusals removes all routes of ours that refuse: there is one table, so
+// the numbers of tables do not count. Routes of others stay.
+func RemoveRefusals(ctx context.Context, _, _ int) error {
+	err := ctx.Err()
+	if err == nil {
+		err = removeRefusals(nil)
+	}
+	if err != nil {
+		return fmt.Errorf("remove the routes of WireGuard devices that are gone: %w", err)
+	}
+	return nil
+}
+
+// List returns the adapters of ours, which live processes have: their GUID follows
+// from their name.
+func List(ctx context.Context) ([]Link, error) {
+	err := ctx.Err()
+	var ours []Link
+	if err == nil {
+		var rows []winipcfg.MibIfRow2
+		rows, err = winipcfg.GetIfTable2Ex(winipcfg.MibIfEntryNormalWithoutStatistics)
+		for i := range rows {
+			if name := rows[i].Alias(); rows[i].InterfaceGUID == windowsGUID(name) {
+				ours = append(ours, Link{Name: name})
+			}
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list WireGuard devices: %w", err)
+	}
+	return ours, nil
+}

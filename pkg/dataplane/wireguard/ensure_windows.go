@@ -1,0 +1,315 @@
+package wireguard
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/windows"
+	"golang.zx2c4.com/wireguard/tun"
+	"golang.zx2c4.com/wireguard/wgctrl"
+	"golang.zx2c4.com/wireguard/windows/driver"
+	"golang.zx2c4.com/wireguard/windows/tunnel/winipcfg"
+)
+
+const (
+	// tunnelType is a part of the adapter's description.
+	tunnelType = "WireGuard"
+	// appearWithin is how long an adapter's IP interface may take to appear; a few
+	// moments are usual.
+	appearWithin = 10 * time.Second
+	appearLook   = 20 * time.Millisecond
+)
+
+var errForeign = errors.New("exists and is not ours")
+
+// ensure makes the adapter, the device and its peers what they should be, in an
+// order in which nothing is missing that the next step needs. Without the device
+// nothing works; partial is about single peers and routes.
+func (d *Device) ensure(ctx context.Context) (err, partial error) {
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx), nil
+	}
+	if err := d.ensureAdapter(ctx); err != nil {
+		return err, nil
+	}
+	have, err := d.ensureDevice()
+	if err != nil {
+		return err, nil
+	}
+	if err := d.ensureUp(); err != nil {
+		return err, nil
+	}
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx), nil
+	}
+	peers := d.resolver.resolved(d.peers)
+	if d.backend == Userspace {
+		partial = d.ensureSTUN(have.ListenPort)
+	}
+	partial = errors.Join(partial, d.ensureRoutes(peers))
+	if d.planned {
+		partial = errors.Join(partial, d.ensurePeers(have.Peers, peers))
+	}
+	return nil, partial
+}
+
+// ensureAdapter sees that there is an adapter with the carrier of its packets.
+func (d *Device) ensureAdapter(ctx context.Context) error {
+	if d.luid != 0 {
+		_, err := d.luid.IPInterface(familyIPv4)
+		gone := errors.Is(err, windows.ERROR_NOT_FOUND) || errors.Is(err, windows.ERROR_FILE_NOT_FOUND)
+		switch {
+		case err != nil && !gone:
+			return fmt.Errorf("look at adapter %s: %w", d.cfg.Name, err)
+		case err == nil && (d.user == nil || !d.user.dead()):
+			return nil
+		}
+		d.cfg.Log.Warn("device vanished", "iface", d.cfg.Name)
+		if err := d.loseAdapter(); err != nil {
+			return err
+		}
+	}
+	return d.build(ctx)
+}
+
+// loseAdapter gives the adapter up, which removes it. It does so whatever the
+// error is.
+func (d *Device) loseAdapter() error {
+	d.stun.Store(nil)
+	var err error
+	if d.user != nil {
+		d.user.device.Close()
+		d.user = nil
+	}
+	if d.kernel != nil {
+		err = d.kernel.Close()
+		d.kernel = nil
+	}
+	d.luid, d.written = 0, nil
+	if err != nil {
+		return fmt.Errorf("close adapter %s: %w", d.cfg.Name, err)
+	}
+	return nil
+}
+
+// build makes the adapter, of the first backend that can if it is to choose.
+func (d *Device) build(ctx context.Context) error {
+	if err := checkName(d.cfg.Name); err != nil {
+		return err
+	}
+	var errs []error
+	for _, backend := range d.candidates() {
+		err := d.buildAs(ctx, backend)
+		if err == nil {
+			d.backend, d.changed = backend, true
+			return nil
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", backend, err), d.loseAdapter())
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return fmt.Errorf("make adapter %s: %w", d.cfg.Name, errors.Join(errs...))
+}
+
+// candidates are the backends to try: once one is chosen, that alone.
+func (d *Device) candidates() []Backend {
+	switch {
+	case d.backend != "":
+		return []Backend{d.backend}
+	case d.cfg.Backend != Auto:
+		return []Backend{d.cfg.Backend}
+	}
+	return []Backend{Kernel, Userspace}
+}
+
+func (d *Device) buildAs(ctx context.Context, backend Backend) error {
+	build := d.buildKernel
+	if backend == Userspace {
+		build = d.buildUserspace
+	}
+	if err := build(ctx); err != nil {
+		return err
+	}
+	return d.appear(ctx)
+}
+
+func (d *Device) buildKernel(ctx context.Context) error {
+	driver.Version() // has the driver's package load its library and set its logger, before ours
+	if err := d.open(wireguardNT()); err != nil {
+		return err
+	}
+	guid := windowsGUID(d.cfg.Name)
+	adapter, err := await(ctx, func() (*driver.Adapter, error) { return driver.CreateAdapter(d.cfg.Name, tunnelType, &guid) }, (*driver.Adapter).Close)
+	if err != nil {
+		return fmt.Errorf("have WireGuardNT make it: %w", err)
+	}
+	d.kernel, d.luid = adapter, adapter.LUID()
+	if err := adapter.SetLogging(driver.AdapterLogOn); err != nil {
+		return fmt.Errorf("have WireGuardNT log: %w", err)
+	}
+	// A client keeps the path of an adapter, and the one before had another.
+	client, err := wgctrl.New()
+	if err != nil {
+		return fmt.Errorf("open wgctrl: %w", err)
+	}
+	if d.wg != nil {
+		err = d.wg.Close()
+	}
+	d.wg = client
+	return err
+}
+
+func (d *Device) buildUserspace(ctx context.Context) error {
+	wintunVersion()
+	if err := d.open(wintunLibrary()); err != nil {
+		return err
+	}
+	guid := windowsGUID(d.cfg.Name)
+	made, err := await(ctx, func() (tun.Device, error) { return tun.CreateTUNWithRequestedGUID(d.cfg.Name, &guid, d.MTU()) }, tun.Device.Close)
+	if err != nil {
+		return fmt.Errorf("have wintun make it: %w", err)
+	}
+	native, is := made.(*tun.NativeTun)
+	if !is {
+		return errors.Join(fmt.Errorf("wireguard-go made a TUN of type %T", made), made.Close())
+	}
+	d.user = newUserspace(d.cfg, native)
+	d.wg = ipcConfigurer{device: d.user.device}
+	d.luid, d.fresh = winipcfg.LUID(native.LUID()), true
+	return nil
+}
+
+// open loads a library and has it log to ours.
+func (d *Device) open(lib library) error {
+	module, err := lib.load()
+	if err != nil || d.logs[lib.file] {
+		return err
+	}
+	d.logs[lib.file] = true
+	return lib.logTo(module, d.cfg.Log)
+}
+
+// appear waits until the adapter has an IP interface.
+func (d *Device) appear(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, appearWithin)
+	defer cancel()
+	ticker := time.NewTicker(appearLook)
+	defer ticker.Stop()
+	for {
+		_, err := d.luid.IPInterface(familyIPv4)
+		if err == nil || !errors.Is(err, windows.ERROR_NOT_FOUND) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for its IP interface: %w", context.Cause(ctx))
+		case <-ticker.C:
+		}
+	}
+}
+
+// ensureUp gives the adapter its MTU and addresses and brings it up, by which the
+// device opens its port.
+func (d *Device) ensureUp() error {
+	if err := d.ensureInterfaces(); err != nil {
+		return err
+	}
+	added, err := d.ensureAddresses()
+	d.changed = d.changed || added
+	if err != nil {
+		return err
+	}
+	if d.user != nil {
+		d.user.tun.ForceMTU(d.MTU()) // does nothing if it is the one it has
+		return d.user.up(d.cfg.ListenPort)
+	}
+	state, err := d.kernel.AdapterState()
+	if err == nil && state != driver.AdapterStateUp {
+		err = d.kernel.SetAdapterState(driver.AdapterStateUp)
+	}
+	if err != nil {
+		return fmt.Errorf("bring up %s: %w", d.cfg.Name, portError(d.cfg.ListenPort, err))
+	}
+	return nil
+}
+
+// portError names the UDP port if err is about it. wireguard-go's sockets and the
+// driver's say it differently.
+func portError(port int, err error) error {
+	if errors.Is(err, windows.WSAEADDRINUSE) || errors.Is(err, windows.STATUS_ADDRESS_ALREADY_EXISTS.Errno()) {
+		return fmt.Errorf("UDP port %d %w: %w", port, ErrPortInUse, err)
+	}
+	return err
+}
+
+// ensureRoutes leaves the routes to peers alone until the peers are known.
+func (d *Device) ensureRoutes(peers []Peer) error {
+	have, err := routesOf(d.luid)
+	if err != nil {
+		return err
+	}
+	del, add := diffRoutes(have, adapterRoutes(d.cfg.Refuse, peers))
+	if !d.planned {
+		del = nil
+	}
+	return errors.Join(removeRoutes(d.luid, del), addRoutes(d.luid, add))
+}
+
+// checkName refuses a name that the adapter of somebody else has, which the
+// libraries would rename.
+func checkName(name string) error {
+	rows, err := winipcfg.GetIfTable2Ex(winipcfg.MibIfEntryNormalWithoutStatistics)
+	if err != nil {
+		return fmt.Errorf("list adapters: %w", err)
+	}
+	taken := slices.ContainsFunc(rows, func(row winipcfg.MibIfRow2) bool {
+		return strings.EqualFold(row.Alias(), name) && row.InterfaceGUID != windowsGUID(name)
+	})
+	if taken {
+		return fmt.Errorf("adapter %s %w", name, errForeign)
+	}
+	return nil
+}
+
+func windowsGUID(name string) windows.GUID {
+	raw := adapterGUID(name)
+	return windows.GUID{
+		Data1: binary.BigEndian.Uint32(raw[0:]),
+		Data2: binary.BigEndian.Uint16(raw[4:]),
+		Data3: binary.BigEndian.Uint16(raw[6:]),
+		Data4: [8]byte(raw[8:]),
+	}
+}
+
+// await runs fn, which takes as long as Windows takes to install a driver, and
+// gives up waiting when ctx ends. What fn makes after that is discarded.
+func await[T any](ctx context.Context, fn func() (T, error), discard func(T) error) (T, error) {
+	type outcome struct {
+		made T
+		err  error
+	}
+	done := make(chan outcome)
+	go func() {
+		made, err := fn()
+		select {
+		case done <- outcome{made, err}:
+		case <-ctx.Done():
+			if err == nil {
+				_ = discard(made)
+			}
+		}
+	}()
+	select {
+	case <-ctx.Done():
+		var none T
+		return none, context.Cause(ctx)
+	case result := <-done:
+		return result.made, result.err
+	}
+}
