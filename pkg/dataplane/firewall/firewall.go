@@ -52,6 +52,14 @@
 // along. What the kernel has is compared with what is wanted, and only the
 // difference is written.
 //
+// # Windows
+//
+// There are no tables there. A Firewall keeps a few rules in Windows' own firewall
+// that let in WireGuard's ports and, from the cluster, echo requests: by its COM
+// interface INetFwPolicy2, the only documented way to rules that people see and
+// other programs leave alone. Filters of the platform below could let nothing in,
+// as a block of Windows' firewall counts more than a permit beside it.
+//
 // A Firewall is safe for concurrent use.
 package firewall
 
@@ -131,6 +139,10 @@ type Rules struct {
 	// Bridges are the names of our bridges, Tunnels those of the cluster's
 	// WireGuard devices. They need not exist yet. Services add theirs.
 	Bridges, Tunnels []string
+	// Ports are the UDP ports of this node that its peers send to. Windows lets
+	// nothing in that it is not told of; on Linux it is for other firewalls to say,
+	// and this is not looked at.
+	Ports []uint16
 	// Services are the dedicated services that this node hosts.
 	Services []Service
 	// Guests are addresses out of Own that are not on this node but behind one of
@@ -295,6 +307,7 @@ func (p Pin) clone() Pin {
 
 func (r Rules) clone() Rules {
 	r.Cluster, r.Own, r.NoMasquerade = slices.Clone(r.Cluster), slices.Clone(r.Own), slices.Clone(r.NoMasquerade)
+	r.Ports = slices.Clone(r.Ports)
 	r.Bridges, r.Tunnels, r.Guests = slices.Clone(r.Bridges), slices.Clone(r.Tunnels), slices.Clone(r.Guests)
 	r.Services = slices.Clone(r.Services)
 	for i, s := range r.Services {

@@ -1,0 +1,189 @@
+package firewall
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/bits"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// This file is what is decided about Windows' firewall without asking Windows.
+
+// hostRule is a rule of Windows' firewall that allows something in. What it has
+// besides is always the same; see firewall_windows.go.
+type hostRule struct {
+	name     string
+	protocol int32          // of IP
+	ports    []uint16       // local ones, sorted; UDP only
+	icmp     string         // types and codes as Windows writes them; ICMP only
+	from     []netip.Prefix // sorted; none is anywhere
+	disabled bool           // by somebody: none of ours is
+}
+
+const (
+	protocolICMP   = 1
+	protocolUDP    = 17
+	protocolICMPv6 = 58
+	// echoICMP and echoICMPv6 are echo requests with any code.
+	echoICMP, echoICMPv6 = "8:*", "128:*"
+)
+
+// hostRuleNames are the names of all rules that group may have.
+func hostRuleNames(group string) []string {
+	return []string{group + " WireGuard", group + " probes (ICMPv4)", group + " probes (ICMPv6)"}
+}
+
+// wantedHostRules are the rules of group: WireGuard's ports from anywhere, and echo
+// requests from the cluster, by which other nodes see that this one answers.
+func wantedHostRules(group string, r Rules) []hostRule {
+	names := hostRuleNames(group)
+	var wanted []hostRule
+	if len(r.Ports) > 0 {
+		ports := slices.Sorted(slices.Values(r.Ports))
+		wanted = append(wanted, hostRule{name: names[0], protocol: protocolUDP, ports: slices.Compact(ports)})
+	}
+	var from [2][]netip.Prefix
+	for _, prefix := range slices.Concat(r.Cluster, r.Own) {
+		fam := 0
+		if prefix.Addr().Is6() {
+			fam = 1
+		}
+		from[fam] = append(from[fam], prefix.Masked())
+	}
+	for fam, rule := range []hostRule{{name: names[1], protocol: protocolICMP, icmp: echoICMP}, {name: names[2], protocol: protocolICMPv6, icmp: echoICMPv6}} {
+		slices.SortFunc(from[fam], netip.Prefix.Compare)
+		if rule.from = slices.Compact(from[fam]); len(rule.from) > 0 {
+			wanted = append(wanted, rule)
+		}
+	}
+	return wanted
+}
+
+// sameHostRule tells whether two rules with one name allow the same.
+func sameHostRule(a, b hostRule) bool {
+	return a.protocol == b.protocol && a.icmp == b.icmp && a.disabled == b.disabled &&
+		slices.Equal(a.ports, b.ports) && slices.Equal(a.from, b.from)
+}
+
+// hostRules is where Windows keeps the rules of one group.
+type hostRules interface {
+	// find returns the rule name, and false if there is none.
+	find(name string) (hostRule, bool, error)
+	add(rule hostRule) error
+	// change makes the rule that is there, have, what want says, in place.
+	change(have, want hostRule) error
+	remove(name string) error
+}
+
+// reconcileHostRules makes the rules with our names those wanted, writes only
+// differences, and reports whether there were any. A rule that fails costs only
+// itself.
+func reconcileHostRules(store hostRules, names []string, wanted []hostRule) (changed bool, err error) {
+	var errs []error
+	for _, name := range names {
+		have, found, err := store.find(name)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		at := slices.IndexFunc(wanted, func(r hostRule) bool { return r.name == name })
+		switch {
+		case at < 0 && !found, at >= 0 && found && sameHostRule(have, wanted[at]):
+			continue
+		case at < 0:
+			err = store.remove(name)
+		case !found:
+			err = store.add(wanted[at])
+		default:
+			err = store.change(have, wanted[at])
+		}
+		changed = changed || err == nil
+		errs = append(errs, err)
+	}
+	return changed, errors.Join(errs...)
+}
+
+// portsText and parsePorts are ports as Windows has them.
+func portsText(ports []uint16) string {
+	texts := make([]string, len(ports))
+	for i, port := range ports {
+		texts[i] = strconv.Itoa(int(port))
+	}
+	return strings.Join(texts, ",")
+}
+
+// parsePorts leaves out what is not a single port, which no rule of ours has, so
+// that the rule differs from what is wanted.
+func parsePorts(text string) []uint16 {
+	var ports []uint16
+	for part := range strings.SplitSeq(text, ",") {
+		port, err := strconv.ParseUint(strings.TrimSpace(part), 10, 16)
+		if err != nil {
+			return nil
+		}
+		ports = append(ports, uint16(port))
+	}
+	slices.Sort(ports)
+	return ports
+}
+
+// anywhere is how Windows writes that a rule is about all addresses.
+const anywhere = "*"
+
+func prefixesText(prefixes []netip.Prefix) string {
+	if len(prefixes) == 0 {
+		return anywhere
+	}
+	texts := make([]string, len(prefixes))
+	for i, prefix := range prefixes {
+		texts[i] = prefix.String()
+	}
+	return strings.Join(texts, ",")
+}
+
+// parsePrefixes reads prefixes as Windows gives them back: of IPv4 with a mask like
+// 255.255.0.0 where a number of bits was written, and single addresses without
+// either. Ranges and words are errors: no rule of ours has them.
+func parsePrefixes(text string) ([]netip.Prefix, error) {
+	if text == anywhere || text == "" {
+		return nil, nil
+	}
+	var prefixes []netip.Prefix
+	for part := range strings.SplitSeq(text, ",") {
+		prefix, err := parseMasked(strings.TrimSpace(part))
+		if err != nil {
+			return nil, err
+		}
+		prefixes = append(prefixes, prefix)
+	}
+	slices.SortFunc(prefixes, netip.Prefix.Compare)
+	return prefixes, nil
+}
+
+func parseMasked(text string) (netip.Prefix, error) {
+	addrText, maskText, hasMask := strings.Cut(text, "/")
+	addr, err := netip.ParseAddr(addrText)
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	if !hasMask {
+		return netip.PrefixFrom(addr, addr.BitLen()), nil
+	}
+	if ones, err := strconv.Atoi(maskText); err == nil {
+		return addr.Prefix(ones)
+	}
+	mask, err := netip.ParseAddr(maskText)
+	if err != nil || !mask.Is4() || !addr.Is4() {
+		return netip.Prefix{}, fmt.Errorf("mask of %q", text)
+	}
+	octets := mask.As4()
+	ones := bits.LeadingZeros32(^binary.BigEndian.Uint32(octets[:]))
+	if ^uint32(0)<<(32-ones) != binary.BigEndian.Uint32(octets[:]) {
+		return netip.Prefix{}, fmt.Errorf("mask of %q has gaps", text)
+	}
+	return addr.Prefix(ones)
+}

@@ -1,0 +1,175 @@
+package firewall
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// fakeHostRules keeps rules as Windows does, by name, and writes down what is
+// done to them. It fails at the names in broken.
+type fakeHostRules struct {
+	rules  map[string]hostRule
+	broken map[string]bool
+	done   []string
+}
+
+func (f *fakeHostRules) find(name string) (hostRule, bool, error) {
+	if f.broken[name] {
+		return hostRule{}, false, errors.New(name + " cannot be read")
+	}
+	rule, found := f.rules[name]
+	return rule, found, nil
+}
+
+func (f *fakeHostRules) add(rule hostRule) error {
+	if _, found := f.rules[rule.name]; found {
+		return errors.New("there are two of a name now")
+	}
+	f.done = append(f.done, "add "+rule.name)
+	f.rules[rule.name] = rule
+	return nil
+}
+
+func (f *fakeHostRules) change(have, want hostRule) error {
+	if !sameHostRule(f.rules[want.name], have) || have.name != want.name {
+		return fmt.Errorf("%s is not as it was read", want.name)
+	}
+	f.done = append(f.done, "change "+want.name)
+	f.rules[want.name] = want
+	return nil
+}
+
+func (f *fakeHostRules) remove(name string) error {
+	f.done = append(f.done, "remove "+name)
+	delete(f.rules, name)
+	return nil
+}
+
+func hostPrefixes(texts ...string) []netip.Prefix {
+	prefixes := make([]netip.Prefix, len(texts))
+	for i, text := range texts {
+		prefixes[i] = netip.MustParsePrefix(text)
+	}
+	return prefixes
+}
+
+var compareHost = cmp.Options{cmp.AllowUnexported(hostRule{}), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })}
+
+func TestWantedHostRules(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		rules Rules
+		want  []hostRule
+	}{
+		{name: "nothing"},
+		{name: "ports are in order, once", rules: Rules{Ports: []uint16{51821, 51820, 51821}}, want: []hostRule{
+			{name: "zlayer WireGuard", protocol: 17, ports: []uint16{51820, 51821}},
+		}},
+		{name: "both families", rules: Rules{Ports: []uint16{51820}, Cluster: hostPrefixes("10.200.0.0/16", "fd00:200::/48"), Own: hostPrefixes("10.99.1.0/24")}, want: []hostRule{
+			{name: "zlayer WireGuard", protocol: 17, ports: []uint16{51820}},
+			{name: "zlayer probes (ICMPv4)", protocol: 1, icmp: "8:*", from: hostPrefixes("10.99.1.0/24", "10.200.0.0/16")},
+			{name: "zlayer probes (ICMPv6)", protocol: 58, icmp: "128:*", from: hostPrefixes("fd00:200::/48")},
+		}},
+		{name: "no IPv4", rules: Rules{Cluster: hostPrefixes("fd00:200::/48")}, want: []hostRule{
+			{name: "zlayer probes (ICMPv6)", protocol: 58, icmp: "128:*", from: hostPrefixes("fd00:200::/48")},
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if diff := cmp.Diff(c.want, wantedHostRules("zlayer", c.rules), compareHost); diff != "" {
+				t.Errorf("rules (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestReconcileHostRules(t *testing.T) {
+	wanted := wantedHostRules("zlayer", Rules{Ports: []uint16{51820}, Cluster: hostPrefixes("10.200.0.0/16")})
+	other := hostRule{name: "zlayer is not the beginning of ours", protocol: 6}
+	edited := func(change func(*hostRule)) []hostRule {
+		rules := slices.Clone(wanted)
+		change(&rules[0])
+		return rules
+	}
+	for _, c := range []struct {
+		name   string
+		have   []hostRule
+		wanted []hostRule
+		broken string
+		done   []string
+		failed bool
+	}{
+		{name: "new", wanted: wanted, done: []string{"add zlayer WireGuard", "add zlayer probes (ICMPv4)"}},
+		{name: "as it should be", have: wanted, wanted: wanted},
+		{name: "another port", have: edited(func(r *hostRule) { r.ports = []uint16{51899} }), wanted: wanted, done: []string{"change zlayer WireGuard"}},
+		{name: "disabled", have: edited(func(r *hostRule) { r.disabled = true }), wanted: wanted, done: []string{"change zlayer WireGuard"}},
+		{name: "from some only", have: edited(func(r *hostRule) { r.from = hostPrefixes("192.0.2.0/24") }), wanted: wanted, done: []string{"change zlayer WireGuard"}},
+		{name: "another protocol", have: edited(func(r *hostRule) { r.protocol = 6 }), wanted: wanted, done: []string{"change zlayer WireGuard"}},
+		{name: "teardown", have: append(slices.Clone(wanted), other), done: []string{"remove zlayer WireGuard", "remove zlayer probes (ICMPv4)"}},
+		{name: "teardown of nothing", have: []hostRule{other}},
+		{name: "one cannot be read", wanted: wanted, broken: "zlayer WireGuard", done: []string{"add zlayer probes (ICMPv4)"}, failed: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			store := &fakeHostRules{rules: map[string]hostRule{}, broken: map[string]bool{c.broken: true}}
+			left := map[string]hostRule{}
+			for _, rule := range c.have {
+				store.rules[rule.name] = rule
+				if rule.name == other.name {
+					left[rule.name] = rule
+				}
+			}
+			for _, rule := range c.wanted {
+				if rule.name != c.broken {
+					left[rule.name] = rule
+				}
+			}
+			changed, err := reconcileHostRules(store, hostRuleNames("zlayer"), c.wanted)
+			if (err != nil) != c.failed || changed != (len(c.done) > 0) {
+				t.Errorf("changed %v: %v", changed, err)
+			}
+			if diff := cmp.Diff(c.done, store.done); diff != "" {
+				t.Errorf("done (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(left, store.rules, compareHost); diff != "" {
+				t.Errorf("left (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// Windows gives masks back where bits were written.
+func TestHostRuleTexts(t *testing.T) {
+	for text, want := range map[string][]netip.Prefix{
+		"*": nil,
+		"10.200.0.0/255.255.0.0,10.99.1.0/255.255.255.0": hostPrefixes("10.99.1.0/24", "10.200.0.0/16"),
+		"10.200.0.0/16":             hostPrefixes("10.200.0.0/16"),
+		"0.0.0.0/0.0.0.0":           hostPrefixes("0.0.0.0/0"),
+		"192.0.2.1,fd00:200::/48":   hostPrefixes("192.0.2.1/32", "fd00:200::/48"),
+		"192.0.2.1/255.255.255.255": hostPrefixes("192.0.2.1/32"),
+	} {
+		got, err := parsePrefixes(text)
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("%q is %v (%v), want %v", text, got, err, want)
+		}
+		if again, err := parsePrefixes(prefixesText(got)); err != nil || !slices.Equal(again, want) {
+			t.Errorf("written and read again, %q is %v (%v)", text, again, err)
+		}
+	}
+	for _, bad := range []string{"LocalSubnet", "10.0.0.1-10.0.0.9", "10.0.0.0/255.0.255.0", "10.0.0.0/64", "fd00::/255.0.0.0", ",", "10.0.0.0/"} {
+		if got, err := parsePrefixes(bad); err == nil {
+			t.Errorf("%q is %v", bad, got)
+		}
+	}
+	for text, want := range map[string][]uint16{"51820": {51820}, "51821, 51820": {51820, 51821}, "*": nil, "51820-51830": nil, "": nil, "65536": nil} {
+		if got := parsePorts(text); !slices.Equal(got, want) {
+			t.Errorf("ports %q are %v, want %v", text, got, want)
+		}
+	}
+	if got := portsText([]uint16{51820, 51821}); got != "51820,51821" {
+		t.Errorf("ports are written %q", got)
+	}
+}

@@ -1,0 +1,265 @@
+package firewall
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+
+	ole "github.com/go-ole/go-ole"
+	"github.com/go-ole/go-ole/oleutil"
+)
+
+// Values of icftypes.h.
+const (
+	directionIn = 1          // NET_FW_RULE_DIR_IN
+	actionAllow = 1          // NET_FW_ACTION_ALLOW
+	allProfiles = 0x7fffffff // NET_FW_PROFILE2_ALL
+)
+
+// HRESULTs.
+const (
+	okAlready      = 0x00000001 // S_FALSE: COM was initialized on this thread before
+	notFound       = 0x80070002 // ERROR_FILE_NOT_FOUND, if there is no rule of a name
+	raisedAnother  = 0x80020009 // DISP_E_EXCEPTION: another is inside
+	changedThreads = 0x80010106 // RPC_E_CHANGED_MODE: initialized in another way, which works as well
+)
+
+var errForeignRule = errors.New("exists and is not ours")
+
+// policy is Windows' firewall by its COM interface INetFwPolicy2
+// (https://learn.microsoft.com/windows/win32/api/netfw/nn-netfw-inetfwpolicy2). It
+// belongs to one thread.
+type policy struct {
+	group string
+	rules *ole.IDispatch
+}
+
+// withPolicy calls fn with the rules of group, on a thread with COM.
+func withPolicy(group string, fn func(hostRules) error) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	switch err := ole.CoInitializeEx(0, ole.COINIT_MULTITHREADED); {
+	case err == nil, isResult(err, okAlready):
+		defer ole.CoUninitialize()
+	case !isResult(err, changedThreads):
+		return fmt.Errorf("initialize COM: %w", err)
+	}
+	object, err := newDispatch("HNetCfg.FwPolicy2")
+	if err != nil {
+		return err
+	}
+	defer object.Release()
+	found, err := oleutil.GetProperty(object, "Rules")
+	if err != nil {
+		return fmt.Errorf("open the firewall's rules: %w", err)
+	}
+	rules := found.ToIDispatch()
+	if rules == nil {
+		return errors.New("open the firewall's rules: Windows gives none")
+	}
+	defer rules.Release()
+	return fn(policy{group: group, rules: rules})
+}
+
+// newDispatch makes an object of a class, to be released.
+func newDispatch(class string) (*ole.IDispatch, error) {
+	unknown, err := oleutil.CreateObject(class)
+	if err != nil {
+		return nil, fmt.Errorf("make a %s: %w", class, err)
+	}
+	defer unknown.Release()
+	object, err := unknown.QueryInterface(ole.IID_IDispatch)
+	if err != nil {
+		return nil, fmt.Errorf("use a %s: %w", class, err)
+	}
+	return object, nil
+}
+
+// item returns the rule name, to be released, or nil if there is none.
+func (p policy) item(name string) (*ole.IDispatch, error) {
+	found, err := oleutil.CallMethod(p.rules, "Item", name)
+	if isResult(err, notFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look for firewall rule %q: %w", name, err)
+	}
+	rule := found.ToIDispatch()
+	if rule == nil {
+		return nil, fmt.Errorf("look for firewall rule %q: Windows gives none", name)
+	}
+	group, err := textOf(rule, "Grouping")
+	if err == nil && group != p.group {
+		err = errForeignRule
+	}
+	if err != nil {
+		rule.Release()
+		return nil, fmt.Errorf("firewall rule %q: %w", name, err)
+	}
+	return rule, nil
+}
+
+func (p policy) find(name string) (hostRule, bool, error) {
+	item, err := p.item(name)
+	if err != nil || item == nil {
+		return hostRule{}, false, err
+	}
+	defer item.Release()
+	rule, err := readRule(item)
+	if err != nil {
+		return hostRule{}, false, fmt.Errorf("read firewall rule %q: %w", name, err)
+	}
+	rule.name = name
+	return rule, true, nil
+}
+
+// readRule reads what may differ between rules of ours. What is not as we write it
+// counts as disabled, so that it differs from what is wanted.
+func readRule(item *ole.IDispatch) (rule hostRule, err error) {
+	numbers := map[string]int64{}
+	for _, name := range []string{"Protocol", "Direction", "Action", "Profiles", "Enabled"} {
+		if numbers[name], err = numberOf(item, name); err != nil {
+			return hostRule{}, err
+		}
+	}
+	rule.protocol = int32(numbers["Protocol"])
+	from, err := textOf(item, "RemoteAddresses")
+	if err != nil {
+		return hostRule{}, err
+	}
+	ports, icmp := "", ""
+	if rule.protocol == protocolUDP {
+		ports, err = textOf(item, "LocalPorts")
+		rule.ports = parsePorts(ports)
+	} else {
+		icmp, err = textOf(item, "IcmpTypesAndCodes")
+		rule.icmp = icmp
+	}
+	var readErr error
+	rule.from, readErr = parsePrefixes(from)
+	rule.disabled = readErr != nil || numbers["Enabled"] == 0 || numbers["Direction"] != directionIn ||
+		numbers["Action"] != actionAllow || numbers["Profiles"] != allProfiles
+	return rule, err
+}
+
+func (p policy) add(rule hostRule) error {
+	item, err := newDispatch("HNetCfg.FWRule")
+	if err != nil {
+		return err
+	}
+	defer item.Release()
+	err = put(item, "Name", rule.name)
+	if err == nil {
+		err = put(item, "Grouping", p.group)
+	}
+	if err == nil {
+		err = write(item, rule)
+	}
+	if err == nil {
+		err = cleared(oleutil.CallMethod(p.rules, "Add", item))
+	}
+	if err != nil {
+		return fmt.Errorf("add firewall rule %q: %w", rule.name, err)
+	}
+	return nil
+}
+
+// change writes all that a rule says. Windows takes each property at once, and
+// the port is let in all the while.
+func (p policy) change(have, want hostRule) error {
+	if have.protocol != want.protocol { // ports or ICMP types of the one would be in the way of the other
+		return errors.Join(p.remove(want.name), p.add(want))
+	}
+	item, err := p.item(want.name)
+	if err != nil || item == nil {
+		return err // gone meanwhile: the next Apply adds it
+	}
+	defer item.Release()
+	if err := write(item, want); err != nil {
+		return fmt.Errorf("change firewall rule %q: %w", want.name, err)
+	}
+	return nil
+}
+
+func (p policy) remove(name string) error {
+	if err := cleared(oleutil.CallMethod(p.rules, "Remove", name)); err != nil {
+		return fmt.Errorf("remove firewall rule %q: %w", name, err)
+	}
+	return nil
+}
+
+// write sets what a rule says: the protocol before what depends on it.
+func write(item *ole.IDispatch, rule hostRule) error {
+	special, value := "LocalPorts", portsText(rule.ports)
+	if rule.protocol != protocolUDP {
+		special, value = "IcmpTypesAndCodes", rule.icmp
+	}
+	for _, property := range []struct {
+		name  string
+		value any
+	}{
+		{"Protocol", rule.protocol}, {special, value}, {"RemoteAddresses", prefixesText(rule.from)},
+		{"Direction", int32(directionIn)}, {"Action", int32(actionAllow)}, {"Profiles", int32(allProfiles)}, {"Enabled", true},
+	} {
+		if err := put(item, property.name, property.value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func put(item *ole.IDispatch, name string, value any) error {
+	if err := cleared(oleutil.PutProperty(item, name, value)); err != nil {
+		return fmt.Errorf("set %s to %v: %w", name, value, err)
+	}
+	return nil
+}
+
+// cleared frees what a call returned.
+func cleared(result *ole.VARIANT, err error) error {
+	if err != nil {
+		return err
+	}
+	return result.Clear()
+}
+
+// textOf reads a property that is a string.
+func textOf(item *ole.IDispatch, name string) (string, error) {
+	value, err := oleutil.GetProperty(item, name)
+	if err != nil {
+		return "", fmt.Errorf("read %s: %w", name, err)
+	}
+	return value.ToString(), value.Clear()
+}
+
+// numberOf reads a property that is a number, or a bool as 0 or 1.
+func numberOf(item *ole.IDispatch, name string) (int64, error) {
+	value, err := oleutil.GetProperty(item, name)
+	if err != nil {
+		return 0, fmt.Errorf("read %s: %w", name, err)
+	}
+	switch number := value.Value().(type) {
+	case int32:
+		return int64(number), value.Clear()
+	case bool:
+		if number {
+			return 1, value.Clear()
+		}
+		return 0, value.Clear()
+	}
+	return 0, errors.Join(fmt.Errorf("read %s: Windows gives a value of type %v", name, value.VT), value.Clear())
+}
+
+// isResult tells whether err is an HRESULT, or has it inside as objects with
+// type information raise theirs.
+func isResult(err error, result uint32) bool {
+	var failed *ole.OleError
+	if !errors.As(err, &failed) {
+		return false
+	}
+	if uint32(failed.Code()) == result {
+		return true
+	}
+	var raised ole.EXCEPINFO
+	return uint32(failed.Code()) == raisedAnother && errors.As(failed.SubError(), &raised) && raised.SCODE() == result
+}
