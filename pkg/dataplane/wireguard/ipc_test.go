@@ -15,13 +15,20 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
-// newIPC returns a wireguard-go that is down, without a link.
+// newIPC returns a wireguard-go without a link or a socket.
 func newIPC(t *testing.T) ipcConfigurer {
 	t.Helper()
-	dev := device.NewDevice(tuntest.NewChannelTUN().TUN(), conn.NewStdNetBind(), device.NewLogger(device.LogLevelSilent, ""))
+	bind := deafBind{conn.NewStdNetBind()}
+	dev := device.NewDevice(tuntest.NewChannelTUN().TUN(), bind, device.NewLogger(device.LogLevelSilent, ""))
 	t.Cleanup(dev.Close)
 	return ipcConfigurer{device: dev}
 }
+
+// deafBind opens no socket.
+type deafBind struct{ conn.Bind }
+
+func (deafBind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) { return nil, port, nil }
+func (deafBind) Close() error                                         { return nil }
 
 // What is written is what is read, and then nothing differs any more: with a real
 // wireguard-go.

@@ -15,7 +15,20 @@ import (
 // leads to. If none counts, it goes by the default routes, and without those it is
 // 1420. It is never below [MinMTU], with which the underlay may have to fragment.
 func TunnelMTU(endpoints []netip.Addr) (int, error) {
-	return tunnelMTU(endpoints, underlayMTU)
+	rows, err := winipcfg.GetUnicastIPAddressTable(familyAny)
+	if err != nil {
+		return 0, fmt.Errorf("find MTU: list own addresses: %w", err)
+	}
+	own := make(map[netip.Addr]bool, len(rows)) // to which Windows finds the way by the adapter that has them
+	for i := range rows {
+		own[rows[i].Address.Addr().WithZone("")] = true
+	}
+	return tunnelMTU(endpoints, func(endpoint netip.Addr) (int, error) {
+		if own[endpoint.WithZone("")] {
+			return 0, nil
+		}
+		return underlayMTU(endpoint)
+	})
 }
 
 // underlayMTU returns 0 if no route leads from this machine to endpoint.
@@ -38,7 +51,7 @@ func underlayMTU(endpoint netip.Addr) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("find MTU: look at the interface to %v: %w", endpoint, err)
 	}
-	if refusing, err := loopback(); err != nil || luid == refusing {
+	if refusing, err := loopback(); err != nil || luid == refusing { // what refuses is no way either
 		return 0, err
 	}
 	row, err := luid.IPInterface(fam)
