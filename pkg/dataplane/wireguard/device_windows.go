@@ -38,13 +38,13 @@ func Open(ctx context.Context, cfg Config) (*Device, error) {
 	if cfg.Service != "" {
 		return nil, fmt.Errorf("open WireGuard device %s: %w: %w", cfg.Name, errOneTable, errors.ErrUnsupported)
 	}
-	d := newDevice(cfg)
 	before, err := refusals()
-	if err == nil {
-		d.logs = map[string]bool{}
-		err = d.pass(ctx)
-	}
 	if err != nil {
+		return nil, fmt.Errorf("open WireGuard device %s: %w", cfg.Name, err)
+	}
+	d := newDevice(cfg)
+	d.logs = map[string]bool{}
+	if err := d.pass(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open WireGuard device %s: %w", cfg.Name, err), d.release(), removeRefusals(before))
 	}
 	d.changed = false

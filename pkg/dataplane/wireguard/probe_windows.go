@@ -27,6 +27,9 @@ const (
 	reqTimedOut = syscall.Errno(11010)
 )
 
+// errNoICMP is an error about this node.
+var errNoICMP = errors.New("cannot open ICMP")
+
 // Probe sends one ICMP echo request from the device's address to each of targets,
 // which are addresses of peers on the overlay, and returns who answered before ctx
 // ends, as soon as all have. An error is about this node, and says nothing of the
@@ -47,13 +50,18 @@ func (d *Device) Probe(ctx context.Context, targets map[wgtypes.Key]netip.Addr) 
 			if result.Err == nil {
 				result.RTT = time.Since(began)
 			}
+			if errors.Is(result.Err, errNoICMP) {
+				return result.Err
+			}
 			mu.Lock()
 			defer mu.Unlock()
 			results[key] = result
 			return nil
 		})
 	}
-	_ = running.Wait() // nothing above fails
+	if err := running.Wait(); err != nil {
+		return nil, fmt.Errorf("probe peers of %s: %w", d.cfg.Name, err)
+	}
 	return results, nil
 }
 
@@ -93,7 +101,7 @@ func (e *echoSender) send(ctx context.Context, to netip.Addr) error {
 	}
 	handle, _, err := e.create[fam].Call()
 	if windows.Handle(handle) == windows.InvalidHandle {
-		return fmt.Errorf("open ICMP: %w", err)
+		return fmt.Errorf("%w: %w", errNoICMP, err)
 	}
 	defer func() { _, _, _ = e.closeFile.Call(handle) }()
 	request := request{handle: handle, from: from, to: to, within: uint32(max(within.Milliseconds(), 1))}
