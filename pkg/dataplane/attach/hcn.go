@@ -48,7 +48,7 @@ const (
 
 // hcnAttacher is the Attacher of Windows, over any hcnAPI.
 //
-// A segment is an HCN network, a sandbox an HCN namespace, an attachment an
+// A segment is an HCN network, its own or the common one, a sandbox an HCN namespace, an attachment an
 // endpoint in it. HCN has no place for our mark, so the record of what is ours
 // is a file (hcnState). Every id is in it before the object exists, and leaves
 // it when the object is gone for sure; so whatever ends in between, the next
@@ -122,14 +122,22 @@ func (a *hcnAttacher) Lookup(key Key) (_ Attachment, found bool) {
 	return a.publicLocked(r), r.State == hcnAttached
 }
 
-// Segments returns the segments of this host by name.
+// Segments returns the segments of this host by name. One on the common network
+// is known as long as sandboxes are on it.
 func (a *hcnAttacher) Segments() []Segment {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	names := map[string]bool{}
+	for _, s := range a.state.Segments {
+		names[s.Name] = !s.Leaving
+	}
+	for _, r := range a.state.Attachments {
+		names[r.Segment] = names[r.Segment] || r.State == hcnAttached
+	}
 	var list []Segment
-	for i, s := range a.state.Segments {
-		if !s.Leaving {
-			list = append(list, a.segmentLocked(s, i))
+	for name, there := range names {
+		if there {
+			list = append(list, a.segmentLocked(name))
 		}
 	}
 	slices.SortFunc(list, func(x, y Segment) int { return cmp.Compare(x.Name, y.Name) })
@@ -145,7 +153,7 @@ func (a *hcnAttacher) public(r hcnAttachment) Attachment {
 
 // publicLocked is an attachment as callers see it; mu is held.
 func (a *hcnAttacher) publicLocked(r hcnAttachment) Attachment {
-	s, _, _ := a.state.segment(r.Segment)
+	s, _, _ := a.state.segment(r.Home)
 	at := Attachment{
 		Key: r.Key, Segment: r.Segment, Addrs: slices.Clone(r.Addrs), MAC: r.mac(), Port: r.Endpoint, PortIndex: r.Number,
 		Bridge: s.ID, Network: r.Network, Namespace: r.Namespace,
@@ -157,14 +165,34 @@ func (a *hcnAttacher) publicLocked(r hcnAttachment) Attachment {
 	return at
 }
 
-func (a *hcnAttacher) segmentLocked(s hcnSegment, index int) Segment {
+func (a *hcnAttacher) segmentLocked(name string) Segment {
+	s, index, _ := a.state.segment(a.homeLocked(name))
 	ports := 0
 	for _, r := range a.state.Attachments {
-		if r.Segment == s.Name && r.State == hcnAttached {
+		if r.Segment == name && r.State == hcnAttached {
 			ports++
 		}
 	}
-	return Segment{Name: s.Name, Bridge: s.ID, Index: index + 1, Ports: ports}
+	return Segment{Name: name, Bridge: s.ID, Index: index + 1, Ports: ports}
+}
+
+// homeLocked is the segment whose network a segment is on: itself if it has
+// subnets of its own, else the common one; mu is held.
+func (a *hcnAttacher) homeLocked(name string) string {
+	if s, _, found := a.state.segment(name); found && s.Named || a.cfg.Common == "" {
+		return name
+	}
+	return a.cfg.Common
+}
+
+// home is homeLocked for those who do not hold mu.
+func (a *hcnAttacher) home(spec SegmentSpec) string {
+	if len(spec.Subnets) > 0 {
+		return spec.Name
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.homeLocked(spec.Name)
 }
 
 // ring wakes Run.
@@ -182,6 +210,9 @@ type HCNConfig struct {
 	// Subnets are those of segments whose SegmentSpec names none: the node's slices. The first host of a subnet is the
 	// gateway, which HCN gives to the host; sandboxes begin with the second.
 	Subnets []netip.Prefix
+	// Common is the segment whose network all those are on that have no subnets of their own: two networks cannot have one
+	// subnet. Empty gives each a network, of which then only one can have Subnets.
+	Common string
 	// Adapter is the network adapter to which segments are bound: Transparent networks instead of Internal ones. Empty is
 	// none, and should be: binding an adapter interrupts the host's own network.
 	Adapter string

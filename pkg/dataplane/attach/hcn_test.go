@@ -322,3 +322,76 @@ func TestHCNNames(t *testing.T) {
 		}
 	}
 }
+
+// Segments without subnets of their own are on one network: two cannot have one
+// subnet. They are segments all the same, as long as somebody is on them.
+func TestHCNCommonNetwork(t *testing.T) {
+	n := newHCNNode(t)
+	n.cfg.Common = "default"
+	n.restart(t)
+	web, db := ownSpec(), ownSpec()
+	web.Segment, db.Segment = "shop/web", "shop/db"
+	db.Key.ContainerID, db.Addrs = "db", []netip.Addr{netip.MustParseAddr("10.42.7.9")}
+	for _, name := range []string{"default", "shop/web"} {
+		if s, err := n.EnsureSegment(t.Context(), SegmentSpec{Name: name}); err != nil || s.Name != name || s.Bridge == "" {
+			t.Fatalf("segment %s: %v, %+v", name, err, s)
+		}
+	}
+	first, second := n.attachHCN(t, web), n.attachHCN(t, db)
+	if first.Segment != "shop/web" || second.Segment != "shop/db" || first.Bridge != second.Bridge {
+		t.Errorf("attached to %s at %s and %s at %s", first.Segment, first.Bridge, second.Segment, second.Bridge)
+	}
+	sameHCN(t, "networks", 1, len(n.fake.networks))
+	for range 2 {
+		var names []string
+		for _, s := range n.Segments() {
+			names = append(names, s.Name)
+			if want := map[string]int{"shop/web": 1, "shop/db": 1}[s.Name]; s.Ports != want {
+				t.Errorf("segment %s has %d sandboxes, not %d", s.Name, s.Ports, want)
+			}
+		}
+		sameHCN(t, "segments", []string{"default", "shop/db", "shop/web"}, names)
+		if err := errors.Join(n.Check(t.Context(), web.Key, nil), n.Check(t.Context(), db.Key, nil)); err != nil {
+			t.Error(err)
+		}
+		n.restart(t)
+		if _, err := n.Recover(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"default", "shop/web"} {
+		if err := n.ReleaseSegment(t.Context(), name); !errors.Is(err, ErrInUse) {
+			t.Errorf("release %s: %v", name, err)
+		}
+	}
+	if err := n.Detach(t.Context(), web.Key); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.ReleaseSegment(t.Context(), "shop/web"); err != nil {
+		t.Error(err)
+	}
+	sameHCN(t, "networks after a release", 1, len(n.fake.networks))
+	own := SegmentSpec{Name: "own", Subnets: []netip.Prefix{netip.MustParsePrefix("10.42.9.0/24")}}
+	if s, err := n.EnsureSegment(t.Context(), own); err != nil || s.Bridge == second.Bridge {
+		t.Errorf("a segment with subnets of its own: %v, %+v", err, s)
+	}
+	sameHCN(t, "networks with one of its own", 2, len(n.fake.networks))
+}
+
+func TestSameNamespace(t *testing.T) {
+	for _, tt := range []struct {
+		a, b string
+		want bool
+	}{
+		{podNamespace, podNamespace, true},
+		{podNamespace, "{" + podNamespace + "}", true},
+		{"0A1B2C3D-0000-4000-8000-000000000000", "0a1b2c3d-0000-4000-8000-000000000000", true},
+		{podNamespace, "0a1b2c3d-0000-4000-8000-000000000000", false},
+		{"", "", false},
+		{"none", "none", false},
+	} {
+		if got := SameNamespace(tt.a, tt.b); got != tt.want {
+			t.Errorf("%q and %q: %t", tt.a, tt.b, got)
+		}
+	}
+}

@@ -236,16 +236,17 @@ type hcnWork struct {
 // its ids, so that nobody else gets its addresses and none of it is lost.
 func (w *hcnWork) reserve(ctx context.Context) error {
 	a := w.attacher
-	unlock, err := a.lockSegment(ctx, w.spec.Segment)
+	home := a.home(SegmentSpec{Name: w.spec.Segment})
+	unlock, err := a.lockSegment(ctx, home)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if w.network, err = a.networkOf(ctx, SegmentSpec{Name: w.spec.Segment}); err != nil {
+	if w.network, err = a.networkOf(ctx, SegmentSpec{Name: home}); err != nil {
 		return err
 	}
 	w.hcnAttachment = hcnAttachment{
-		Key: w.spec.Key, State: hcnMaking, Segment: w.spec.Segment, Network: w.spec.Network, Addrs: slices.Clone(w.spec.Addrs),
+		Key: w.spec.Key, State: hcnMaking, Segment: w.spec.Segment, Home: home, Network: w.spec.Network, Addrs: slices.Clone(w.spec.Addrs),
 		Subnets: w.network.subnets(), MAC: macText(w.spec.MAC), Endpoint: newGUID(),
 		Namespace: cmp.Or(w.spec.Namespace, newGUID()), OwnNamespace: w.spec.Namespace == "",
 	}
@@ -320,14 +321,14 @@ func (w *hcnWork) createEndpoint(ctx context.Context) (hcnEndpoint, error) {
 
 func (w *hcnWork) renewNetwork(ctx context.Context) error {
 	a := w.attacher
-	unlock, err := a.lockSegment(ctx, w.Segment)
+	unlock, err := a.lockSegment(ctx, w.Home)
 	if err != nil {
 		return err
 	}
 	defer unlock()
 	a.log.Warn("network is gone, making it anew", "op", "attach", "iface", w.network.Name)
-	a.forgetNetwork(w.Segment)
-	w.network, err = a.networkOf(ctx, SegmentSpec{Name: w.Segment})
+	a.forgetNetwork(w.Home)
+	w.network, err = a.networkOf(ctx, SegmentSpec{Name: w.Home})
 	return err
 }
 

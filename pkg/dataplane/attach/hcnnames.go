@@ -75,6 +75,14 @@ func parseGUID(text string) (string, error) {
 	return bare, nil
 }
 
+// SameNamespace tells whether two texts are the GUID of one HCN namespace, with
+// braces or without, in either case. What is no GUID is that of none.
+func SameNamespace(a, b string) bool {
+	x, errX := parseGUID(a)
+	y, errY := parseGUID(b)
+	return errX == nil && errY == nil && x == y
+}
+
 // sameID compares ids as HCN writes them, in either case.
 func sameID(a, b string) bool { return strings.EqualFold(a, b) }
 

@@ -198,7 +198,7 @@ func (a *hcnAttacher) check(ctx context.Context, key Key) error {
 	defer unlock()
 	a.mu.Lock()
 	r, _, found := a.state.attachment(key.ID())
-	s, _, _ := a.state.segment(r.Segment)
+	s, _, _ := a.state.segment(r.Home)
 	a.mu.Unlock()
 	if !found || r.State != hcnAttached {
 		return ErrNotAttached

@@ -35,18 +35,18 @@ func (a *hcnAttacher) ensureSegment(ctx context.Context, spec SegmentSpec) (Segm
 	if err := a.load(ctx); err != nil {
 		return Segment{}, err
 	}
-	unlock, err := a.lockSegment(ctx, spec.Name)
+	home := a.home(spec)
+	unlock, err := a.lockSegment(ctx, home)
 	if err != nil {
 		return Segment{}, err
 	}
 	defer unlock()
-	if _, err := a.networkOf(ctx, spec); err != nil {
+	if _, err := a.networkOf(ctx, SegmentSpec{Name: home, Subnets: spec.Subnets}); err != nil {
 		return Segment{}, err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	s, i, _ := a.state.segment(spec.Name)
-	return a.segmentLocked(s, i), nil
+	return a.segmentLocked(spec.Name), nil
 }
 
 func (a *hcnAttacher) lockSegment(ctx context.Context, name string) (unlock func(), err error) {
@@ -258,10 +258,10 @@ func (a *hcnAttacher) removeSegment(ctx context.Context, name string) error {
 	err := a.change(func(state hcnState) (hcnState, error) {
 		found := false
 		switch s, _, found = state.segment(name); {
-		case !found:
-			return state, nil
 		case state.uses(name):
 			return state, ErrInUse
+		case !found: // or it is on the common network, which stays
+			return state, nil
 		}
 		s.Leaving = true
 		return state.withSegment(s), nil

@@ -49,6 +49,7 @@ type hcnAttachment struct {
 	State        string         `json:"state"`
 	Number       int            `json:"number"`
 	Segment      string         `json:"segment"`
+	Home         string         `json:"home"`              // the segment whose network it is on
 	Network      string         `json:"network,omitempty"` // CNI's, as Spec.Network
 	Addrs        []netip.Addr   `json:"addrs"`
 	Subnets      []netip.Prefix `json:"subnets"` // of the HCN network it was attached to
@@ -85,7 +86,7 @@ func (s hcnState) segment(name string) (_ hcnSegment, index int, found bool) {
 
 // uses tells whether attachments, complete or not, are on the segment.
 func (s hcnState) uses(segment string) bool {
-	return slices.ContainsFunc(s.Attachments, func(r hcnAttachment) bool { return r.Segment == segment })
+	return slices.ContainsFunc(s.Attachments, func(r hcnAttachment) bool { return r.Segment == segment || r.Home == segment })
 }
 
 // unfinished tells whether something is in the record that has to go.
