@@ -160,12 +160,24 @@ type Spec struct {
 	MAC net.HardwareAddr
 	// MTU is that of the sandbox's interface in bytes; 0 takes the Config's.
 	MTU int
+	// DNS is what the sandbox resolves names with, on Windows alone, where it is the endpoint's. A repeated Attach does not
+	// change it.
+	DNS DNS
 	// Network is kept for the caller, and may be empty. A repeated Attach may name it where it was not known, and not change it.
 	Network string
 	// BeforeUp, if set, is called when the host half exists and the sandbox cannot send yet: the place to pin its sources.
 	// A repeated Attach calls it again. Its error undoes the attachment. It must not call the Attacher's Attach, Detach,
 	// Reconcile, Recover, EnsureSegment, ReleaseSegment or Teardown.
 	BeforeUp func(ctx context.Context, a Attachment) error
+}
+
+// DNS is what a sandbox resolves names with; nothing leaves it to the system.
+type DNS struct {
+	// Servers are asked at port 53, in this order.
+	Servers []netip.Addr `json:"servers,omitempty"`
+	// Domain is the sandbox's own, Search those that complete short names, in this order.
+	Domain string   `json:"domain,omitempty"`
+	Search []string `json:"search,omitempty"`
 }
 
 // Attachment is a sandbox on a segment.

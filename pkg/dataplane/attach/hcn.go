@@ -221,10 +221,6 @@ type HCNConfig struct {
 	// agent saw build 26100 refuse to start containers (E_INVALIDARG) by such an endpoint on an Internal network; only a real
 	// node can tell.
 	NoMasquerade []netip.Prefix
-	// DNS are the servers, Domain and Search the names that sandboxes are given to resolve with.
-	DNS    []netip.Addr
-	Domain string
-	Search []string
 }
 
 func (c HCNConfig) validate() error {

@@ -247,7 +247,7 @@ func (w *hcnWork) reserve(ctx context.Context) error {
 	}
 	w.hcnAttachment = hcnAttachment{
 		Key: w.spec.Key, State: hcnMaking, Segment: w.spec.Segment, Home: home, Network: w.spec.Network, Addrs: slices.Clone(w.spec.Addrs),
-		Subnets: w.network.subnets(), MAC: macText(w.spec.MAC), Endpoint: newGUID(),
+		Subnets: w.network.subnets(), MAC: macText(w.spec.MAC), DNS: w.spec.DNS, Endpoint: newGUID(),
 		Namespace: cmp.Or(w.spec.Namespace, newGUID()), OwnNamespace: w.spec.Namespace == "",
 	}
 	for _, addr := range w.Addrs {

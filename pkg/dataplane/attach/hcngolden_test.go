@@ -48,10 +48,10 @@ func hcnDocuments() map[string]any {
 		Addrs: []netip.Addr{netip.MustParseAddr("10.42.7.2"), netip.MustParseAddr("fd42:0:0:7::2")},
 	}
 	plain := at
+	at.DNS = DNS{Servers: []netip.Addr{netip.MustParseAddr("10.42.7.1")}, Domain: "cluster.local", Search: []string{"svc.cluster.local", "cluster.local"}}
 	plain.Addrs, plain.MAC = at.Addrs[:1], ""
 	full := HCNConfig{
 		NoMasquerade: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/48")},
-		DNS:          []netip.Addr{netip.MustParseAddr("10.42.7.1")}, Domain: "cluster.local", Search: []string{"svc.cluster.local", "cluster.local"},
 	}
 	return map[string]any{
 		"network-internal.json":    networkWanted(segment, ""),

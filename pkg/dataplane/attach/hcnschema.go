@@ -145,9 +145,9 @@ func networkWanted(s hcnSegment, adapter string) hcnNetwork {
 func endpointWanted(r hcnAttachment, network string, cfg HCNConfig) hcnEndpoint {
 	e := hcnEndpoint{
 		ID: r.Endpoint, Name: endpointName(r.Key), HostComputeNetwork: network, MacAddress: r.MAC, SchemaVersion: hcnSchema(),
-		DNS: hcnDNS{Domain: cfg.Domain, Search: cfg.Search},
+		DNS: hcnDNS{Domain: r.DNS.Domain, Search: r.DNS.Search},
 	}
-	for _, server := range cfg.DNS {
+	for _, server := range r.DNS.Servers {
 		e.DNS.ServerList = append(e.DNS.ServerList, server.String())
 	}
 	for _, addr := range r.Addrs {

@@ -54,6 +54,7 @@ type hcnAttachment struct {
 	Addrs        []netip.Addr   `json:"addrs"`
 	Subnets      []netip.Prefix `json:"subnets"` // of the HCN network it was attached to
 	MAC          string         `json:"mac,omitempty"`
+	DNS          DNS            `json:"dns,omitzero"`
 	Endpoint     string         `json:"endpoint"`
 	Namespace    string         `json:"namespace"`
 	OwnNamespace bool           `json:"own_namespace,omitempty"` // ours to make and remove
