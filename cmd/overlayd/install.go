@@ -125,6 +125,9 @@ func networkOf(goos string, config Config) ([]byte, error) {
 	if config.StateDir != cni.DefaultStateDir {
 		ours.StateDir = config.StateDir
 	}
+	if goos == "windows" { // where the plugin, and no resolv.conf, tells a container of DNS
+		ours.Capabilities = map[string]bool{"dns": true}
+	}
 	plugins := []plugin{ours}
 	if goos != "windows" {
 		plugins = append(plugins,

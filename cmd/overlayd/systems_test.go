@@ -15,6 +15,7 @@ func TestSystemsDiffer(t *testing.T) {
 		SysctlDir string
 		Modes     bool
 		Chain     []string
+		DNS       bool
 	}
 	tests := []struct {
 		goos string
@@ -25,7 +26,7 @@ func TestSystemsDiffer(t *testing.T) {
 			SysctlDir: "/proc/sys/net", Modes: true, Chain: []string{"zlayer-cni", "zlayer-portmap", "zlayer-bandwidth"},
 		}},
 		// A network names plugins as on Linux: runtimes try NAME.exe first.
-		{"windows", differences{Files: []string{"zlayer-cni.exe"}, Chain: []string{"zlayer-cni"}}},
+		{"windows", differences{Files: []string{"zlayer-cni.exe"}, Chain: []string{"zlayer-cni"}, DNS: true}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.goos, func(t *testing.T) {
@@ -40,15 +41,17 @@ func TestSystemsDiffer(t *testing.T) {
 			}
 			for _, plugin := range list.Plugins {
 				got.Chain = append(got.Chain, plugin.Network.Type)
+				got.DNS = got.DNS || plugin.Network.Capabilities["dns"]
 			}
 			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Errorf("(-want +got)\n%s", diff)
 			}
-			var first map[string]string
+			var first map[string]any
 			if err := json.Unmarshal(list.Plugins[0].Bytes, &first); err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(map[string]string{"type": "zlayer-cni", "socket": `\\.\pipe\second`, "stateDir": `D:\zlayer`}, first); diff != "" {
+			delete(first, "capabilities")
+			if diff := cmp.Diff(map[string]any{"type": "zlayer-cni", "socket": `\\.\pipe\second`, "stateDir": `D:\zlayer`}, first); diff != "" {
 				t.Errorf("our plugin (-want +got):\n%s", diff)
 			}
 		})

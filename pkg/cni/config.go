@@ -96,12 +96,13 @@ func validAttachments(conf object) ([]shim.Attachment, error) {
 
 // netConf is what ADD and CHECK read of a configuration.
 type netConf struct {
-	ips  []netip.Addr     // wanted; none: any
-	mac  net.HardwareAddr // wanted, or nil
-	mtu  int              // wanted, or 0
-	dns  *types.DNS       // to be passed on, also if it is empty; or nil
-	pod  *shim.Pod        // or nil
-	prev *types100.Result // of the plugins before us, or of our ADD; may be nil
+	ips  []netip.Addr      // wanted; none: any
+	mac  net.HardwareAddr  // wanted, or nil
+	mtu  int               // wanted, or 0
+	dns  *types.DNS        // to be passed on, also if it is empty; or nil
+	told *shim.DNSSettings // what the runtime has the sandbox resolve names with, or nil
+	pod  *shim.Pod         // or nil
+	prev *types100.Result  // of the plugins before us, or of our ADD; may be nil
 
 	network string // the configuration's name, which skel has checked
 }
@@ -111,7 +112,10 @@ type netConf struct {
 // else from CNI_ARGS (CONVENTIONS.md of the CNI repository).
 func parseNetConf(cniVersion string, conf object, args podArgs) (netConf, error) {
 	c := netConf{pod: args.pod()}
-	var runtime wishes
+	var runtime struct {
+		wishes
+		DNS *runtimeDNS `json:"dns"`
+	}
 	var fixed struct {
 		CNI wishes `json:"cni"`
 	}
@@ -131,7 +135,7 @@ func parseNetConf(cniVersion string, conf object, args podArgs) (netConf, error)
 	if c.mtu != 0 && (c.mtu < smallestMTU || c.mtu > largestMTU) {
 		return c, invalid("mtu", fmt.Sprint(c.mtu), fmt.Sprintf("is not within %d to %d", smallestMTU, largestMTU))
 	}
-	if err := firstError(c.want(args.wishes()), c.want(fixed.CNI), c.want(runtime)); err != nil {
+	if err := firstError(c.want(args.wishes()), c.want(fixed.CNI), c.want(runtime.wishes), c.resolve(runtime.DNS)); err != nil {
 		return c, err
 	}
 	if prev != nil {
@@ -184,6 +188,28 @@ func (c *netConf) want(w wishes) error {
 			return invalid("mac", w.MAC, "is not a unicast Ethernet address")
 		}
 		c.mac = mac
+	}
+	return nil
+}
+
+// runtimeDNS is the capability "dns" (CONVENTIONS.md of the CNI repository).
+type runtimeDNS struct {
+	Servers  []string `json:"servers"`
+	Searches []string `json:"searches"`
+}
+
+// resolve takes what the sandbox resolves names with.
+func (c *netConf) resolve(wanted *runtimeDNS) error {
+	if wanted == nil {
+		return nil
+	}
+	c.told = &shim.DNSSettings{Search: wanted.Searches}
+	for _, text := range wanted.Servers {
+		addr, err := netip.ParseAddr(text)
+		if err != nil {
+			return invalid("dns", text, "is not the address of a server")
+		}
+		c.told.Nameservers = append(c.told.Nameservers, addr.Unmap())
 	}
 	return nil
 }

@@ -92,6 +92,7 @@ func TestParseNetConfRefuses(t *testing.T) {
 		{"an MTU of text", `,"mtu":"1400"`, types.ErrDecodingFailure, "mtu"},
 		{"another plugin's IPAM", `,"ipam":{"type":"host-local"}`, types.ErrUnsupportedField, "ipam.type host-local"},
 		{"its own masquerading", `,"ipMasq":true`, types.ErrUnsupportedField, "ipMasq true"},
+		{"a DNS server by name", `,"runtimeConfig":{"dns":{"servers":["dns.example"]}}`, types.ErrInvalidNetworkConfig, "dns"},
 		{"a wished address of words", `,"runtimeConfig":{"ips":["ten"]}`, types.ErrInvalidNetworkConfig, "ips"},
 		{"a wished address with a zone", `,"runtimeConfig":{"ips":["fe80::1%eth0"]}`, types.ErrInvalidNetworkConfig, "ips"},
 		{"a wished address as a number", `,"runtimeConfig":{"ips":[10]}`, types.ErrDecodingFailure, "ips"},

@@ -103,6 +103,7 @@ func (p *plugin) add(args *skel.CmdArgs) error {
 			MAC:        conf.mac.String(),
 			MTU:        conf.mtu,
 			Network:    conf.network,
+			DNS:        conf.told,
 		})
 		return err
 	})

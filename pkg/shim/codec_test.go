@@ -86,8 +86,11 @@ func requestVectors() []struct {
 		},
 		{
 			"attach on Windows, with a namespace",
-			`{"op":"attach_container","handle":{"platform":"windows_container","container_id":"ctr-abc","ifname":"eth0","namespace":"` + guidA + `"},"service":"","join_global":true}`,
-			&AttachContainer{Handle: &WindowsContainer{ContainerID: "ctr-abc", IfName: "eth0", Namespace: guidA}, JoinGlobal: true},
+			`{"op":"attach_container","handle":{"platform":"windows_container","container_id":"ctr-abc","ifname":"eth0","namespace":"` + guidA + `"},"service":"","join_global":true,"dns":{"nameservers":["10.96.0.10"],"search":["default.svc"]}}`,
+			&AttachContainer{
+				Handle: &WindowsContainer{ContainerID: "ctr-abc", IfName: "eth0", Namespace: guidA}, JoinGlobal: true,
+				DNS: &DNSSettings{Nameservers: []netip.Addr{ip("10.96.0.10")}, Search: []string{"default.svc"}},
+			},
 		},
 		{
 			"attach a guest",

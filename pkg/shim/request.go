@@ -88,6 +88,10 @@ type AttachContainer struct {
 	// attachment. Older daemons ignore it. An attachment that was made without one gets it when it is asked for again;
 	// asking for another is refused.
 	Network string
+
+	// DNS is what a Windows sandbox shall resolve names with; nil: what the daemon finds right. Elsewhere the runtime tells
+	// its containers itself, and this is not looked at.
+	DNS *DNSSettings
 }
 
 // Pod is the Kubernetes pod of a sandbox.
@@ -307,6 +311,7 @@ type attachFields struct {
 	MTU        int          `json:"mtu,omitempty"`
 	Mode       Mode         `json:"mode,omitempty"`
 	Network    string       `json:"network,omitempty"`
+	DNS        *DNSSettings `json:"dns,omitempty"`
 }
 
 // MarshalJSON writes the fields without the tag of the operation.
@@ -314,6 +319,7 @@ func (r *AttachContainer) MarshalJSON() ([]byte, error) {
 	return encode(attachFields{
 		Handle: handleField{r.Handle}, Service: r.Service, JoinGlobal: r.JoinGlobal, DNSServer: r.DNSServer,
 		DNSDomain: r.DNSDomain, Pod: r.Pod, IPs: r.IPs, MAC: r.MAC, MTU: r.MTU, Mode: r.Mode, Network: r.Network,
+		DNS: r.DNS,
 	})
 }
 
@@ -326,6 +332,7 @@ func (r *AttachContainer) UnmarshalJSON(raw []byte) error {
 	*r = AttachContainer{
 		Handle: f.Handle.Handle, Service: f.Service, JoinGlobal: f.JoinGlobal, DNSServer: f.DNSServer,
 		DNSDomain: f.DNSDomain, Pod: f.Pod, IPs: f.IPs, MAC: f.MAC, MTU: f.MTU, Mode: f.Mode, Network: f.Network,
+		DNS: f.DNS,
 	}
 	return needHandle(r.Handle)
 }
