@@ -55,10 +55,11 @@
 // # Windows
 //
 // There are no tables there. A Firewall keeps a few rules in Windows' own firewall
-// that let in WireGuard's ports and, from the cluster, echo requests: by its COM
+// that let in WireGuard's ports and, from the cluster, echo requests and questions for names: by its COM
 // interface INetFwPolicy2, the only documented way to rules that people see and
 // other programs leave alone. Filters of the platform below could let nothing in,
-// as a block of Windows' firewall counts more than a permit beside it.
+// as a block of Windows' firewall counts more than a permit beside it. Masquerading is
+// a NAT of Windows (WinNAT) for each subnet of sandboxes, by WMI as the cmdlets do it.
 //
 // A Firewall is safe for concurrent use.
 package firewall
@@ -143,6 +144,11 @@ type Rules struct {
 	// nothing in that it is not told of; on Linux it is for other firewalls to say,
 	// and this is not looked at.
 	Ports []uint16
+	// NamePorts are the ports, of UDP and TCP, at which the cluster asks this node for names, likewise.
+	NamePorts []uint16
+	// Subnets are those of this node's sandboxes on Windows, whose packets Masquerade is about. NoMasquerade is not looked at
+	// there.
+	Subnets []netip.Prefix
 	// Services are the dedicated services that this node hosts.
 	Services []Service
 	// Guests are addresses out of Own that are not on this node but behind one of
@@ -307,7 +313,8 @@ func (p Pin) clone() Pin {
 
 func (r Rules) clone() Rules {
 	r.Cluster, r.Own, r.NoMasquerade = slices.Clone(r.Cluster), slices.Clone(r.Own), slices.Clone(r.NoMasquerade)
-	r.Ports = slices.Clone(r.Ports)
+	r.Ports, r.NamePorts = slices.Clone(r.Ports), slices.Clone(r.NamePorts)
+	r.Subnets = slices.Clone(r.Subnets)
 	r.Bridges, r.Tunnels, r.Guests = slices.Clone(r.Bridges), slices.Clone(r.Tunnels), slices.Clone(r.Guests)
 	r.Services = slices.Clone(r.Services)
 	for i, s := range r.Services {

@@ -2,22 +2,23 @@ package firewall
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
 )
 
-// A Firewall holds our rules in Windows' firewall to what its caller wants: they
-// let in WireGuard's ports and other nodes' echo requests, which Windows refuses
-// otherwise. Nothing here is in a packet's way: on Windows, masquerading and what
-// pods may send are the business of their HCN network, and the WireGuard device
-// keeps routes that refuse behind it. Its methods may be called from many
-// goroutines.
+// A Firewall holds our rules in Windows' firewall, and our NATs, to what its caller
+// wants. The rules let in WireGuard's ports, other nodes' echo requests and questions
+// for names, which Windows refuses otherwise; the NATs hide sandboxes behind the
+// host's address outside of the cluster. What pods may send is not looked at on
+// Windows, and the WireGuard device keeps routes that refuse behind it. Its methods
+// may be called from many goroutines.
 type Firewall struct {
 	group string
 	log   *slog.Logger
-	mu    sync.Mutex // held by whoever works on the rules
+
+	mu    sync.Mutex // held by whoever works on rules and NATs; guards the next field
+	fault string     // why NATs are not as wanted
 }
 
 // New returns a Firewall that has touched nothing yet. Config.Table names the
@@ -35,25 +36,62 @@ func New(c Config) (*Firewall, error) {
 // Apply makes our rules what r says, each in place, and repairs what strangers did
 // to them. It writes only differences, and returns whether there were any. A rule
 // with a name of ours that is of another group is an error, and stays. Services are
-// errors.ErrUnsupported; of the rest, Ports, Cluster and Own count.
+// errors.ErrUnsupported; of the rest, Ports, NamePorts, Cluster, Own, Masquerade and
+// Subnets count. A NAT that cannot be made is logged and no error, since without it
+// pods still reach the cluster.
 func (f *Firewall) Apply(ctx context.Context, r Rules) (changed bool, err error) {
-	err = r.validate()
-	if err == nil && len(r.Services) > 0 {
-		err = fmt.Errorf("services on Windows: %w", errors.ErrUnsupported)
-	}
-	if err == nil {
+	if err = checkHostRules(r); err == nil {
 		changed, err = f.reconcile(ctx, wantedHostRules(f.group, r))
 	}
 	if err != nil {
 		return changed, fmt.Errorf("apply firewall rules: %w", err)
 	}
-	return changed, nil
+	translated, err := f.masquerade(r)
+	f.tell(err)
+	return changed || translated, nil
 }
 
-// Teardown removes our rules. None to remove is fine.
+// masquerade makes our NATs what r says. Without a way out at the moment they stay
+// as they are.
+func (f *Firewall) masquerade(r Rules) (changed bool, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	ways, err := defaultWays()
+	if err != nil {
+		return false, err
+	}
+	external, found := externalPrefix(ways)
+	if r.Masquerade && !found {
+		return false, nil
+	}
+	err = withNATs(f.group, func(store hostNATs) error {
+		changed, err = reconcileNATs(store, wantedNATs(f.group, r, external))
+		return err
+	})
+	return changed, err
+}
+
+// tell logs why NATs are not as wanted when that is news.
+func (f *Firewall) tell(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	fault := ""
+	if err != nil {
+		fault = err.Error()
+	}
+	if fault != f.fault && fault != "" {
+		f.log.Warn("what sandboxes send out of the cluster is not translated", "op", "firewall", "err", fault)
+	}
+	f.fault = fault
+}
+
+// Teardown removes our rules and NATs. None to remove is fine.
 func (f *Firewall) Teardown(ctx context.Context) error {
 	if _, err := f.reconcile(ctx, nil); err != nil {
 		return fmt.Errorf("remove firewall rules: %w", err)
+	}
+	if _, err := f.masquerade(Rules{}); err != nil {
+		return fmt.Errorf("remove NATs: %w", err)
 	}
 	return nil
 }

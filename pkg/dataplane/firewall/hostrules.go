@@ -18,7 +18,7 @@ import (
 type hostRule struct {
 	name     string
 	protocol int32          // of IP
-	ports    []uint16       // local ones, sorted; UDP only
+	ports    []uint16       // local ones, sorted; UDP and TCP only
 	icmp     string         // types and codes as Windows writes them; ICMP only
 	from     []netip.Prefix // sorted; none is anywhere
 	disabled bool           // by somebody: none of ours is
@@ -26,37 +26,79 @@ type hostRule struct {
 
 const (
 	protocolICMP   = 1
+	protocolTCP    = 6
 	protocolUDP    = 17
 	protocolICMPv6 = 58
 	// echoICMP and echoICMPv6 are echo requests with any code.
 	echoICMP, echoICMPv6 = "8:*", "128:*"
 )
 
+// hasPorts tells whether a rule of a protocol has ports, and else types of ICMP.
+func hasPorts(protocol int32) bool { return protocol == protocolUDP || protocol == protocolTCP }
+
 // hostRuleNames are the names of all rules that group may have.
 func hostRuleNames(group string) []string {
-	return []string{group + " WireGuard", group + " probes (ICMPv4)", group + " probes (ICMPv6)"}
+	return []string{group + " WireGuard", group + " probes (ICMPv4)", group + " probes (ICMPv6)", group + " names (UDP)", group + " names (TCP)"}
 }
 
-// wantedHostRules are the rules of group: WireGuard's ports from anywhere, and echo
-// requests from the cluster, by which other nodes see that this one answers.
+// checkHostRules refuses what Windows would take for something else. Links and
+// pins do not count there.
+func checkHostRules(r Rules) error {
+	for name, prefixes := range map[string][]netip.Prefix{"cluster": r.Cluster, "own": r.Own} {
+		if err := validatePrefixes(name, prefixes); err != nil {
+			return err
+		}
+	}
+	if len(r.Services) > 0 {
+		return fmt.Errorf("services on Windows: %w", errors.ErrUnsupported)
+	}
+	return nil
+}
+
+// wantedHostRules are the rules of group: WireGuard's ports from anywhere, and from
+// the cluster echo requests, by which other nodes see that this one answers, and
+// questions for names.
 func wantedHostRules(group string, r Rules) []hostRule {
 	names := hostRuleNames(group)
 	var wanted []hostRule
 	if len(r.Ports) > 0 {
-		ports := slices.Sorted(slices.Values(r.Ports))
-		wanted = append(wanted, hostRule{name: names[0], protocol: protocolUDP, ports: slices.Compact(ports)})
+		wanted = append(wanted, hostRule{name: names[0], protocol: protocolUDP, ports: sortedPorts(r.Ports)})
 	}
+	cluster := slices.Concat(r.Cluster, r.Own)
+	wanted = append(wanted, echoRules(names[1], names[2], cluster)...)
+	if len(r.NamePorts) == 0 || len(cluster) == 0 {
+		return wanted
+	}
+	for i, protocol := range []int32{protocolUDP, protocolTCP} {
+		wanted = append(wanted, hostRule{name: names[3+i], protocol: protocol, ports: sortedPorts(r.NamePorts), from: sortedPrefixes(cluster)})
+	}
+	return wanted
+}
+
+func sortedPorts(ports []uint16) []uint16 { return slices.Compact(slices.Sorted(slices.Values(ports))) }
+
+func sortedPrefixes(prefixes []netip.Prefix) []netip.Prefix {
+	var sorted []netip.Prefix
+	for _, prefix := range prefixes {
+		sorted = append(sorted, prefix.Masked())
+	}
+	slices.SortFunc(sorted, netip.Prefix.Compare)
+	return slices.Compact(sorted)
+}
+
+// echoRules let echo requests in from the cluster, a rule for each family that it
+// has.
+func echoRules(name4, name6 string, cluster []netip.Prefix) (wanted []hostRule) {
 	var from [2][]netip.Prefix
-	for _, prefix := range slices.Concat(r.Cluster, r.Own) {
+	for _, prefix := range cluster {
 		fam := 0
 		if prefix.Addr().Is6() {
 			fam = 1
 		}
-		from[fam] = append(from[fam], prefix.Masked())
+		from[fam] = append(from[fam], prefix)
 	}
-	for fam, rule := range []hostRule{{name: names[1], protocol: protocolICMP, icmp: echoICMP}, {name: names[2], protocol: protocolICMPv6, icmp: echoICMPv6}} {
-		slices.SortFunc(from[fam], netip.Prefix.Compare)
-		if rule.from = slices.Compact(from[fam]); len(rule.from) > 0 {
+	for fam, rule := range []hostRule{{name: name4, protocol: protocolICMP, icmp: echoICMP}, {name: name6, protocol: protocolICMPv6, icmp: echoICMPv6}} {
+		if rule.from = sortedPrefixes(from[fam]); len(rule.from) > 0 {
 			wanted = append(wanted, rule)
 		}
 	}

@@ -75,6 +75,13 @@ func TestWantedHostRules(t *testing.T) {
 			{name: "zlayer probes (ICMPv4)", protocol: 1, icmp: "8:*", from: hostPrefixes("10.99.1.0/24", "10.200.0.0/16")},
 			{name: "zlayer probes (ICMPv6)", protocol: 58, icmp: "128:*", from: hostPrefixes("fd00:200::/48")},
 		}},
+		{name: "names are asked for by the cluster alone", rules: Rules{NamePorts: []uint16{15353, 53}, Cluster: hostPrefixes("10.200.0.0/16", "fd00:200::/48")}, want: []hostRule{
+			{name: "zlayer probes (ICMPv4)", protocol: 1, icmp: "8:*", from: hostPrefixes("10.200.0.0/16")},
+			{name: "zlayer probes (ICMPv6)", protocol: 58, icmp: "128:*", from: hostPrefixes("fd00:200::/48")},
+			{name: "zlayer names (UDP)", protocol: 17, ports: []uint16{53, 15353}, from: hostPrefixes("10.200.0.0/16", "fd00:200::/48")},
+			{name: "zlayer names (TCP)", protocol: 6, ports: []uint16{53, 15353}, from: hostPrefixes("10.200.0.0/16", "fd00:200::/48")},
+		}},
+		{name: "names without a cluster, which would be let in from anywhere", rules: Rules{NamePorts: []uint16{53}}},
 		{name: "no IPv4", rules: Rules{Cluster: hostPrefixes("fd00:200::/48")}, want: []hostRule{
 			{name: "zlayer probes (ICMPv6)", protocol: 58, icmp: "128:*", from: hostPrefixes("fd00:200::/48")},
 		}},
@@ -84,6 +91,24 @@ func TestWantedHostRules(t *testing.T) {
 				t.Errorf("rules (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// What Windows' rules do not say is not looked at: bridges there have names that
+// no link of Linux could have, and there are no ports to pin.
+func TestCheckHostRules(t *testing.T) {
+	good := Rules{Cluster: hostPrefixes("10.200.0.0/16"), Bridges: []string{"0a1b2c3d-0000-4000-8000-000000000000"}, Pins: []Pin{{}}}
+	if err := checkHostRules(good); err != nil {
+		t.Error(err)
+	}
+	for name, bad := range map[string]Rules{
+		"no prefix":   {Cluster: []netip.Prefix{{}}},
+		"mapped":      {Own: hostPrefixes("::ffff:10.200.1.0/120")},
+		"a service's": {Services: []Service{{Bridge: "b", Device: "d"}}},
+	} {
+		if err := checkHostRules(bad); err == nil {
+			t.Errorf("%s: no error", name)
+		}
 	}
 }
 

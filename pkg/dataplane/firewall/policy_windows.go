@@ -36,6 +36,23 @@ type policy struct {
 
 // withPolicy calls fn with the rules of group, on a thread with COM.
 func withPolicy(group string, fn func(hostRules) error) error {
+	return withCOM(func() error {
+		object, err := newDispatch("HNetCfg.FwPolicy2")
+		if err != nil {
+			return err
+		}
+		defer object.Release()
+		rules, err := objectOf(oleutil.GetProperty(object, "Rules"))
+		if err != nil {
+			return fmt.Errorf("open the firewall's rules: %w", err)
+		}
+		defer rules.Release()
+		return fn(policy{group: group, rules: rules})
+	})
+}
+
+// withCOM calls fn on a thread with COM.
+func withCOM(fn func() error) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	switch err := ole.CoInitializeEx(0, ole.COINIT_MULTITHREADED); {
@@ -44,21 +61,7 @@ func withPolicy(group string, fn func(hostRules) error) error {
 	case !isResult(err, changedThreads):
 		return fmt.Errorf("initialize COM: %w", err)
 	}
-	object, err := newDispatch("HNetCfg.FwPolicy2")
-	if err != nil {
-		return err
-	}
-	defer object.Release()
-	found, err := oleutil.GetProperty(object, "Rules")
-	if err != nil {
-		return fmt.Errorf("open the firewall's rules: %w", err)
-	}
-	rules := found.ToIDispatch()
-	if rules == nil {
-		return errors.New("open the firewall's rules: Windows gives none")
-	}
-	defer rules.Release()
-	return fn(policy{group: group, rules: rules})
+	return fn()
 }
 
 // newDispatch makes an object of a class, to be released.
@@ -128,7 +131,7 @@ func readRule(item *ole.IDispatch) (rule hostRule, err error) {
 		return hostRule{}, err
 	}
 	ports, icmp := "", ""
-	if rule.protocol == protocolUDP {
+	if hasPorts(rule.protocol) {
 		ports, err = textOf(item, "LocalPorts")
 		rule.ports = parsePorts(ports)
 	} else {
@@ -191,7 +194,7 @@ func (p policy) remove(name string) error {
 // write sets what a rule says: the protocol before what depends on it.
 func write(item *ole.IDispatch, rule hostRule) error {
 	special, value := "LocalPorts", portsText(rule.ports)
-	if rule.protocol != protocolUDP {
+	if !hasPorts(rule.protocol) {
 		special, value = "IcmpTypesAndCodes", rule.icmp
 	}
 	for _, property := range []struct {
