@@ -56,7 +56,7 @@ func runCommand(p parent) *cobra.Command {
 func removeOverlay(ctx context.Context, config Config) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), teardownTimeout)
 	defer cancel()
-	err := dataplane.Teardown(ctx, slog.New(slog.DiscardHandler))
+	err := dataplane.Teardown(ctx, config.StateDir, slog.New(slog.DiscardHandler))
 	if err == nil {
 		_, err = forwarding.Restore(config.SysctlDir, config.StateDir)
 	}

@@ -107,7 +107,7 @@ func removeFromHost(ctx context.Context, config Config, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	removing := dataplane.Teardown(ctx, slog.New(slog.DiscardHandler))
+	removing := dataplane.Teardown(ctx, config.StateDir, slog.New(slog.DiscardHandler))
 	after, err := takeInventory()
 	if err := errors.Join(removing, err); err != nil {
 		return err

@@ -14,17 +14,22 @@ import (
 // Safe for concurrent use as far as different owners go.
 type addresses struct {
 	pools []*ipam.Pool
+	// apart are the blocks of what is not on the sandboxes' link, nil where everything may have any address.
+	apart []netip.Prefix
 }
 
-// newAddresses makes the pools and keeps each slice's node address out of them.
-func newAddresses(slices []netip.Prefix) (*addresses, error) {
+// newAddresses makes the pools and keeps out of them what is the node's own.
+func newAddresses(layouts []layout) (*addresses, error) {
 	a := &addresses{}
-	for _, slice := range slices {
-		pool, err := ipam.NewPool(slice, nodeAddress(slice))
+	for _, one := range layouts {
+		pool, err := one.pool()
 		if err != nil {
-			return nil, fmt.Errorf("make address pool of slice %s: %w", slice, err)
+			return nil, err
 		}
 		a.pools = append(a.pools, pool)
+		if one.apart.IsValid() {
+			a.apart = append(a.apart, one.apart)
+		}
 	}
 	return a, nil
 }

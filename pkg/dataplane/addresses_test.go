@@ -21,10 +21,22 @@ func addrs(texts ...string) []netip.Addr {
 	return parsed
 }
 
+func prefixes(texts ...string) []netip.Prefix {
+	var parsed []netip.Prefix
+	for _, text := range texts {
+		parsed = append(parsed, netip.MustParsePrefix(text))
+	}
+	return parsed
+}
+
 // dualStack has one address for a sandbox in IPv4 and many in IPv6.
 func dualStack(t *testing.T) *addresses {
 	t.Helper()
-	a, err := newAddresses([]netip.Prefix{netip.MustParsePrefix("10.1.0.0/30"), netip.MustParsePrefix("fd00::/64")})
+	layouts, err := systemOf("linux").layouts(prefixes("10.1.0.0/30", "fd00::/64"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := newAddresses(layouts)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,11 +15,7 @@ import (
 // adopt takes over what an earlier run left, in the kernel and on disk, and
 // writes the firewall for it before anything new is attached.
 func (d *Dataplane) adopt(ctx context.Context, made *parts) (err error) {
-	var sources []netip.Addr
-	for _, slice := range made.slices {
-		sources = append(sources, nodeAddress(slice))
-	}
-	if made.attacher, err = attach.New(attach.Config{Sources: sources, MTU: made.device.MTU(), Sysctls: d.cfg.Sysctls, Log: d.log}); err != nil {
+	if made.attacher, err = d.system.newAttacher(d.attachConfig(made)); err != nil {
 		return fmt.Errorf("open attacher: %w", err)
 	}
 	attached, err := made.attacher.Recover(ctx)
@@ -41,6 +37,9 @@ func (d *Dataplane) adopt(ctx context.Context, made *parts) (err error) {
 	}
 	if _, err := made.attacher.EnsureSegment(ctx, attach.SegmentSpec{Name: DefaultSegment}); err != nil {
 		return fmt.Errorf("make segment %s: %w", DefaultSegment, err)
+	}
+	if err := d.forward(made); err != nil {
+		return err
 	}
 	if err := d.applyFirewall(ctx, made, pins); err != nil {
 		return err
@@ -137,7 +136,7 @@ func recordOf(segment attach.Segment, attached []attach.Attachment, own []netip.
 // this node has no more.
 func (d *Dataplane) adoptGuests(made *parts) {
 	for _, record := range d.guests.list() {
-		if err := made.addresses.adopt(guestOwner(record.Name), record.Addresses, nil); err != nil {
+		if err := made.addresses.adopt(guestOwner(record.Name), record.Addresses, made.addresses.apart); err != nil {
 			made.addresses.release(guestOwner(record.Name))
 			d.guests.drop(record.Name)
 			d.log.Warn("guest not adopted, add it again", "op", "adopt", "guest", record.Name, "err", err)

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/zlayer/zlayer-cni/internal/failpoint"
@@ -33,6 +34,8 @@ type AttachRequest struct {
 	MAC net.HardwareAddr
 	// MTU is that of the sandbox's interface in bytes, at most the overlay's; 0 means the overlay's.
 	MTU int
+	// DNS is what the sandbox resolves names with, on Windows alone.
+	DNS attach.DNS
 	// Network is the one whose GC may collect the sandbox; empty for none. Naming another one later is a conflict.
 	Network string
 }
@@ -84,17 +87,54 @@ func (d *Dataplane) attach(ctx context.Context, parts *parts, req AttachRequest)
 	if before, found := parts.attacher.Lookup(req.Key); found && segment != DefaultSegment && !before.OfSegment(segment) {
 		return attach.Attachment{}, fmt.Errorf("it is on segment %s: %w", shorten(before.Segment), attach.ErrConflict)
 	}
+	if first, found := podOf(parts.attacher, req); found {
+		return d.answerOf(ctx, parts, req, first)
+	}
 	addrs, undo, err := d.allocateFor(ctx, parts, req)
 	if err != nil {
 		return attach.Attachment{}, err
 	}
 	attached, err := d.attachWith(ctx, parts, req, addrs, undo)
-	if kept, _ := parts.attacher.Lookup(req.Key); err != nil && kept.PortIndex == 0 {
+	if kept, _ := parts.attacher.Lookup(req.Key); (err != nil || attached.Key.ID() != req.Key.ID()) && kept.PortIndex == 0 {
+		undo() // another container of its pod may have come at the same time, and the answer is that one's
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 		defer cancel()
 		d.leave(ctx, parts.services, req.Key.ID(), "")
 	}
 	return attached, err
+}
+
+// answerOf answers for a further container of a pod as for the first.
+func (d *Dataplane) answerOf(ctx context.Context, parts *parts, req AttachRequest, first attach.Attachment) (attach.Attachment, error) {
+	attached, err := d.attachWith(ctx, parts, req, first.Addrs, func() {})
+	if err == nil && attached.Key.ID() == req.Key.ID() { // so the first went meanwhile, and its addresses may be anybody's
+		err = fmt.Errorf("the namespace was left by its sandbox just now: %w", ErrNotReady)
+		return attach.Attachment{}, errors.Join(err, parts.attacher.Detach(context.WithoutCancel(ctx), req.Key))
+	}
+	return attached, err
+}
+
+// podOf is the attachment of the sandbox that the request's container shares its
+// HCN namespace with, as all of a pod do. It is the answer for each of them, and
+// none of the request's own: no address is taken for it, and no service joined.
+func podOf(attached attacher, req AttachRequest) (attach.Attachment, bool) {
+	if _, found := attached.Lookup(req.Key); found {
+		return attach.Attachment{}, false
+	}
+	for _, a := range inNamespace(attached, req.Namespace) {
+		if a.Key.IfName == req.Key.IfName {
+			return a, true
+		}
+	}
+	return attach.Attachment{}, false
+}
+
+// inNamespace are the attachments in an HCN namespace.
+func inNamespace(attached attacher, namespace string) []attach.Attachment {
+	if namespace == "" {
+		return nil
+	}
+	return slices.DeleteFunc(attached.List(), func(a attach.Attachment) bool { return !attach.SameNamespace(a.Namespace, namespace) })
 }
 
 // allocateFor gives the sandbox addresses, as one of its service's if it names
@@ -116,13 +156,14 @@ func (d *Dataplane) attachWith(ctx context.Context, parts *parts, req AttachRequ
 		return attach.Attachment{}, err
 	}
 	spec := attach.Spec{
-		Key: req.Key, Netns: req.Netns, Namespace: req.Namespace, Segment: cmp.Or(req.Service.Name, DefaultSegment), Addrs: addrs, MAC: req.MAC, MTU: req.MTU, Network: req.Network,
+		Key: req.Key, Netns: req.Netns, Namespace: req.Namespace, Segment: cmp.Or(req.Service.Name, DefaultSegment), Addrs: addrs, MAC: req.MAC, MTU: req.MTU,
+		DNS: req.DNS, Network: req.Network,
 	}
 	before, _ := parts.attacher.Lookup(req.Key)
 	pinned := 0
 	spec.BeforeUp = func(ctx context.Context, a attach.Attachment) error {
 		pinned = a.PortIndex
-		return d.firewall.Pin(ctx, pinOf(a))
+		return d.pin(ctx, a)
 	}
 	if spec.MTU == 0 {
 		spec.MTU = parts.device.MTU()
@@ -150,7 +191,7 @@ func (d *Dataplane) unpinLeft(ctx context.Context, parts *parts, key attach.Key,
 		if port == 0 || port == kept.PortIndex {
 			continue
 		}
-		if err := d.firewall.Unpin(ctx, port); err != nil {
+		if err := d.unpin(ctx, port); err != nil {
 			return fmt.Errorf("unpin sources of port %d: %w", port, err)
 		}
 	}
@@ -177,6 +218,20 @@ func (d *Dataplane) Detach(ctx context.Context, key attach.Key) error {
 	return d.detach(ctx, key, end)
 }
 
+// DetachNamespace is Detach of every sandbox in an HCN namespace. One without
+// sandboxes is no error, and neither is one that is none.
+func (d *Dataplane) DetachNamespace(ctx context.Context, namespace string) error {
+	parts := d.current()
+	if parts == nil {
+		return fmt.Errorf("detach namespace %s: %s: %w", shorten(namespace), d.whyWaiting(), ErrNotReady)
+	}
+	var errs []error
+	for _, a := range inNamespace(parts.attacher, namespace) {
+		errs = append(errs, d.Detach(ctx, a.Key))
+	}
+	return errors.Join(errs...)
+}
+
 // detach leaves a sandbox alone that was attached after since.
 func (d *Dataplane) detach(ctx context.Context, key attach.Key, since Moment) error {
 	parts := d.current()
@@ -201,7 +256,7 @@ func (d *Dataplane) detach(ctx context.Context, key attach.Key, since Moment) er
 		return err
 	}
 	if attached.PortIndex != 0 {
-		if err := d.firewall.Unpin(ctx, attached.PortIndex); err != nil {
+		if err := d.unpin(ctx, attached.PortIndex); err != nil {
 			return fmt.Errorf("detach sandbox %s: unpin its sources: %w", key, err)
 		}
 	}
@@ -248,7 +303,7 @@ func (d *Dataplane) forget(ctx context.Context, parts *parts, gone attach.Attach
 		return // shutting down: the next start finds no link and so no lease
 	}
 	defer unlock()
-	if err := d.firewall.Unpin(ctx, gone.PortIndex); err != nil {
+	if err := d.unpin(ctx, gone.PortIndex); err != nil {
 		d.log.Warn("unpin sources of a vanished port, the next resync will", "op", "forget", "sandbox", gone.Key.String(), "err", err)
 	}
 	if now, again := parts.attacher.Lookup(gone.Key); again { // attached anew meanwhile

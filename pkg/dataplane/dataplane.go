@@ -33,7 +33,6 @@ import (
 	"github.com/zlayer/zlayer-cni/internal/linkname"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/firewall"
-	"github.com/zlayer/zlayer-cni/pkg/dataplane/forwarding"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/wireguard"
 )
 
@@ -88,6 +87,8 @@ type Config struct {
 	HealthInterval time.Duration
 	// Sysctls is where the host's /proc/sys/net is writable; empty is /proc/sys/net itself.
 	Sysctls string
+	// HCNAdapter is the network adapter that Windows' networks of sandboxes are bound to; empty, as it should be, is none.
+	HCNAdapter string
 	// Log receives what an operator should know.
 	Log *slog.Logger
 }
@@ -98,6 +99,7 @@ type Dataplane struct {
 	log      *slog.Logger
 	key      wireguard.PrivateKey
 	firewall *firewall.Firewall
+	system   system
 
 	sandboxes keylock.Lock // serializes work on one sandbox; taken before mu
 	answered  history      // which sandboxes Attach answered, and when
@@ -137,13 +139,14 @@ func (t *turn) take(ctx context.Context) (give func(), err error) { return t.loc
 // parts exist once the node knows its slices.
 type parts struct {
 	slices    []netip.Prefix
+	layouts   []layout       // of slices, in their order
 	port      int            // WireGuard's UDP port
 	nat       NATConfig      // how ways through NATs are looked for
 	cluster   []netip.Prefix // as change last gave it to the firewall; guarded by Dataplane.setNodes
 	addresses *addresses
 	device    *wireguard.Device
 	traversal *traversal // nil while no ways through NATs are looked for
-	attacher  *attach.Attacher
+	attacher  attacher
 
 	services     *services
 	reservations *reservations
@@ -182,6 +185,7 @@ func New(cfg Config) (*Dataplane, error) {
 	}
 	return &Dataplane{
 		cfg: cfg, log: cfg.Log, firewall: fw, key: key, added: added, guests: guests, names: names, naming: naming,
+		system:  hostSystem(),
 		up:      make(chan struct{}),
 		waiting: "the node set has not been read yet",
 	}, nil
@@ -252,7 +256,7 @@ func (d *Dataplane) reconcile(ctx context.Context, parts *parts) error {
 	mtuErr := d.followMTU(ctx, parts)
 	unlock()
 	err = errors.Join(
-		mtuErr, forwarding.Enable(d.cfg.Sysctls, d.cfg.StateDir),
+		mtuErr, d.forward(parts),
 		parts.attacher.Reconcile(ctx),
 		d.applyFirewall(ctx, parts, nil),
 	)
@@ -274,17 +278,7 @@ func (d *Dataplane) reconcile(ctx context.Context, parts *parts) error {
 func (d *Dataplane) applyFirewall(ctx context.Context, parts *parts, pins []firewall.Pin) error {
 	d.applying.Lock()
 	defer d.applying.Unlock()
-	rules := firewall.Rules{
-		Cluster: d.clusterPrefixes(), Own: parts.slices,
-		Masquerade: d.cfg.Masquerade, NoMasquerade: d.cfg.NoMasquerade,
-		Tunnels: []string{deviceName()}, Guests: d.guests.addrs(), PortGroup: attach.LinkGroup, Pins: pins,
-	}
-	segments := parts.attacher.Segments()
-	for _, segment := range segments {
-		rules.Bridges = append(rules.Bridges, segment.Bridge)
-	}
-	rules.Services = parts.services.rules(segments)
-	changed, err := d.firewall.Apply(ctx, rules)
+	changed, err := d.firewall.Apply(ctx, d.rules(parts, pins))
 	if err != nil {
 		return fmt.Errorf("apply firewall: %w", err)
 	}
@@ -292,6 +286,55 @@ func (d *Dataplane) applyFirewall(ctx context.Context, parts *parts, pins []fire
 		d.log.Info("firewall written", "op", "firewall")
 	}
 	return nil
+}
+
+// rules are what the firewall is to enforce. Where segments are subnets, there are
+// no links to name and no ports to pin, but what peers and sandboxes may ask of the
+// node has to be let in.
+func (d *Dataplane) rules(parts *parts, pins []firewall.Pin) firewall.Rules {
+	rules := firewall.Rules{
+		Cluster: d.clusterPrefixes(), Own: parts.slices,
+		Masquerade: d.cfg.Masquerade, NoMasquerade: d.cfg.NoMasquerade,
+		Tunnels: []string{deviceName()}, Guests: d.guests.addrs(), PortGroup: attach.LinkGroup,
+		Ports: []uint16{uint16(parts.port)},
+	}
+	if relay := parts.nat.Relay; relay != nil && parts.nat.Enabled {
+		rules.Ports = append(rules.Ports, relay.ListenPort)
+	}
+	if d.naming.cfg.Enabled {
+		for _, port := range d.naming.cfg.Ports {
+			rules.NamePorts = append(rules.NamePorts, uint16(port))
+		}
+	}
+	if d.system.subnets {
+		rules.Masquerade = d.cfg.Masquerade && len(d.cfg.NoMasquerade) == 0 // else endpoints see to it
+		for _, one := range parts.layouts {
+			rules.Subnets = append(rules.Subnets, one.subnet)
+		}
+		return rules
+	}
+	segments := parts.attacher.Segments()
+	for _, segment := range segments {
+		rules.Bridges = append(rules.Bridges, segment.Bridge)
+	}
+	rules.Services, rules.Pins = parts.services.rules(segments), pins
+	return rules
+}
+
+// pin ties a sandbox's port to its addresses, where sandboxes have ports of ours.
+func (d *Dataplane) pin(ctx context.Context, a attach.Attachment) error {
+	if d.system.subnets {
+		return nil
+	}
+	return d.firewall.Pin(ctx, pinOf(a))
+}
+
+// unpin takes pin back.
+func (d *Dataplane) unpin(ctx context.Context, port int) error {
+	if d.system.subnets {
+		return nil
+	}
+	return d.firewall.Unpin(ctx, port)
 }
 
 func pinOf(a attach.Attachment) firewall.Pin {

@@ -219,7 +219,7 @@ func (d *Dataplane) addGuest(ctx context.Context, name string) (config GuestConf
 }
 
 func (d *Dataplane) makeGuest(ctx context.Context, parts *parts, name string) (record guestRecord, err error) {
-	addrs, undo, err := parts.addresses.allocate(guestOwner(name), nil, nil)
+	addrs, undo, err := parts.addresses.allocate(guestOwner(name), nil, parts.addresses.apart)
 	if err != nil {
 		return record, err
 	}

@@ -383,7 +383,7 @@ func TestGuestThatCannotBeRemovedStaysAsItIs(t *testing.T) {
 func TestGuestOfAnotherSliceIsNoPeer(t *testing.T) {
 	d := newReachablePlane(t)
 	mustAddGuest(t, d, "vm")
-	if err := Teardown(context.WithoutCancel(t.Context()), d.log); err != nil {
+	if err := Teardown(context.WithoutCancel(t.Context()), d.cfg.StateDir, d.log); err != nil {
 		t.Fatal(err)
 	}
 	set := reachable()

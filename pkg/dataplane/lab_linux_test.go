@@ -3,7 +3,6 @@ package dataplane
 import (
 	"context"
 	"log/slog"
-	"net/netip"
 	"os"
 	"os/exec"
 	"strings"
@@ -47,7 +46,7 @@ func newPlaneWith(t *testing.T, change func(*Config)) *Dataplane {
 		if err := d.firewall.Close(); err != nil {
 			t.Error(err)
 		}
-		if err := Teardown(context.WithoutCancel(t.Context()), log); err != nil {
+		if err := Teardown(context.WithoutCancel(t.Context()), d.cfg.StateDir, log); err != nil {
 			t.Error(err)
 		}
 	})
@@ -104,14 +103,6 @@ func wantNothing(t *testing.T, d *Dataplane) {
 			t.Errorf("pins are left in the %s table: %v\n%s", table, err, out)
 		}
 	}
-}
-
-func prefixes(texts ...string) []netip.Prefix {
-	var parsed []netip.Prefix
-	for _, text := range texts {
-		parsed = append(parsed, netip.MustParsePrefix(text))
-	}
-	return parsed
 }
 
 // testWriter sends a log to its test.

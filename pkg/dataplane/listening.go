@@ -8,15 +8,15 @@ import (
 )
 
 // listen has the server listen on this node's overlay addresses and on the
-// gateways of its sandboxes: that of IPv4 is one for all bridges, that of IPv6 one
-// on each.
+// gateways of its sandboxes: on Linux that of IPv4 is one for all bridges, that of
+// IPv6 one on each.
 func (d *Dataplane) listen(parts *parts) {
 	n := d.naming
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	segments := parts.attacher.Segments()
 	slices.SortFunc(segments, func(a, b attach.Segment) int { return a.Index - b.Index })
-	own, addrs := listenAddrs(parts.slices, segments)
+	own, addrs := listenAddrs(parts.slices, segments, !d.system.subnets)
 	n.zone.SetServers(own)
 	if !n.cfg.Enabled {
 		return
@@ -31,12 +31,16 @@ func (d *Dataplane) listen(parts *parts) {
 	n.server.SetAddresses(all)
 }
 
-// listenAddrs are the node's own addresses, and those with the gateways.
-func listenAddrs(own []netip.Prefix, segments []attach.Segment) (nodes, all []netip.Addr) {
+// listenAddrs are the node's own addresses, and those with the gateways, which
+// where segments are subnets are the node's own.
+func listenAddrs(own []netip.Prefix, segments []attach.Segment, gateways bool) (nodes, all []netip.Addr) {
 	for _, slice := range own {
 		nodes = append(nodes, nodeAddress(slice))
 	}
 	all = slices.Clone(nodes)
+	if !gateways {
+		return nodes, all
+	}
 	for _, addr := range nodes {
 		gateway := attach.Gateway(addr)
 		switch {

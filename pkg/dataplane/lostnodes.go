@@ -156,12 +156,9 @@ func (l *lostNodes) down() (names []string, of []netip.Prefix) {
 	return names, of
 }
 
-// watchLost looks at the nodes whose addresses are asked for, until ctx ends.
-func (n *naming) watchLost(ctx context.Context, own []netip.Prefix) {
-	var from []netip.Addr
-	for _, slice := range own {
-		from = append(from, nodeAddress(slice))
-	}
+// watchLost looks at the nodes whose addresses are asked for, from addresses of this
+// one, until ctx ends.
+func (n *naming) watchLost(ctx context.Context, from []netip.Addr) {
 	ticker := time.NewTicker(lookInterval)
 	defer ticker.Stop()
 	failing := false

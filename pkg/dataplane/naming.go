@@ -131,7 +131,7 @@ func (n *naming) run(ctx context.Context, parts *parts) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return n.forward.Run(ctx) })
 	group.Go(func() error { return n.server.Run(ctx) })
-	group.Go(func() error { n.watchLost(ctx, parts.slices); return nil })
+	group.Go(func() error { n.watchLost(ctx, parts.deviceAddresses()); return nil })
 	return group.Wait()
 }
 

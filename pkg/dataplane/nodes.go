@@ -216,10 +216,13 @@ func (d *Dataplane) bringUp(ctx context.Context, own []netip.Prefix, set NodeSet
 		slices: own, port: cmp.Or(set.ListenPort, d.cfg.ListenPort), nat: set.natOr(d.cfg.NAT),
 		services: newServices(d.cfg.StateDir), reservations: newReservations(d.cfg.StateDir),
 	}
-	if made.addresses, err = newAddresses(own); err != nil {
+	if made.layouts, err = d.system.layouts(own); err != nil {
 		return err
 	}
-	if err := forwarding.Enable(d.cfg.Sysctls, d.cfg.StateDir); err != nil {
+	if made.addresses, err = newAddresses(made.layouts); err != nil {
+		return err
+	}
+	if err := d.forward(made); err != nil {
 		return err
 	}
 	var known []netip.Addr
@@ -271,19 +274,36 @@ func (p *parts) close() error {
 }
 
 func (d *Dataplane) openDevice(ctx context.Context, made *parts, mtu int) (*wireguard.Device, error) {
-	var nodeAddrs []netip.Addr
-	for _, slice := range made.slices {
-		nodeAddrs = append(nodeAddrs, nodeAddress(slice))
-	}
 	device, err := wireguard.Open(ctx, wireguard.Config{
 		Name: deviceName(), Backend: d.cfg.Backend, PrivateKey: d.key, ListenPort: made.port,
-		MTU: mtu, Addresses: nodeAddrs, Refuse: made.slices, Log: d.log,
+		MTU: mtu, Addresses: made.deviceAddresses(), Refuse: made.slices, Log: d.log,
 		OnRebuilt: func() { d.afterRebuild(made) }, OnSTUN: made.traversal.onSTUN(),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open WireGuard device: %w", err)
 	}
 	return device, nil
+}
+
+// deviceAddresses are those of the cluster's device.
+func (p *parts) deviceAddresses() []netip.Addr {
+	var addrs []netip.Addr
+	for _, one := range p.layouts {
+		addrs = append(addrs, one.device)
+	}
+	return addrs
+}
+
+// forward has the host pass packets on between its interfaces: as far as these are
+// there, between segments and the WireGuard device.
+func (d *Dataplane) forward(made *parts) error {
+	config := forwarding.Config{Sysctls: d.cfg.Sysctls, StateDir: d.cfg.StateDir}
+	if made.attacher != nil {
+		for _, one := range made.layouts {
+			config.Addresses = append(config.Addresses, one.node)
+		}
+	}
+	return forwarding.Enable(config)
 }
 
 // afterRebuild puts back the pod routes, which the kernel drops together with

@@ -37,6 +37,12 @@ const (
 	Dedicated Mode = "dedicated"
 )
 
+// errNoDedicated says why Windows has shared services only. HCN can give a service
+// a network of its own, but what its sandboxes send to another node goes by the
+// host's routes, which know destinations alone.
+var errNoDedicated = fmt.Errorf("a dedicated service needs a routing table of its own, and Windows has one for all, "+
+	"so that its packets could take the cluster's device: %w", errors.ErrUnsupported)
+
 // maxServiceName bounds the name of a service, in bytes.
 const maxServiceName = 4096
 
@@ -334,6 +340,9 @@ func (d *Dataplane) openService(ctx context.Context, parts *parts, req ServiceRe
 	}
 	s := &service{record: serviceRecord{Name: req.Name, Mode: Shared, Isolated: req.Reach == Itself}, used: map[string]struct{}{}}
 	open := d.openShared
+	if req.Mode == Dedicated && d.system.subnets {
+		return nil, errNoDedicated
+	}
 	if req.Mode == Dedicated {
 		s.record.Mode, open = Dedicated, d.openDedicated
 	} else if req.Reach == Itself {

@@ -10,6 +10,7 @@ import (
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
+	"github.com/zlayer/zlayer-cni/internal/durable"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/firewall"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/ipam"
@@ -170,5 +171,5 @@ func (d *Dataplane) Users() string {
 
 // StateFiles are the names of what the data plane keeps in Config.StateDir.
 func StateFiles() []string {
-	return []string{keyFile, servicesDir, guestsDir, peersDir, reservationsDir, namesDir}
+	return []string{keyFile, servicesDir, guestsDir, peersDir, reservationsDir, namesDir, hcnFile, durable.Pending(hcnFile)}
 }

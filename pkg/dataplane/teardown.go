@@ -19,13 +19,14 @@ import (
 // the WireGuard devices with their routes, and last the firewall, so that nothing
 // leaves in clear meanwhile. No Dataplane may run. It goes on after an error,
 // but keeps the firewall then: attachments may be left. It reports all errors;
-// what is gone already is no error. Keys and settings on disk stay.
-func Teardown(ctx context.Context, log *slog.Logger) error {
+// what is gone already is no error. Keys and settings on disk stay; on Windows
+// stateDir also says what is ours.
+func Teardown(ctx context.Context, stateDir string, log *slog.Logger) error {
 	var errs []error
 	if err := failpoint.Hit("dataplane/teardown"); err != nil {
 		return err
 	}
-	attacher, err := attach.New(attach.Config{Log: log})
+	attacher, err := attach.New(attach.Config{HCN: attach.HCNConfig{State: filepath.Join(stateDir, hcnFile)}, Log: log})
 	if err == nil {
 		err = attacher.Teardown(ctx)
 	}

@@ -44,7 +44,7 @@ func TestTeardownRemovesRefusalsWithoutADevice(t *testing.T) {
 	if before := routesOf(t, "proto "+ours); len(before) != 6 {
 		t.Fatalf("routes before: %q", before)
 	}
-	if err := Teardown(t.Context(), slog.New(slog.DiscardHandler)); err != nil {
+	if err := Teardown(t.Context(), t.TempDir(), slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
 	if left := routesOf(t, "proto "+ours); len(left) > 0 {

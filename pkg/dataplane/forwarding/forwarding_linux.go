@@ -54,12 +54,9 @@ func families() []family {
 
 // Enable turns IPv4 and IPv6 forwarding on if they are off; it writes nothing
 // that is set already. A kernel without IPv6 is no error. Before the first
-// change it keeps in stateDir what the host has, for Restore.
-//
-// sysctls is where the kernel's /proc/sys/net is writable. Wherever it is
-// mounted, it shows the network namespace of the process that looks.
-func Enable(sysctls, stateDir string) error {
-	k := kernel{sysctls}
+// change it keeps in StateDir what the host has, for Restore.
+func Enable(cfg Config) error {
+	k := kernel{cfg.Sysctls}
 	for _, f := range families() {
 		on, err := k.get(f.toggle)
 		if on == "1" || f.optional && errors.Is(err, os.ErrNotExist) {
@@ -72,7 +69,7 @@ func Enable(sysctls, stateDir string) error {
 		if err != nil {
 			return err
 		}
-		if err := remember(stateDir, changes); err != nil {
+		if err := remember(cfg.StateDir, changes); err != nil {
 			return err
 		}
 		// Last the toggle, which is the first of them.

@@ -78,7 +78,7 @@ func TestEnable(t *testing.T) {
 			sysctls, state := t.TempDir(), t.TempDir()
 			tt.before.write(t, sysctls)
 			for range 2 {
-				if err := forwarding.Enable(sysctls, state); err != nil {
+				if err := forwarding.Enable(forwarding.Config{Sysctls: sysctls, StateDir: state}); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -123,7 +123,7 @@ func TestRestore(t *testing.T) {
 			name: "what was before the first change counts",
 			meddle: func(t *testing.T, sysctls, state string) {
 				settings{"ipv6/conf/all/forwarding": "0", "ipv6/conf/eth0/accept_ra": "0", "ipv6/conf/later/forwarding": "0"}.write(t, sysctls)
-				if err := forwarding.Enable(sysctls, state); err != nil {
+				if err := forwarding.Enable(forwarding.Config{Sysctls: sysctls, StateDir: state}); err != nil {
 					t.Fatal(err)
 				}
 				settings{"ipv6/conf/eth0/accept_ra": "2", "ipv6/conf/later/forwarding": "1"}.write(t, sysctls)
@@ -156,7 +156,7 @@ func TestRestore(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			sysctls, state := t.TempDir(), t.TempDir()
 			before.write(t, sysctls)
-			if err := forwarding.Enable(sysctls, state); err != nil {
+			if err := forwarding.Enable(forwarding.Config{Sysctls: sysctls, StateDir: state}); err != nil {
 				t.Fatal(err)
 			}
 			tt.meddle(t, sysctls, state)
@@ -203,7 +203,7 @@ func TestKernelAsItWas(t *testing.T) {
 				const sysctls = "/proc/sys/net"
 				tt.before.write(t, sysctls)
 				before := kernelSettings(t)
-				if err := forwarding.Enable(sysctls, state); err != nil {
+				if err := forwarding.Enable(forwarding.Config{Sysctls: sysctls, StateDir: state}); err != nil {
 					return err
 				}
 				if now := kernelSettings(t); now["ipv4/conf/one/forwarding"] != "1" || now["ipv6/conf/one/forwarding"] != "1" {
@@ -263,7 +263,7 @@ func TestEnableChangesNothingWithoutARecord(t *testing.T) {
 			if err := tt.spoil(state); err != nil {
 				t.Fatal(err)
 			}
-			if err := forwarding.Enable(sysctls, state); err == nil || !strings.Contains(err.Error(), tt.want) {
+			if err := forwarding.Enable(forwarding.Config{Sysctls: sysctls, StateDir: state}); err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("error %v, want %q", err, tt.want)
 			}
 			if diff := cmp.Diff(before, read(t, sysctls)); diff != "" {
@@ -274,7 +274,7 @@ func TestEnableChangesNothingWithoutARecord(t *testing.T) {
 }
 
 func TestEnableSaysWhatToMount(t *testing.T) {
-	err := forwarding.Enable(filepath.Join(t.TempDir(), "missing"), t.TempDir())
+	err := forwarding.Enable(forwarding.Config{Sysctls: filepath.Join(t.TempDir(), "missing"), StateDir: t.TempDir()})
 	if err == nil || !strings.Contains(err.Error(), "missing/ipv4/ip_forward") {
 		t.Errorf("error %v does not name the file", err)
 	}

@@ -33,6 +33,7 @@ func (d *Device) ensureInterfaces() error {
 		before := *row
 		row.NLMTU = uint32(d.MTU())
 		row.ForwardingEnabled = true
+		row.WeakHostReceive, row.WeakHostSend = true, true // peers ask the node at addresses of its other adapters
 		row.RouterDiscoveryBehavior = winipcfg.RouterDiscoveryDisabled
 		row.DadTransmits = 0 // nobody else can have it, and a tentative address is no source
 		row.ManagedAddressConfigurationSupported = false
