@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,6 +37,10 @@ func (d *daemon) attach(ctx context.Context, r *shim.AttachContainer) (shim.Resp
 	if request.Service, err = d.serviceOf(ctx, r); err != nil {
 		return nil, err
 	}
+	if err := d.takeReserved(ctx, r.Handle); err != nil {
+		return nil, err
+	}
+	request.DNS = d.endpointDNS(r, cmp.Or(request.Service.Name, dataplane.DefaultSegment))
 	opened, err := openNetns(r.Handle, netns)
 	if err != nil {
 		return nil, err
@@ -59,9 +64,9 @@ func (d *daemon) attach(ctx context.Context, r *shim.AttachContainer) (shim.Resp
 	return answer, nil
 }
 
-// pidInterface is the interface that a process's sandbox gets: ZLayer's handle
-// names none.
-const pidInterface = "eth0"
+// onlyInterface is the interface of a sandbox that ZLayer's agent asks for: its
+// handles name none.
+const onlyInterface = "eth0"
 
 // netnsOf returns the handle of a sandbox, which a process stands for by its
 // number. The other kinds of handle are no sandbox of this system.
@@ -77,7 +82,7 @@ func netnsOf(handle shim.Handle) (*shim.LinuxNetns, error) {
 			return nil, fmt.Errorf("handle with process 0: %w", dataplane.ErrInvalid)
 		}
 		return &shim.LinuxNetns{
-			ContainerID: "pid:" + strconv.FormatUint(uint64(handle.PID), 10), IfName: pidInterface, Netns: pidNetns(handle),
+			ContainerID: "pid:" + strconv.FormatUint(uint64(handle.PID), 10), IfName: onlyInterface, Netns: pidNetns(handle),
 		}, nil
 	case *shim.WindowsContainer:
 		if runtime.GOOS == "windows" {
@@ -89,16 +94,23 @@ func netnsOf(handle shim.Handle) (*shim.LinuxNetns, error) {
 
 // hcnSandbox returns a sandbox of Windows in the form that all have here: its
 // namespace is a GUID in place of a path, and stays empty where the handle says
-// none. ZLayer's own handles have no interface, and are detached by a namespace's
-// GUID instead of the key they were attached with.
+// none, for the daemon to make one.
 func hcnSandbox(handle *shim.WindowsContainer) (*shim.LinuxNetns, error) {
 	if handle.ContainerID == "" {
 		return nil, fmt.Errorf("handle without container ID: %w", dataplane.ErrInvalid)
 	}
-	if handle.IfName == "" {
-		return nil, fmt.Errorf("handle %s without ifname: %w", handle.Platform(), errors.ErrUnsupported)
+	return &shim.LinuxNetns{ContainerID: handle.ContainerID, IfName: cmp.Or(handle.IfName, onlyInterface), Netns: string(handle.Namespace)}, nil
+}
+
+// hcnNamespace is the GUID by which ZLayer's agent, whose handles have no
+// interface, detaches from an HCN namespace: in place of a container's ID.
+func hcnNamespace(handle shim.Handle) (guid string, is bool) {
+	container, is := handle.(*shim.WindowsContainer)
+	if !is || container.IfName != "" {
+		return "", false
 	}
-	return &shim.LinuxNetns{ContainerID: handle.ContainerID, IfName: handle.IfName, Netns: string(handle.Namespace)}, nil
+	parsed, err := shim.ParseNamespaceGUID(container.ContainerID)
+	return string(parsed), err == nil
 }
 
 // pidNetns is the path of a process's network namespace. The number means what
@@ -140,6 +152,9 @@ func attachRequest(netns *shim.LinuxNetns, r *shim.AttachContainer) (dataplane.A
 	if runtime.GOOS == "windows" {
 		request.Namespace = netns.Netns
 	}
+	if container, is := r.Handle.(*shim.WindowsContainer); is && container.IP.IsValid() {
+		request.IPs = []netip.Addr{container.IP}
+	}
 	if r.MAC == "" {
 		return request, nil
 	}
@@ -149,6 +164,33 @@ func attachRequest(netns *shim.LinuxNetns, r *shim.AttachContainer) (dataplane.A
 	}
 	request.MAC = mac
 	return request, nil
+}
+
+// takeReserved gives the address back that was reserved for the container, for it
+// to take. One that a sandbox has already is that of a repeated request, or of
+// another's, which the attach tells apart.
+func (d *daemon) takeReserved(ctx context.Context, handle shim.Handle) error {
+	container, is := handle.(*shim.WindowsContainer)
+	if !is || !container.IP.IsValid() {
+		return nil
+	}
+	if err := d.plane.ReleaseIP(ctx, container.IP, ""); err != nil && !errors.Is(err, dataplane.ErrConflict) {
+		return err
+	}
+	return nil
+}
+
+// endpointDNS is what a sandbox's endpoint on Windows is told of DNS: what the
+// runtime says, else what this node finds right.
+func (d *daemon) endpointDNS(r *shim.AttachContainer, segment string) attach.DNS {
+	settings := r.DNS
+	if settings == nil {
+		settings = d.dnsOf(segment, r.DNSServer, r.DNSDomain)
+	}
+	if settings == nil {
+		return attach.DNS{}
+	}
+	return attach.DNS{Servers: settings.Nameservers, Domain: settings.Domain, Search: settings.Search}
 }
 
 func podName(pod *shim.Pod) string {
@@ -165,7 +207,7 @@ func attachedAnswer(netns *shim.LinuxNetns, a dataplane.Attachment) *shim.Attach
 		Addresses: a.Prefixes, Gateways: a.Gateways, MTU: a.MTU,
 		MAC: a.MAC.String(), HostMAC: a.HostMAC.String(),
 		Interface: netns.IfName, HostInterface: a.Port, Bridge: a.Bridge,
-		Sandbox: netns.Netns, Segment: a.Segment,
+		Sandbox: cmp.Or(netns.Netns, a.Namespace), NamespaceGUID: a.Namespace, Segment: a.Segment,
 	}
 	if len(a.Addrs) > 0 {
 		answer.IP = a.Addrs[0]
@@ -195,6 +237,9 @@ func (d *daemon) detach(ctx context.Context, r *shim.DetachContainer) (shim.Resp
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), detachTimeout)
 	defer cancel()
+	if namespace, is := hcnNamespace(r.Handle); is {
+		return done(d.plane.DetachNamespace(ctx, namespace))
+	}
 	start, key := time.Now(), keyOf(netns)
 	if err := d.plane.Detach(ctx, key); err != nil {
 		return nil, err

@@ -17,17 +17,27 @@ func (d *daemon) serviceOf(ctx context.Context, r *shim.AttachContainer) (datapl
 	if d.cluster != nil && r.Pod != nil {
 		return d.serviceOfPod(ctx, r.Pod)
 	}
-	service := dataplane.ServiceRequest{Name: r.Service, Mode: dataplane.Mode(r.Mode), Reach: dataplane.All}
-	if !r.JoinGlobal {
-		service.Reach = dataplane.Itself
-	}
+	service := dataplane.ServiceRequest{Name: r.Service, Mode: dataplane.Mode(r.Mode), Reach: reachOf(r)}
 	if service.Name != "" && service.Name != dataplane.DefaultSegment {
 		return service, nil
 	}
-	if !r.JoinGlobal {
+	if service.Reach == dataplane.Itself {
 		return service, fmt.Errorf("join_global is false without a service: %w", dataplane.ErrInvalid)
 	}
 	return dataplane.ServiceRequest{}, nil
+}
+
+// reachOf is what an attach says of a sandbox's reach. ZLayer's agent says nothing
+// of a Windows container's: its join_global is always false.
+func reachOf(r *shim.AttachContainer) dataplane.Reach {
+	container, is := r.Handle.(*shim.WindowsContainer)
+	switch {
+	case r.JoinGlobal:
+		return dataplane.All
+	case is && container.IfName == "":
+		return dataplane.Anything
+	}
+	return dataplane.Itself
 }
 
 func (d *daemon) setupService(ctx context.Context, r *shim.SetupServiceOverlay) (shim.Response, error) {
