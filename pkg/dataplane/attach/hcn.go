@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -31,6 +32,8 @@ type hcnAPI interface {
 
 	Namespace(id string) (hcnNamespace, error)
 	CreateNamespace(n hcnNamespace) (hcnNamespace, error)
+	// OpenNamespace keeps one open until the handle is closed.
+	OpenNamespace(id string) (io.Closer, error)
 	ModifyNamespace(id string, change hcnNamespaceChange) error
 	DeleteNamespace(id string) error
 }
@@ -70,15 +73,16 @@ type hcnAttacher struct {
 	// actual is what the networks of segments were found to be, which may not be what the segments want while sandboxes hold
 	// the network. A segment that is not in it has to be looked at.
 	actual  map[string]hcnNetwork
-	written []byte       // the record as it is on disk, as far as we know
-	lost    []Attachment // gone other than by Detach, not yet told to Run's caller
+	held    map[string]io.Closer // namespaces of ours that are open, by id
+	written []byte               // the record as it is on disk, as far as we know
+	lost    []Attachment         // gone other than by Detach, not yet told to Run's caller
 }
 
 // newHCN prepares an Attacher and changes nothing.
 func newHCN(api hcnAPI, cfg Config) (*hcnAttacher, error) {
 	a := &hcnAttacher{
 		api: api, cfg: cfg.HCN, log: cfg.Log, poke: make(chan struct{}, 1), timeout: hcnUndoTimeout,
-		state: hcnState{Version: hcnStateVersion}, actual: map[string]hcnNetwork{},
+		state: hcnState{Version: hcnStateVersion}, actual: map[string]hcnNetwork{}, held: map[string]io.Closer{},
 	}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)
@@ -90,9 +94,21 @@ func newHCN(api hcnAPI, cfg Config) (*hcnAttacher, error) {
 	return a, nil
 }
 
-// Close does nothing: what is attached stays, and a call that HCN has not
-// answered ends with the process.
-func (*hcnAttacher) Close() error { return nil }
+// Close lets go of what is open. What is attached stays, and a call that HCN has
+// not answered ends with the process.
+func (a *hcnAttacher) Close() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var errs []error
+	for _, namespace := range a.held {
+		errs = append(errs, namespace.Close())
+	}
+	clear(a.held)
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("close HCN namespaces: %w", err)
+	}
+	return nil
+}
 
 // SetMTU does nothing: HCN has no MTU of such networks and their endpoints.
 func (*hcnAttacher) SetMTU(context.Context, int) error { return nil }

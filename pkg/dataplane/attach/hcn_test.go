@@ -47,6 +47,7 @@ func (n *hcnNode) restart(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.hcnAttacher = a
+	clear(n.fake.open) // which go with the process
 }
 
 // hcnSpec asks for a pod with that address in the runtime's namespace.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/netip"
 	"slices"
@@ -152,6 +153,9 @@ func (a *hcnAttacher) mend(ctx context.Context, r hcnAttachment, endpoints []hcn
 	if !slices.ContainsFunc(endpoints, func(e hcnEndpoint) bool { return sameID(e.ID, r.Endpoint) }) {
 		return false, nil
 	}
+	if err := a.hold(ctx, r); err != nil {
+		return false, err
+	}
 	if namespace.holds(r.Endpoint) {
 		return true, nil
 	}
@@ -201,6 +205,70 @@ func (a *hcnAttacher) checkNamespace(ctx context.Context, id string) error {
 	case namespace.Type != "" && !strings.EqualFold(namespace.Type, hcnHost) && !strings.EqualFold(namespace.Type, hcnGuest):
 		// HostDefault is the host's own, and HCS takes no container into it.
 		return fmt.Errorf("HCN namespace %s is of type %s, which is no sandbox: %w", id, shorten(namespace.Type), ErrInvalid)
+	}
+	return a.dropStale(ctx, namespace)
+}
+
+// dropStale takes the references to endpoints out of a namespace that are gone: HCN
+// keeps them, and HCS starts no container by them.
+func (a *hcnAttacher) dropStale(ctx context.Context, namespace hcnNamespace) error {
+	referred := namespace.endpoints()
+	if len(referred) == 0 {
+		return nil
+	}
+	endpoints, err := a.listEndpoints(ctx)
+	if err != nil {
+		return err
+	}
+	for _, id := range referred {
+		if slices.ContainsFunc(endpoints, func(e hcnEndpoint) bool { return sameID(e.ID, id) }) {
+			continue
+		}
+		a.log.Info("namespace refers to an endpoint that is gone, taking it out", "op", "attach", "namespace", namespace.ID, "iface", id)
+		if err := unlessGone(a.takeOut(ctx, namespace.ID, id)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// takeOut removes an endpoint from a namespace.
+func (a *hcnAttacher) takeOut(ctx context.Context, namespace, endpoint string) error {
+	return hcnDo(ctx, a.calls, "remove endpoint "+endpoint+" from HCN namespace", namespace, func() error {
+		return a.api.ModifyNamespace(namespace, endpointChange(hcnRemove, endpoint))
+	})
+}
+
+// hold keeps a namespace of ours open as long as its sandbox is there: HCS finds
+// none that nobody has open (0x80070490). The runtime sees to those of its own.
+func (a *hcnAttacher) hold(ctx context.Context, r hcnAttachment) error {
+	a.mu.Lock()
+	_, held := a.held[r.Namespace]
+	a.mu.Unlock()
+	if held || !r.OwnNamespace {
+		return nil
+	}
+	handle, err := hcnCall(ctx, a.calls, "open HCN namespace", r.Namespace, func() (io.Closer, error) { return a.api.OpenNamespace(r.Namespace) })
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.held[r.Namespace] = handle
+	return nil
+}
+
+// letGo closes what hold opened.
+func (a *hcnAttacher) letGo(namespace string) error {
+	a.mu.Lock()
+	handle, held := a.held[namespace]
+	delete(a.held, namespace)
+	a.mu.Unlock()
+	if !held {
+		return nil
+	}
+	if err := handle.Close(); err != nil {
+		return fmt.Errorf("close HCN namespace %s: %w", namespace, err)
 	}
 	return nil
 }
@@ -278,11 +346,13 @@ func (w *hcnWork) makeNamespace(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if sameID(made.ID, w.Namespace) {
-		return nil
+	if !sameID(made.ID, w.Namespace) {
+		w.Namespace = strings.ToLower(made.ID)
+		if err := a.put(w.hcnAttachment); err != nil {
+			return err
+		}
 	}
-	w.Namespace = strings.ToLower(made.ID)
-	return a.put(w.hcnAttachment)
+	return a.hold(ctx, w.hcnAttachment)
 }
 
 // makeEndpoint makes the endpoint. A network that somebody removed is made anew

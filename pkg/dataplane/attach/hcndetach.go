@@ -47,12 +47,10 @@ func (a *hcnAttacher) remove(ctx context.Context, r hcnAttachment) error {
 		errs = append(errs, a.put(r))
 	}
 	errs = append(errs,
-		unlessGone(hcnDo(ctx, a.calls, "remove endpoint "+r.Endpoint+" from HCN namespace", r.Namespace, func() error {
-			return a.api.ModifyNamespace(r.Namespace, endpointChange(hcnRemove, r.Endpoint))
-		})),
+		unlessGone(a.takeOut(ctx, r.Namespace, r.Endpoint)),
 		unlessGone(hcnDo(ctx, a.calls, "delete HCN endpoint", r.Endpoint, func() error { return a.api.DeleteEndpoint(r.Endpoint) })))
 	if r.OwnNamespace {
-		errs = append(errs, unlessGone(hcnDo(ctx, a.calls, "delete HCN namespace", r.Namespace, func() error { return a.api.DeleteNamespace(r.Namespace) })))
+		errs = append(errs, a.letGo(r.Namespace), unlessGone(hcnDo(ctx, a.calls, "delete HCN namespace", r.Namespace, func() error { return a.api.DeleteNamespace(r.Namespace) })))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("%w: %w", err, errHCNBusy)
@@ -125,9 +123,7 @@ func (a *hcnAttacher) removeStrays(ctx context.Context, everywhere bool) error {
 		}
 		a.log.Info("removing an endpoint of ours that the record does not know", "op", "reconcile", "iface", e.ID)
 		if e.HostComputeNamespace != "" {
-			errs = append(errs, unlessGone(hcnDo(ctx, a.calls, "remove endpoint "+e.ID+" from HCN namespace", e.HostComputeNamespace, func() error {
-				return a.api.ModifyNamespace(e.HostComputeNamespace, endpointChange(hcnRemove, e.ID))
-			})))
+			errs = append(errs, unlessGone(a.takeOut(ctx, e.HostComputeNamespace, e.ID)))
 		}
 		errs = append(errs, unlessGone(hcnDo(ctx, a.calls, "delete HCN endpoint", e.ID, func() error { return a.api.DeleteEndpoint(e.ID) })))
 	}

@@ -2,6 +2,7 @@ package attach
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"net/netip"
@@ -395,4 +396,74 @@ func TestHCNRun(t *testing.T) {
 			t.Errorf("%d calls without anything to do", more)
 		}
 	})
+}
+
+// A namespace that was made here is open as long as its sandbox is attached, also
+// after a restart, and no longer: HCS starts no container in one that nobody has
+// open. The runtime's own is the runtime's to keep.
+func TestHCNNamespaceHeld(t *testing.T) {
+	n, spec := newHCNNode(t), ownSpec()
+	own := n.attachHCN(t, spec)
+	theirs := hcnSpec("theirs", "10.42.7.3")
+	n.attachHCN(t, theirs)
+	want := map[string]int{own.Namespace: 1}
+	n.attachHCN(t, spec)
+	sameHCN(t, "open", want, n.fake.open)
+	n.restart(t)
+	sameHCN(t, "open while nobody runs", map[string]int{}, n.fake.open)
+	for range 2 {
+		if err := n.Reconcile(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		sameHCN(t, "open after a restart", want, n.fake.open)
+	}
+	if err := n.Close(); err != nil {
+		t.Error(err)
+	}
+	sameHCN(t, "open after Close", map[string]int{}, n.fake.open)
+	if _, err := n.Attach(t.Context(), spec); err != nil {
+		t.Error(err)
+	}
+	sameHCN(t, "open again", want, n.fake.open)
+	if err := errors.Join(n.Detach(t.Context(), spec.Key), n.Detach(t.Context(), theirs.Key)); err != nil {
+		t.Fatal(err)
+	}
+	sameHCN(t, "left", left("zlayer-cni-default"), n.fake.has())
+}
+
+// References to endpoints that are gone go out of a namespace before a sandbox gets
+// one there; those to endpoints that are there, of whomever, stay.
+func TestHCNStaleReferences(t *testing.T) {
+	n := newHCNNode(t)
+	const gone, there = "99999999-0000-4000-8000-000000000001", "99999999-0000-4000-8000-000000000002"
+	refer := func(id string) hcnResource { return hcnResource{Type: hcnOfEndpoint, Data: mustJSON(map[string]string{"Id": id})} }
+	n.fake.endpoints[there] = hcnEndpoint{ID: there, Name: "somebody's", HostComputeNamespace: podNamespace}
+	n.fake.namespaces[podNamespace] = hcnNamespace{ID: podNamespace, Type: hcnHost, Resources: []hcnResource{
+		refer(gone), refer(there), {Type: hcnOfEndpoint, Data: mustJSON("unreadable")}, {Type: "Container", Data: mustJSON(map[string]string{"Id": gone})},
+	}}
+	spec := hcnSpec("pod", "10.42.7.2")
+	at := n.attachHCN(t, spec)
+	sameHCN(t, "endpoints in the namespace", []string{there, strings.ToUpper(at.Port)}, n.fake.namespaces[podNamespace].endpoints())
+	sameHCN(t, "resources", 4, len(n.fake.namespaces[podNamespace].Resources))
+}
+
+// Objects of older versions of HCN lack fields, all of them if need be. They are
+// read, and are as little as they say.
+func TestHCNSparseObjects(t *testing.T) {
+	var network hcnNetwork
+	var endpoint hcnEndpoint
+	var namespace hcnNamespace
+	for _, into := range []any{&network, &endpoint, &namespace} {
+		if err := json.Unmarshal([]byte(`{"Health":null,"Resources":null,"Policies":null,"Ipams":[{"Subnets":[{}]}],"Unknown":[1]}`), into); err != nil {
+			t.Fatalf("%T: %v", into, err)
+		}
+	}
+	if network.differs(networkWanted(hcnSegment{Name: "default", Subnets: []netip.Prefix{netip.MustParsePrefix("10.42.7.0/24")}}, "")) == "" || namespace.holds("") {
+		t.Error("a sparse object was taken for whole")
+	}
+	n := newHCNNode(t)
+	n.fake.namespaces[podNamespace] = hcnNamespace{ID: podNamespace}
+	n.fake.networks["99999999-0000-4000-8000-000000000003"] = hcnNetwork{ID: "99999999-0000-4000-8000-000000000003", Name: "zlayer-cni-default"}
+	n.attachHCN(t, hcnSpec("pod", "10.42.7.2"))
+	sameHCN(t, "networks", 1, len(n.fake.networks))
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"net/netip"
@@ -59,7 +60,8 @@ type fakeHCN struct {
 	networks   map[string]hcnNetwork // by id in lower case, as the others
 	endpoints  map[string]hcnEndpoint
 	namespaces map[string]hcnNamespace
-	calls      []string // what was called, and what with
+	open       map[string]int // handles of namespaces
+	calls      []string       // what was called, and what with
 	// before is asked before a call has an effect, after when it has had it; their errors are the call's.
 	before, after func(call string) error
 	ownIDs        bool // ids that were asked for are not taken
@@ -67,7 +69,7 @@ type fakeHCN struct {
 }
 
 func newFakeHCN() *fakeHCN {
-	return &fakeHCN{networks: map[string]hcnNetwork{}, endpoints: map[string]hcnEndpoint{}, namespaces: map[string]hcnNamespace{}}
+	return &fakeHCN{networks: map[string]hcnNetwork{}, endpoints: map[string]hcnEndpoint{}, namespaces: map[string]hcnNamespace{}, open: map[string]int{}}
 }
 
 // call runs one call: hooks, lock, log.
@@ -235,6 +237,37 @@ func (f *fakeHCN) CreateNamespace(n hcnNamespace) (hcnNamespace, error) {
 	return n, err
 }
 
+func (f *fakeHCN) OpenNamespace(id string) (handle io.Closer, err error) {
+	err = f.call("open namespace", id, func() error {
+		if _, found := f.namespaces[strings.ToLower(id)]; !found {
+			return &hcnError{"hcnOpenNamespace", hcnElementNotFound}
+		}
+		f.open[strings.ToLower(id)]++
+		handle = fakeHandle{f, strings.ToLower(id)}
+		return nil
+	})
+	if err != nil && handle != nil { // the answer was lost, and with it the caller
+		_ = handle.Close()
+	}
+	return handle, err
+}
+
+// fakeHandle is a namespace that somebody has open.
+type fakeHandle struct {
+	fake *fakeHCN
+	id   string
+}
+
+func (h fakeHandle) Close() error {
+	h.fake.mu.Lock()
+	defer h.fake.mu.Unlock()
+	h.fake.open[h.id]--
+	if h.fake.open[h.id] == 0 {
+		delete(h.fake.open, h.id)
+	}
+	return nil
+}
+
 func (f *fakeHCN) ModifyNamespace(id string, change hcnNamespaceChange) error {
 	return f.call(strings.ToLower(change.RequestType)+" endpoint", change, func() error {
 		n, found := f.namespaces[strings.ToLower(id)]
@@ -297,6 +330,9 @@ func (f *fakeHCN) has() []string {
 	}
 	for id, n := range f.namespaces {
 		list = append(list, fmt.Sprintf("namespace %s with %d", id, len(n.Resources)))
+	}
+	for id, n := range f.open {
+		list = append(list, fmt.Sprintf("namespace %s is open %d times", id, n))
 	}
 	slices.Sort(list)
 	return list

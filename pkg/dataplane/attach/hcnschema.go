@@ -190,13 +190,21 @@ func defaultRoute(subnet netip.Prefix) hcnRoute {
 	return hcnRoute{NextHop: SubnetGateway(subnet).String(), DestinationPrefix: everything.String()}
 }
 
-// holds tells whether the endpoint is in the namespace. A resource that cannot
-// be read is not.
+// holds tells whether the endpoint is in the namespace.
 func (n hcnNamespace) holds(endpoint string) bool {
-	return slices.ContainsFunc(n.Resources, func(r hcnResource) bool {
+	return slices.ContainsFunc(n.endpoints(), func(id string) bool { return sameID(id, endpoint) })
+}
+
+// endpoints are the ids that the namespace refers to. A resource that cannot be
+// read is none.
+func (n hcnNamespace) endpoints() (ids []string) {
+	for _, r := range n.Resources {
 		var data struct{ ID string } // encoding/json takes Id as well
-		return r.Type == hcnOfEndpoint && json.Unmarshal(r.Data, &data) == nil && sameID(data.ID, endpoint)
-	})
+		if r.Type == hcnOfEndpoint && json.Unmarshal(r.Data, &data) == nil && data.ID != "" {
+			ids = append(ids, data.ID)
+		}
+	}
+	return ids
 }
 
 // differs says in what a network is not as wanted, empty if in nothing. Whatever
