@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -19,7 +20,7 @@ import (
 const aliasMark = linkalias.Mark + " "
 
 // takeInventory reads the network namespace of the process.
-func takeInventory() (inventory, error) {
+func takeInventory(context.Context) (inventory, error) {
 	found := inventory{}
 	err := errors.Join(found.countLinks(), found.countRoutes(), found.countTables())
 	if err != nil {
@@ -75,12 +76,6 @@ func (i inventory) countTables() error {
 	})
 	i.add(kindTable, len(ours))
 	return nil
-}
-
-func (i inventory) add(kind string, n int) {
-	if n > 0 {
-		i[kind] += n
-	}
 }
 
 // listAgain repeats a listing that the kernel says was changed while it was read.

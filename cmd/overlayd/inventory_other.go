@@ -1,13 +1,14 @@
-//go:build !linux
+//go:build !linux && !windows
 
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 )
 
-// takeInventory is for Linux.
-func takeInventory() (inventory, error) {
+// takeInventory is for Linux and Windows.
+func takeInventory(context.Context) (inventory, error) {
 	return nil, fmt.Errorf("look for what is ours: %w", errors.ErrUnsupported)
 }

@@ -72,3 +72,13 @@ func TestAdministratorsAlone(t *testing.T) {
 		}
 	}
 }
+
+func TestInventory(t *testing.T) {
+	found := inventory{}
+	for kind, n := range map[string]int{kindEndpoint: 2, kindNetwork: 1, kindDevice: 0, kindRule: 5, kindNAT: 1} {
+		found.add(kind, n)
+	}
+	if got := found.String(); got != "2 HCN endpoints, 1 HCN network, 5 firewall rules, 1 NAT" || len(found) != 4 {
+		t.Errorf("%q of %d kinds", got, len(found))
+	}
+}

@@ -103,12 +103,12 @@ func removeFromHost(ctx context.Context, config Config, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	before, err := takeInventory()
+	before, err := takeInventory(ctx)
 	if err != nil {
 		return err
 	}
 	removing := dataplane.Teardown(ctx, config.StateDir, slog.New(slog.DiscardHandler))
-	after, err := takeInventory()
+	after, err := takeInventory(ctx)
 	if err := errors.Join(removing, err); err != nil {
 		return err
 	}
@@ -155,8 +155,9 @@ func forgetNode(ctx context.Context, config Config, out io.Writer) error {
 }
 
 // inventory counts what is ours in the kernel, by kind. It is read from the
-// marks (alias, route protocol, table name) rather than from what the data
-// plane says of itself, so it shows what a teardown leaves behind.
+// marks (alias, route protocol, table name, on Windows names and metrics) rather
+// than from what the data plane says of itself, so it shows what a teardown leaves
+// behind.
 type inventory map[string]int
 
 // The kinds of an inventory.
@@ -166,12 +167,24 @@ const (
 	kindDevice = "WireGuard device"
 	kindRoute  = "route"
 	kindTable  = "firewall table"
+
+	// Those of Windows, beside devices and routes.
+	kindEndpoint = "HCN endpoint"
+	kindNetwork  = "HCN network"
+	kindRule     = "firewall rule"
+	kindNAT      = "NAT"
 )
+
+func (i inventory) add(kind string, n int) {
+	if n > 0 {
+		i[kind] += n
+	}
+}
 
 // String lists what there is: 3 sandbox ports, 1 bridge.
 func (i inventory) String() string {
 	var parts []string
-	for _, kind := range []string{kindPort, kindBridge, kindDevice, kindRoute, kindTable} {
+	for _, kind := range []string{kindPort, kindEndpoint, kindBridge, kindNetwork, kindDevice, kindRoute, kindTable, kindRule, kindNAT} {
 		switch n := i[kind]; n {
 		case 0:
 		case 1:

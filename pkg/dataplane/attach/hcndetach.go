@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 )
 
 // Detach takes a sandbox off its segment: endpoint, and namespace if we made
@@ -100,6 +101,32 @@ func (a *hcnAttacher) teardown(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// hcnObjects counts what is ours in HCN by its names, whatever any record says.
+func hcnObjects(ctx context.Context, api hcnAPI) (networks, endpoints int, err error) {
+	calls := newHCNCalls(hcnTimeout, func() {})
+	foundNetworks, err := hcnList(ctx, calls, "networks", api.Networks)
+	if err != nil {
+		return 0, 0, fmt.Errorf("count HCN objects: %w", err)
+	}
+	foundEndpoints, err := hcnList(ctx, calls, "endpoints", api.Endpoints)
+	if err != nil {
+		return 0, 0, fmt.Errorf("count HCN objects: %w", err)
+	}
+	ours := map[string]bool{}
+	for _, n := range foundNetworks {
+		ours[strings.ToLower(n.ID)] = isNetworkName(n.Name)
+		if isNetworkName(n.Name) {
+			networks++
+		}
+	}
+	for _, e := range foundEndpoints {
+		if _, named := endpointKey(e.Name); named && ours[strings.ToLower(e.HostComputeNetwork)] {
+			endpoints++
+		}
+	}
+	return networks, endpoints, nil
 }
 
 // removeStrays removes endpoints that have a name of ours on a network of ours,

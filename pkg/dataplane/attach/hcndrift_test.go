@@ -364,13 +364,24 @@ func TestHCNTeardown(t *testing.T) {
 			}
 		}
 		n.restart(t)
+		n.countHCN(t, 2, 1)
 		if err := n.Teardown(t.Context()); err != nil {
 			t.Fatal(err)
 		}
+		n.countHCN(t, 0, 0)
 		sameHCN(t, "left", foreign, n.fake.has())
 		if _, err := os.Stat(n.cfg.State); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("the record is left: %v", err)
 		}
+	}
+}
+
+// countHCN wants that many objects with names of ours.
+func (n *hcnNode) countHCN(t *testing.T, networks, endpoints int) {
+	t.Helper()
+	gotNetworks, gotEndpoints, err := hcnObjects(t.Context(), n.fake)
+	if err != nil || gotNetworks != networks || gotEndpoints != endpoints {
+		t.Errorf("%d networks and %d endpoints of ours (%v), not %d and %d", gotNetworks, gotEndpoints, err, networks, endpoints)
 	}
 }
 
@@ -436,7 +447,9 @@ func TestHCNNamespaceHeld(t *testing.T) {
 func TestHCNStaleReferences(t *testing.T) {
 	n := newHCNNode(t)
 	const gone, there = "99999999-0000-4000-8000-000000000001", "99999999-0000-4000-8000-000000000002"
-	refer := func(id string) hcnResource { return hcnResource{Type: hcnOfEndpoint, Data: mustJSON(map[string]string{"Id": id})} }
+	refer := func(id string) hcnResource {
+		return hcnResource{Type: hcnOfEndpoint, Data: mustJSON(map[string]string{"Id": id})}
+	}
 	n.fake.endpoints[there] = hcnEndpoint{ID: there, Name: "somebody's", HostComputeNamespace: podNamespace}
 	n.fake.namespaces[podNamespace] = hcnNamespace{ID: podNamespace, Type: hcnHost, Resources: []hcnResource{
 		refer(gone), refer(there), {Type: hcnOfEndpoint, Data: mustJSON("unreadable")}, {Type: "Container", Data: mustJSON(map[string]string{"Id": gone})},

@@ -109,6 +109,30 @@ func (f *Firewall) reconcile(ctx context.Context, wanted []hostRule) (changed bo
 	return changed, err
 }
 
+// Count counts our rules in Windows' firewall, and our NATs.
+func (f *Firewall) Count(ctx context.Context) (rules, translations int, err error) {
+	if ctx.Err() != nil {
+		return 0, 0, context.Cause(ctx)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	err = withPolicy(f.group, func(store hostRules) error {
+		rules, err = countHostRules(store, hostRuleNames(f.group))
+		return err
+	})
+	if err == nil {
+		err = withNATs(f.group, func(store hostNATs) error {
+			ours, err := store.list()
+			translations = len(ours)
+			return err
+		})
+	}
+	if err != nil {
+		return 0, 0, fmt.Errorf("count firewall rules and NATs: %w", err)
+	}
+	return rules, translations, nil
+}
+
 // Pin does nothing: an HCN network's switch has the pods' ports.
 func (*Firewall) Pin(context.Context, Pin) error { return nil }
 

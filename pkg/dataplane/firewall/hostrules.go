@@ -149,6 +149,20 @@ func reconcileHostRules(store hostRules, names []string, wanted []hostRule) (cha
 	return changed, errors.Join(errs...)
 }
 
+// countHostRules counts the rules with names of ours.
+func countHostRules(store hostRules, names []string) (n int, err error) {
+	for _, name := range names {
+		_, found, err := store.find(name)
+		if err != nil {
+			return n, err
+		}
+		if found {
+			n++
+		}
+	}
+	return n, nil
+}
+
 // portsText and parsePorts are ports as Windows has them.
 func portsText(ports []uint16) string {
 	texts := make([]string, len(ports))

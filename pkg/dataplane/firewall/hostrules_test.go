@@ -166,6 +166,17 @@ func TestReconcileHostRules(t *testing.T) {
 	}
 }
 
+func TestCountHostRules(t *testing.T) {
+	store := &fakeHostRules{rules: map[string]hostRule{"zlayer WireGuard": {}, "zlayer names (TCP)": {}, "zlayer": {}, "other": {}}}
+	if n, err := countHostRules(store, hostRuleNames("zlayer")); n != 2 || err != nil {
+		t.Errorf("%d rules, %v", n, err)
+	}
+	store.broken = map[string]bool{"zlayer names (UDP)": true}
+	if _, err := countHostRules(store, hostRuleNames("zlayer")); err == nil {
+		t.Error("no error for a rule that cannot be read")
+	}
+}
+
 // Windows gives masks back where bits were written.
 func TestHostRuleTexts(t *testing.T) {
 	for text, want := range map[string][]netip.Prefix{

@@ -137,6 +137,19 @@ func RemoveRefusals(ctx context.Context, _, _ int) error {
 	return nil
 }
 
+// CountRefusals counts the routes of ours that refuse, which outlive their process.
+func CountRefusals(ctx context.Context) (int, error) {
+	err := ctx.Err()
+	var found []route
+	if err == nil {
+		found, err = refusals()
+	}
+	if err != nil {
+		return 0, fmt.Errorf("count the routes of WireGuard devices that are gone: %w", err)
+	}
+	return len(found), nil
+}
+
 // List returns the adapters of ours, which live processes have: their GUID follows
 // from their name.
 func List(ctx context.Context) ([]Link, error) {
