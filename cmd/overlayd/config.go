@@ -47,6 +47,8 @@ type Config struct {
 	StateDir string
 	// SysctlDir is where the host's /proc/sys/net is writable; empty on Windows.
 	SysctlDir string
+	// HCNAdapter is the network adapter that Windows' networks of sandboxes are bound to; empty is none.
+	HCNAdapter string
 	// CNIBinDir is the host's folder of plugins, empty to install none there.
 	CNIBinDir string
 	// CNIConfDir is the runtime's folder of networks, empty to write none there.
@@ -201,6 +203,18 @@ func (c *Config) validate() error {
 	}
 	if err := shim.CheckSocket(c.Socket); err != nil {
 		return fmt.Errorf("socket: %w", err)
+	}
+	return checkHCNAdapter(runtime.GOOS, c.HCNAdapter)
+}
+
+// checkHCNAdapter wants the name of an adapter as Windows shows it. A blank one,
+// which somebody may have meant to be none, is a mistake.
+func checkHCNAdapter(goos, name string) error {
+	switch {
+	case name != "" && goos != "windows":
+		return errors.New("hcnAdapter: of no use but on Windows")
+	case strings.TrimSpace(name) != name:
+		return fmt.Errorf("hcnAdapter: %q is blank, or has spaces around it", name)
 	}
 	return nil
 }

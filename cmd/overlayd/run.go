@@ -158,7 +158,7 @@ func (d *daemon) openPlane() (err error) {
 		NAT: natConfigOf(config.NAT), OnCandidates: d.candidatesChanged,
 		DNS:        dnsConfigOf(config),
 		Masquerade: config.Masquerade, NoMasquerade: config.MasqueradeExclusions,
-		Sysctls: config.SysctlDir, Log: d.log,
+		Sysctls: config.SysctlDir, HCNAdapter: config.HCNAdapter, Log: d.log,
 	})
 	return err
 }

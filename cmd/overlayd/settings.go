@@ -124,6 +124,9 @@ func daemonSettings() []setting {
 			key: "sysctlDir", flag: "sysctl-dir", fallback: sysctlDir(runtime.GOOS), usage: "where the host's /proc/sys/net is writable, in a container another place than that",
 			set: func(c *Config, v []string) error { c.SysctlDir = v[0]; return nil },
 		}, {
+			key: "hcnAdapter", flag: "hcn-adapter", usage: "on Windows bind the sandboxes' networks to this network adapter (Transparent), which interrupts it; empty binds none (Internal)",
+			set: func(c *Config, v []string) error { c.HCNAdapter = v[0]; return nil },
+		}, {
 			key: "cniBinDir", flag: "cni-bin-dir", usage: "install the plugins in this folder, empty installs none",
 			set: func(c *Config, v []string) error { c.CNIBinDir = v[0]; return nil },
 		}, {

@@ -82,3 +82,21 @@ func TestInventory(t *testing.T) {
 		t.Errorf("%q of %d kinds", got, len(found))
 	}
 }
+
+func TestHCNAdapter(t *testing.T) {
+	for _, tt := range []struct {
+		goos, name, want string
+	}{
+		{"windows", "", ""},
+		{"windows", "Ethernet 2", ""},
+		{"windows", " ", "blank"},
+		{"windows", "Ethernet ", "spaces"},
+		{"linux", "", ""},
+		{"linux", "eth0", "Windows"},
+	} {
+		err := checkHCNAdapter(tt.goos, tt.name)
+		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s on %s: %v, want %q", tt.name, tt.goos, err, tt.want)
+		}
+	}
+}
