@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
-	"path/filepath"
 	"time"
 )
 
@@ -36,7 +35,7 @@ func (h *hostResolver) read() ([]netip.AddrPort, error) {
 	case root == "":
 		fault = "keeping those known: " + skipped.Error()
 	case len(upstreams) == 0:
-		fault = "other names are refused: no nameserver in " + filepath.Join(root, resolvConf)
+		fault = "other names are refused: no nameserver in " + upstreamsPlace(root)
 	case skipped != nil:
 		fault = "taking this container's: " + skipped.Error()
 	}
@@ -59,7 +58,7 @@ func (h *hostResolver) read() ([]netip.AddrPort, error) {
 func (h *hostResolver) readBest() (string, []netip.AddrPort, error) {
 	var skipped []error
 	for i, root := range h.roots {
-		upstreams, err := hostUpstreams(root)
+		upstreams, err := systemUpstreams(root)
 		if err == nil {
 			h.roots = h.roots[:i+1]
 			return root, upstreams, errors.Join(skipped...)
