@@ -1,4 +1,4 @@
-//go:build !linux
+//go:build !linux && !windows
 
 package nat
 
@@ -9,12 +9,12 @@ import (
 	"net/netip"
 )
 
-// HostAddrs is for Linux only.
+// HostAddrs is for Linux and Windows.
 func HostAddrs([]netip.Prefix) ([]netip.Addr, error) {
 	return nil, fmt.Errorf("list addresses of this node: %w", errors.ErrUnsupported)
 }
 
-// WatchNetwork is for Linux only.
+// WatchNetwork is for Linux and Windows.
 func WatchNetwork(context.Context, func()) error {
 	return fmt.Errorf("watch the network of this node: %w", errors.ErrUnsupported)
 }

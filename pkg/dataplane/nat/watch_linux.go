@@ -6,16 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
-
-// settleTime is how long changes are collected: a network that comes up makes
-// many at once.
-const settleTime = time.Second
 
 // WatchNetwork calls changed when addresses that [HostAddrs] may return, or
 // default routes of the main table, are not what they were: some second after the
@@ -69,28 +64,6 @@ func watchNetwork(ctx context.Context, changed func()) error {
 		return nil
 	})
 	return group.Wait()
-}
-
-// waitFor waits for an event and for those that come right after it. It
-// returns false when ctx ends.
-func waitFor(ctx context.Context, events <-chan struct{}) bool {
-	select {
-	case <-ctx.Done():
-		return false
-	case <-events:
-	}
-	timer := time.NewTimer(settleTime)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-	}
-	select { // what came meanwhile is about to be seen
-	case <-events:
-	default:
-	}
-	return true
 }
 
 // receiveEvents signals that something was announced, or that announcements
