@@ -33,9 +33,6 @@ const (
 	echoICMP, echoICMPv6 = "8:*", "128:*"
 )
 
-// hasPorts tells whether a rule of a protocol has ports, and else types of ICMP.
-func hasPorts(protocol int32) bool { return protocol == protocolUDP || protocol == protocolTCP }
-
 // hostRuleNames are the names of all rules that group may have.
 func hostRuleNames(group string) []string {
 	return []string{group + " WireGuard", group + " probes (ICMPv4)", group + " probes (ICMPv6)", group + " names (UDP)", group + " names (TCP)"}

@@ -145,6 +145,9 @@ func readRule(item *ole.IDispatch) (rule hostRule, err error) {
 	return rule, err
 }
 
+// hasPorts tells whether a rule of a protocol has ports, and else types of ICMP.
+func hasPorts(protocol int32) bool { return protocol == protocolUDP || protocol == protocolTCP }
+
 func (p policy) add(rule hostRule) error {
 	item, err := newDispatch("HNetCfg.FWRule")
 	if err != nil {
