@@ -142,6 +142,15 @@ func openNetns(handle shim.Handle, netns *shim.LinuxNetns) (*os.File, error) {
 	return file, nil
 }
 
+// namespaceOf is the sandbox's HCN namespace. Elsewhere than on Windows, the name
+// of a namespace is a path, and stands for one only as long as nobody reuses it.
+func namespaceOf(netns *shim.LinuxNetns) string {
+	if runtime.GOOS != "windows" {
+		return ""
+	}
+	return netns.Netns
+}
+
 func keyOf(netns *shim.LinuxNetns) attach.Key {
 	return attach.Key{ContainerID: netns.ContainerID, IfName: netns.IfName}
 }
@@ -149,9 +158,7 @@ func keyOf(netns *shim.LinuxNetns) attach.Key {
 // attachRequest is what the wire asks for, without service and namespace.
 func attachRequest(netns *shim.LinuxNetns, r *shim.AttachContainer) (dataplane.AttachRequest, error) {
 	request := dataplane.AttachRequest{Key: keyOf(netns), IPs: r.IPs, MTU: r.MTU, Network: r.Network}
-	if runtime.GOOS == "windows" {
-		request.Namespace = netns.Netns
-	}
+	request.Namespace = namespaceOf(netns)
 	if container, is := r.Handle.(*shim.WindowsContainer); is && container.IP.IsValid() {
 		request.IPs = []netip.Addr{container.IP}
 	}
@@ -261,7 +268,7 @@ func (d *daemon) check(ctx context.Context, r *shim.CheckContainer) (shim.Respon
 		return nil, err
 	}
 	defer func() { _ = opened.Close() }()
-	attached, err := d.plane.Check(ctx, keyOf(netns), opened)
+	attached, err := d.plane.Check(ctx, keyOf(netns), opened, namespaceOf(netns))
 	if err != nil {
 		return nil, err
 	}

@@ -87,7 +87,7 @@ func (d *Dataplane) attach(ctx context.Context, parts *parts, req AttachRequest)
 	if before, found := parts.attacher.Lookup(req.Key); found && segment != DefaultSegment && !before.OfSegment(segment) {
 		return attach.Attachment{}, fmt.Errorf("it is on segment %s: %w", shorten(before.Segment), attach.ErrConflict)
 	}
-	if first, found := podOf(parts.attacher, req); found {
+	if first, found := podOf(parts.attacher, req.Key, req.Namespace); found {
 		return d.answerOf(ctx, parts, req, first)
 	}
 	addrs, undo, err := d.allocateFor(ctx, parts, req)
@@ -114,15 +114,15 @@ func (d *Dataplane) answerOf(ctx context.Context, parts *parts, req AttachReques
 	return attached, err
 }
 
-// podOf is the attachment of the sandbox that the request's container shares its
-// HCN namespace with, as all of a pod do. It is the answer for each of them, and
-// none of the request's own: no address is taken for it, and no service joined.
-func podOf(attached attacher, req AttachRequest) (attach.Attachment, bool) {
-	if _, found := attached.Lookup(req.Key); found {
+// podOf is the attachment of the sandbox that a container shares its HCN namespace
+// with, as all of a pod do. It is the answer for each of them, and none of their
+// own: no address is taken for them, and no service joined.
+func podOf(attached attacher, key attach.Key, namespace string) (attach.Attachment, bool) {
+	if _, found := attached.Lookup(key); found {
 		return attach.Attachment{}, false
 	}
-	for _, a := range inNamespace(attached, req.Namespace) {
-		if a.Key.IfName == req.Key.IfName {
+	for _, a := range inNamespace(attached, namespace) {
+		if a.Key.IfName == key.IfName {
 			return a, true
 		}
 	}
@@ -270,13 +270,16 @@ func (d *Dataplane) detach(ctx context.Context, key attach.Key, since Moment) er
 }
 
 // Check compares an attachment with how it was made and returns it as Attach
-// would, or all that is wrong with it. netns is the sandbox's namespace. The
-// firewall is repaired rather than reported: it is the node's, not the
-// sandbox's.
-func (d *Dataplane) Check(ctx context.Context, key attach.Key, netns *os.File) (Attachment, error) {
+// would, or all that is wrong with it. netns is the sandbox's namespace, in whose
+// place the GUID of its HCN namespace may stand on Windows. The firewall is repaired
+// rather than reported: it is the node's, not the sandbox's.
+func (d *Dataplane) Check(ctx context.Context, key attach.Key, netns *os.File, namespace string) (Attachment, error) {
 	parts := d.current()
 	if parts == nil {
 		return Attachment{}, fmt.Errorf("check sandbox %s: %s: %w", key, d.whyWaiting(), ErrNotReady)
+	}
+	if first, found := podOf(parts.attacher, key, namespace); found {
+		key = first.Key
 	}
 	unlock, err := d.sandboxes.Lock(ctx, key.ID())
 	if err != nil {

@@ -225,6 +225,13 @@ func TestSubnetSecondContainer(t *testing.T) {
 			t.Fatalf("%v (-first +second):\n%s", err, diff)
 		}
 	}
+	checked, err := d.Check(t.Context(), two.Key, nil, two.Namespace)
+	if diff := cmp.Diff(first, checked, compareAddrs); diff != "" || err != nil {
+		t.Errorf("check of the second: %v (-first +checked):\n%s", err, diff)
+	}
+	if _, err := d.Check(t.Context(), two.Key, nil, otherNamespace); !errors.Is(err, attach.ErrNotAttached) {
+		t.Errorf("check of a container that is nowhere: %v", err)
+	}
 	if used, users := usedAddresses(d), d.current().services.users(d.current().services.get(web.Name)); used != 2 || users != 1 {
 		t.Errorf("%d addresses and %d sandboxes of the service for one pod", used, users)
 	}
