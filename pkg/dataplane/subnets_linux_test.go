@@ -452,3 +452,30 @@ func TestSubnetSliceTooSmall(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 }
+
+// An address that is asked for is taken like any other: it has to be a sandbox's,
+// and is nobody else's. The original wrote down neither.
+func TestSubnetAddressAskedFor(t *testing.T) {
+	d, _ := newSubnetPlane(t, func(*Config) {})
+	asking := func(container, namespace, addr string) AttachRequest {
+		request := in(container, namespace)
+		request.IPs = addrs(addr)
+		return request
+	}
+	if got, err := d.Attach(t.Context(), asking("a", oneNamespace, "10.200.1.2")); err != nil || got.Addrs[0] != netip.MustParseAddr("10.200.1.2") {
+		t.Fatalf("%v, %v", err, got.Addrs)
+	}
+	for _, taken := range []string{"10.200.1.2", "10.200.1.1", "10.200.1.127", "10.200.1.129"} {
+		if _, err := d.Attach(t.Context(), asking("b", otherNamespace, taken)); !errors.Is(err, ipam.ErrTaken) {
+			t.Errorf("%s, which is taken: %v", taken, err)
+		}
+	}
+	for _, outside := range []string{"10.200.1.0", "10.200.2.9", "10.42.7.9"} {
+		if _, err := d.Attach(t.Context(), asking("b", otherNamespace, outside)); !errors.Is(err, ipam.ErrOutside) {
+			t.Errorf("%s, which is no sandbox's: %v", outside, err)
+		}
+	}
+	if got, err := d.Attach(t.Context(), in("b", otherNamespace)); err != nil || got.Addrs[0] != netip.MustParseAddr("10.200.1.3") {
+		t.Errorf("any address: %v, %v", err, got.Addrs)
+	}
+}

@@ -25,7 +25,8 @@ func Enable(cfg Config) error {
 	for _, addr := range cfg.Addresses {
 		at := slices.IndexFunc(rows, func(row winipcfg.MibUnicastIPAddressRow) bool { return row.Address.Addr().WithZone("") == addr })
 		if at < 0 {
-			errs = append(errs, fmt.Errorf("no interface has the address %s, so that nothing passes on what comes in there", addr))
+			errs = append(errs, fmt.Errorf("no interface has the gateway's address %s yet: HCN gives it to the host, "+
+				"but an adapter that the network is bound to (hcnAdapter) needs it added", addr))
 			continue
 		}
 		errs = append(errs, forward(rows[at].InterfaceLUID, addr))
