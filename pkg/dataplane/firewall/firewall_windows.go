@@ -16,8 +16,9 @@ import (
 type Firewall struct {
 	group string
 	log   *slog.Logger
+	turn  boundedTurn // of whoever works on rules and NATs
 
-	mu    sync.Mutex // held by whoever works on rules and NATs; guards the next field
+	mu    sync.Mutex // guards the next field
 	fault string     // why NATs are not as wanted
 }
 
@@ -30,7 +31,7 @@ func New(c Config) (*Firewall, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Firewall{group: c.Table, log: c.Log}, nil
+	return &Firewall{group: c.Table, log: c.Log, turn: newBoundedTurn()}, nil
 }
 
 // Apply makes our rules what r says, each in place, and repairs what strangers did
@@ -38,7 +39,7 @@ func New(c Config) (*Firewall, error) {
 // with a name of ours that is of another group is an error, and stays. Services are
 // errors.ErrUnsupported; of the rest, Ports, NamePorts, Cluster, Own, Masquerade and
 // Subnets count. A NAT that cannot be made is logged and no error, since without it
-// pods still reach the cluster.
+// pods still reach the cluster. It waits for Windows 30 s at most.
 func (f *Firewall) Apply(ctx context.Context, r Rules) (changed bool, err error) {
 	if err = checkHostRules(r); err == nil {
 		changed, err = f.reconcile(ctx, wantedHostRules(f.group, r))
@@ -46,16 +47,14 @@ func (f *Firewall) Apply(ctx context.Context, r Rules) (changed bool, err error)
 	if err != nil {
 		return changed, fmt.Errorf("apply firewall rules: %w", err)
 	}
-	translated, err := f.masquerade(r)
+	translated, err := f.masquerade(ctx, r)
 	f.tell(err)
 	return changed || translated, nil
 }
 
 // masquerade makes our NATs what r says. Without a way out at the moment they stay
 // as they are.
-func (f *Firewall) masquerade(r Rules) (changed bool, err error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+func (f *Firewall) masquerade(ctx context.Context, r Rules) (changed bool, err error) {
 	ways, err := defaultWays()
 	if err != nil {
 		return false, err
@@ -64,11 +63,13 @@ func (f *Firewall) masquerade(r Rules) (changed bool, err error) {
 	if r.Masquerade && !found {
 		return false, nil
 	}
-	err = withNATs(f.group, func(store hostNATs) error {
-		changed, err = reconcileNATs(store, wantedNATs(f.group, r, external))
-		return err
+	return bounded(ctx, f.turn, func() (changed bool, err error) {
+		err = withNATs(f.group, func(store hostNATs) error {
+			changed, err = reconcileNATs(store, wantedNATs(f.group, r, external))
+			return err
+		})
+		return changed, err
 	})
-	return changed, err
 }
 
 // tell logs why NATs are not as wanted when that is news.
@@ -90,47 +91,45 @@ func (f *Firewall) Teardown(ctx context.Context) error {
 	if _, err := f.reconcile(ctx, nil); err != nil {
 		return fmt.Errorf("remove firewall rules: %w", err)
 	}
-	if _, err := f.masquerade(Rules{}); err != nil {
+	if _, err := f.masquerade(ctx, Rules{}); err != nil {
 		return fmt.Errorf("remove NATs: %w", err)
 	}
 	return nil
 }
 
 func (f *Firewall) reconcile(ctx context.Context, wanted []hostRule) (changed bool, err error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if ctx.Err() != nil {
-		return false, context.Cause(ctx)
-	}
-	err = withPolicy(f.group, func(store hostRules) error {
-		changed, err = reconcileHostRules(store, hostRuleNames(f.group), wanted)
-		return err
+	return bounded(ctx, f.turn, func() (changed bool, err error) {
+		err = withPolicy(f.group, func(store hostRules) error {
+			changed, err = reconcileHostRules(store, hostRuleNames(f.group), wanted)
+			return err
+		})
+		return changed, err
 	})
-	return changed, err
 }
 
 // Count counts our rules in Windows' firewall, and our NATs.
 func (f *Firewall) Count(ctx context.Context) (rules, translations int, err error) {
-	if ctx.Err() != nil {
-		return 0, 0, context.Cause(ctx)
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	err = withPolicy(f.group, func(store hostRules) error {
-		rules, err = countHostRules(store, hostRuleNames(f.group))
-		return err
-	})
-	if err == nil {
-		err = withNATs(f.group, func(store hostNATs) error {
-			ours, err := store.list()
-			translations = len(ours)
+	rules, err = bounded(ctx, f.turn, func() (n int, err error) {
+		err = withPolicy(f.group, func(store hostRules) error {
+			n, err = countHostRules(store, hostRuleNames(f.group))
 			return err
 		})
-	}
+		return n, err
+	})
 	if err != nil {
-		return 0, 0, fmt.Errorf("count firewall rules and NATs: %w", err)
+		return 0, 0, fmt.Errorf("count firewall rules: %w", err)
 	}
-	return rules, translations, nil
+	ours, err := bounded(ctx, f.turn, func() (ours []hostNAT, err error) {
+		err = withNATs(f.group, func(store hostNATs) error {
+			ours, err = store.list()
+			return err
+		})
+		return ours, err
+	})
+	if err != nil {
+		return 0, 0, fmt.Errorf("count NATs: %w", err)
+	}
+	return rules, len(ours), nil
 }
 
 // Pin does nothing: an HCN network's switch has the pods' ports.
