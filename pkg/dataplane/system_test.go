@@ -96,3 +96,38 @@ func TestListenAddrsOfSubnets(t *testing.T) {
 		t.Errorf("listens on %v, the node's own are %v", all, nodes)
 	}
 }
+
+// A teardown that leaves something keeps what would drop it, and nothing that lets
+// in.
+func TestTakeDown(t *testing.T) {
+	broken := errors.New("broken")
+	for _, tt := range []struct {
+		name, goos string
+		fails      string
+		want       []string
+	}{
+		{"Linux", "linux", "", []string{"attachments", "devices", "firewall"}},
+		{"Linux, attachments are left", "linux", "attachments", []string{"attachments", "devices"}},
+		{"Linux, devices are left", "linux", "devices", []string{"attachments", "devices"}},
+		{"Windows", "windows", "", []string{"attachments", "devices", "firewall"}},
+		{"Windows, attachments are left", "windows", "attachments", []string{"attachments", "devices", "firewall"}},
+		{"Windows, the firewall is left", "windows", "firewall", []string{"attachments", "devices", "firewall"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var done []string
+			part := func(name string) func() error {
+				return func() error {
+					done = append(done, name)
+					if name == tt.fails {
+						return broken
+					}
+					return nil
+				}
+			}
+			err := systemOf(tt.goos).takeDown(takedown{part("attachments"), part("devices"), part("firewall")})
+			if diff := cmp.Diff(tt.want, done); diff != "" || errors.Is(err, broken) != (tt.fails != "") {
+				t.Errorf("%v; removed (-want +got):\n%s", err, diff)
+			}
+		})
+	}
+}

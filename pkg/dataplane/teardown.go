@@ -18,33 +18,52 @@ import (
 // Teardown removes everything of ours from the kernel: attachments, segments,
 // the WireGuard devices with their routes, and last the firewall, so that nothing
 // leaves in clear meanwhile. No Dataplane may run. It goes on after an error,
-// but keeps the firewall then: attachments may be left. It reports all errors;
-// what is gone already is no error. Keys and settings on disk stay; on Windows
-// stateDir also says what is ours.
+// but keeps the firewall then where that drops something: attachments may be left.
+// It reports all errors; what is gone already is no error. Keys and settings on disk
+// stay; on Windows stateDir also says what is ours.
 func Teardown(ctx context.Context, stateDir string, log *slog.Logger) error {
-	var errs []error
 	if err := failpoint.Hit("dataplane/teardown"); err != nil {
 		return err
 	}
-	attacher, err := attach.New(attach.Config{HCN: attach.HCNConfig{State: filepath.Join(stateDir, hcnFile)}, Log: log})
-	if err == nil {
-		err = attacher.Teardown(ctx)
-	}
-	if err != nil {
+	return hostSystem().takeDown(takedown{
+		attachments: func() error {
+			attacher, err := attach.New(attach.Config{HCN: attach.HCNConfig{State: filepath.Join(stateDir, hcnFile)}, Log: log})
+			if err != nil {
+				return err
+			}
+			return attacher.Teardown(ctx)
+		},
+		devices: func() error { return errors.Join(removeDevices(ctx)...) },
+		firewall: func() error {
+			fw, err := firewall.New(firewall.Config{Log: log})
+			if err != nil {
+				return err
+			}
+			return fw.Teardown(ctx)
+		},
+	})
+}
+
+// takedown is what removes the parts of a data plane.
+type takedown struct{ attachments, devices, firewall func() error }
+
+// takeDown removes the parts in order. Where segments are subnets, the firewall
+// drops nothing and only lets in, so that it goes whatever is left.
+func (s system) takeDown(parts takedown) error {
+	var errs []error
+	if err := parts.attachments(); err != nil {
 		errs = append(errs, fmt.Errorf("remove attachments: %w", err))
 	}
-	errs = append(errs, removeDevices(ctx)...)
-	if len(errs) > 0 {
+	if err := parts.devices(); err != nil {
+		errs = append(errs, err)
+	}
+	if len(errs) > 0 && !s.subnets {
 		return errors.Join(errs...)
 	}
-	fw, err := firewall.New(firewall.Config{Log: log})
-	if err == nil {
-		err = fw.Teardown(ctx)
+	if err := parts.firewall(); err != nil {
+		errs = append(errs, fmt.Errorf("remove firewall: %w", err))
 	}
-	if err != nil {
-		return fmt.Errorf("remove firewall: %w", err)
-	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // Forget removes from stateDir what was asked for within an overlay that is gone:
