@@ -121,30 +121,36 @@ verify: ## formatting, vet on linux and windows, lint, tidy modules, the reposit
 	$(MAKE) --no-print-directory lint
 
 # The image: the daemon, and in cni/ what it installs on its node. The CNI
-# project's plugins get names of ours, see cmd/overlayd.
+# project's plugins, which are for Linux, get names of ours, see cmd/overlayd.
 IMAGE ?= zlayer-cni:dev
-IMAGE_ARCHS ?= amd64 arm64
+IMAGE_PLATFORMS ?= linux/amd64 linux/arm64 windows/amd64
 CHAINED := portmap bandwidth tuning
+# WireGuard's libraries for Windows go beside the daemon: the folders bin of the
+# archives of WireGuardNT and wintun, which have one for each architecture. Without
+# them the daemon finds those that a node has in System32.
+WINDOWS_DRIVERS ?=
 
 .PHONY: image
 image: ## pack the static programs as bin/image.tar, for docker load or ctr images import
 	rm -rf $(BIN)/image
-	@for arch in $(IMAGE_ARCHS); do \
-	  echo "build for $$arch"; export GOARCH=$$arch; tree=$(BIN)/image/$$arch; \
-	  $(STATIC) -o $$tree/overlayd ./cmd/overlayd; \
-	  $(STATIC) -o $$tree/cni/zlayer-cni ./cmd/zlayer-cni; \
-	  for plugin in $(CHAINED); do \
+	@for platform in $(IMAGE_PLATFORMS); do \
+	  echo "build for $$platform"; export GOOS=$${platform%/*} GOARCH=$${platform#*/}; tree=$(BIN)/image/$$platform; \
+	  if [ $$GOOS = windows ]; then exe=.exe chained= drivers="$(WINDOWS_DRIVERS)"; else exe= chained="$(CHAINED)" drivers=; fi; \
+	  $(STATIC) -o $$tree/overlayd$$exe ./cmd/overlayd; \
+	  $(STATIC) -o $$tree/cni/zlayer-cni$$exe ./cmd/zlayer-cni; \
+	  for plugin in $$chained; do \
 	    CGO_ENABLED=0 $(GO) build -modfile=tools/go.mod -trimpath -ldflags '-s -w' -o $$tree/cni/zlayer-$$plugin github.com/containernetworking/plugins/plugins/meta/$$plugin; \
 	  done; \
+	  for folder in $$drivers; do cp $$folder/$$GOARCH/*.dll $$tree/; done; \
 	done
-	$(GO) run ./deploy/image -out $(BIN)/image.tar -tag $(IMAGE) $(IMAGE_ARCHS:%=$(BIN)/image/%)
+	$(GO) run ./deploy/image -out $(BIN)/image.tar -tag $(IMAGE) $(IMAGE_PLATFORMS:%=$(BIN)/image/%)
 
 # The cluster of make up. KIND_NODE_IMAGE names another node image than kind's own.
 export CLUSTER ?= zlayer
 export KIND ?= $(TOOL) kind
 
 .PHONY: up
-up: IMAGE_ARCHS := $(shell $(GO) env GOARCH)
+up: IMAGE_PLATFORMS := linux/$(shell $(GO) env GOARCH)
 up: image ## a kind cluster with this network, or the current build into it if it is up
 	test/kind/up.sh $(BIN)/image.tar
 

@@ -2,22 +2,20 @@ package main
 
 import (
 	"archive/tar"
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"strings"
 )
 
-// image is a container image of one layer for each architecture.
+// image is a container image of one layer for each platform.
 type image struct {
 	Tag string
-	// Trees are folders named after their architecture, as Go calls it.
+	// Trees are folders named OS/ARCHITECTURE, as Go calls them.
 	Trees []string
-	// Default is the architecture that loaders get that know only one.
+	// Default is the architecture of Linux that loaders get that know only one.
 	Default string
 }
 
@@ -43,7 +41,7 @@ func (img image) Write(w io.Writer) error {
 			}
 		}
 		index.Manifests = append(index.Manifests, parts.descriptor())
-		if len(saved) == 0 || parts.architecture == img.Default {
+		if len(saved) == 0 || parts.platform == (platform{OS: linux, Architecture: img.Default}) {
 			saved = dockerManifest{{Config: parts.config.path(), RepoTags: []string{img.Tag}, Layers: []string{parts.layer.path()}}}
 		}
 	}
@@ -83,27 +81,43 @@ func (img image) names() map[string]string {
 	return map[string]string{"io.containerd.image.name": whole, "org.opencontainers.image.ref.name": tag}
 }
 
-// packed is one architecture's part of the image.
+// packed is one platform's part of the image.
 type packed struct {
-	architecture            string
+	platform                platform
 	layer, config, manifest blob
 }
 
+const (
+	linux   = "linux"
+	windows = "windows"
+)
+
+// configs are the containers of the systems that an image can be for. On Windows
+// the image is for HostProcess containers alone: the runtime puts the place where
+// it has mounted the image into the entry point, and takes that for the working
+// folder. No version of Windows is named in it, since they run on every one.
+func configs() map[string]containerConfig {
+	return map[string]containerConfig{
+		linux:   {Entrypoint: []string{"/overlayd"}, Cmd: []string{"run"}, WorkingDir: "/"},
+		windows: {Entrypoint: []string{`%CONTAINER_SANDBOX_MOUNT_POINT%\overlayd.exe`}, Cmd: []string{"run"}},
+	}
+}
+
 func pack(tree string) (packed, error) {
-	p := packed{architecture: filepath.Base(tree)}
+	p := packed{platform: platform{OS: filepath.Base(filepath.Dir(tree)), Architecture: filepath.Base(tree)}}
+	config, known := configs()[p.platform.OS]
+	if !known {
+		return p, fmt.Errorf("its name does not end in OS/ARCHITECTURE with %s or %s for an OS", linux, windows)
+	}
 	var err error
-	if p.layer, err = layerOf(tree); err != nil {
+	if p.layer, err = layerOf(tree, p.platform.OS); err != nil {
 		return p, err
 	}
 	if p.config, err = json.Marshal(imageConfig{
-		Architecture: p.architecture,
-		OS:           "linux",
-		Config: containerConfig{
-			Entrypoint: []string{"/overlayd"},
-			Cmd:        []string{"run"},
-			WorkingDir: "/",
-		},
-		RootFS: rootFS{Type: "layers", DiffIDs: []string{p.layer.digest()}},
+		Architecture: p.platform.Architecture,
+		OS:           p.platform.OS,
+		Config:       config,
+		RootFS:       rootFS{Type: "layers", DiffIDs: []string{p.layer.digest()}},
 	}); err != nil {
 		return p, err
 	}
@@ -114,33 +128,11 @@ func pack(tree string) (packed, error) {
 	return p, err
 }
 
-// descriptor names the part in the index of all architectures.
+// descriptor names the part in the index of all platforms.
 func (p packed) descriptor() descriptor {
 	d := describe(typeManifest, p.manifest)
-	d.Platform = &platform{Architecture: p.architecture, OS: "linux"}
+	d.Platform = &p.platform
 	return d
-}
-
-// layerOf returns the files below tree as an uncompressed tar archive.
-func layerOf(tree string) (blob, error) {
-	var buf bytes.Buffer
-	archive := tar.NewWriter(&buf)
-	root := os.DirFS(tree)
-	found := 0
-	err := walkFiles(root, func(name string, content []byte) error {
-		found++
-		return addFile(archive, name, 0o755, content)
-	})
-	if err != nil {
-		return nil, err
-	}
-	if found == 0 {
-		return nil, errors.New("no file in it")
-	}
-	if err := archive.Close(); err != nil {
-		return nil, err
-	}
-	return buf.Bytes(), nil
 }
 
 func addBlob(archive *tar.Writer, content blob) error {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -14,28 +15,47 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// newImage is an image for two architectures, of which loaders that know only
-// one get arm64.
+// newImage is an image for three platforms, of which loaders that know only one
+// get linux/arm64.
 func newImage(t *testing.T) image {
 	t.Helper()
+	img := image{Tag: "zlayer-cni:v1", Default: "arm64"}
 	dir := t.TempDir()
-	for _, arch := range []string{"amd64", "arm64"} {
-		writeFile(t, filepath.Join(dir, arch, "overlayd"), "the daemon for "+arch)
-		writeFile(t, filepath.Join(dir, arch, "cni", "zlayer-cni"), "the plugin for "+arch)
+	for _, platform := range []string{"linux/amd64", "linux/arm64", "windows/arm64"} {
+		tree := filepath.Join(dir, filepath.FromSlash(platform))
+		img.Trees = append(img.Trees, tree)
+		writeFile(t, filepath.Join(tree, "overlayd"), "the daemon for "+platform)
+		writeFile(t, filepath.Join(tree, "cni", "zlayer-cni"), "the plugin for "+platform)
 	}
-	return image{Tag: "zlayer-cni:v1", Trees: []string{filepath.Join(dir, "amd64"), filepath.Join(dir, "arm64")}, Default: "arm64"}
+	return img
 }
 
-func wantFiles(arch string) map[string]string {
-	return map[string]string{"overlayd": "the daemon for " + arch, "cni/zlayer-cni": "the plugin for " + arch}
+// wantFiles are the files of a platform's layer, folders among them.
+func wantFiles(p platform) map[string]string {
+	daemon, plugin := "the daemon for "+p.OS+"/"+p.Architecture, "the plugin for "+p.OS+"/"+p.Architecture
+	if p.OS == "linux" {
+		return map[string]string{"overlayd": daemon, "cni/zlayer-cni": plugin}
+	}
+	files := map[string]string{"Files/overlayd": daemon, "Files/cni/zlayer-cni": plugin}
+	for _, folder := range []string{"", "Windows/", "Windows/System32/", "Windows/System32/config/", "cni/"} {
+		files["Files/"+folder] = ""
+	}
+	for _, hive := range []string{"DEFAULT", "SAM", "SECURITY", "SOFTWARE", "SYSTEM"} {
+		files["Files/Windows/System32/config/"+hive] = string(emptyHive())
+	}
+	return files
 }
 
-func wantConfig(arch, layer string) imageConfig {
-	return imageConfig{
-		Architecture: arch, OS: "linux",
+func wantConfig(p platform, layer string) imageConfig {
+	config := imageConfig{
+		Architecture: p.Architecture, OS: p.OS,
 		Config: containerConfig{Entrypoint: []string{"/overlayd"}, Cmd: []string{"run"}, WorkingDir: "/"},
 		RootFS: rootFS{Type: "layers", DiffIDs: []string{blob(layer).digest()}},
 	}
+	if p.OS == "windows" {
+		config.Config = containerConfig{Entrypoint: []string{`%CONTAINER_SANDBOX_MOUNT_POINT%\overlayd.exe`}, Cmd: []string{"run"}}
+	}
+	return config
 }
 
 // TestDockerReadsIt reads the image as docker load does: from the manifest to
@@ -53,16 +73,16 @@ func TestDockerReadsIt(t *testing.T) {
 	layer := files[manifest[0].Layers[0]]
 	var config imageConfig
 	decode(t, files[manifest[0].Config], &config)
-	if diff := cmp.Diff(wantConfig("arm64", layer), config); diff != "" {
+	if diff := cmp.Diff(wantConfig(platform{OS: "linux", Architecture: "arm64"}, layer), config); diff != "" {
 		t.Errorf("config (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff(wantFiles("arm64"), untar(t, []byte(layer))); diff != "" {
+	if diff := cmp.Diff(wantFiles(platform{OS: "linux", Architecture: "arm64"}), untar(t, []byte(layer))); diff != "" {
 		t.Errorf("files in the image (-want +got):\n%s", diff)
 	}
 }
 
 // TestContainerdReadsIt reads the image as an OCI layout: from the index by way
-// of the index of architectures to each one's layer, digests and sizes checked.
+// of the index of platforms to each one's layer, digests and sizes checked.
 func TestContainerdReadsIt(t *testing.T) {
 	files := write(t, newImage(t))
 	follow := func(d descriptor, into any) string {
@@ -86,23 +106,23 @@ func TestContainerdReadsIt(t *testing.T) {
 		t.Errorf("annotations (-want +got):\n%s", diff)
 	}
 	follow(top.Manifests[0], &platforms)
-	var architectures []string
+	var found []platform
 	for _, d := range platforms.Manifests {
 		var manifest ociManifest
 		follow(d, &manifest)
 		layer := follow(manifest.Layers[0], nil)
 		var config imageConfig
 		follow(manifest.Config, &config)
-		if diff := cmp.Diff(wantConfig(d.Platform.Architecture, layer), config); diff != "" {
+		if diff := cmp.Diff(wantConfig(*d.Platform, layer), config); diff != "" {
 			t.Errorf("config (-want +got):\n%s", diff)
 		}
-		if diff := cmp.Diff(wantFiles(d.Platform.Architecture), untar(t, []byte(layer))); diff != "" {
-			t.Errorf("files for %s (-want +got):\n%s", d.Platform.Architecture, diff)
+		if diff := cmp.Diff(wantFiles(*d.Platform), untar(t, []byte(layer))); diff != "" {
+			t.Errorf("files for %v (-want +got):\n%s", *d.Platform, diff)
 		}
-		architectures = append(architectures, d.Platform.Architecture)
+		found = append(found, *d.Platform)
 	}
-	if diff := cmp.Diff([]string{"amd64", "arm64"}, architectures); diff != "" {
-		t.Errorf("architectures (-want +got):\n%s", diff)
+	if diff := cmp.Diff([]platform{{OS: "linux", Architecture: "amd64"}, {OS: "linux", Architecture: "arm64"}, {OS: "windows", Architecture: "arm64"}}, found); diff != "" {
+		t.Errorf("platforms (-want +got):\n%s", diff)
 	}
 }
 
@@ -133,19 +153,59 @@ func TestNames(t *testing.T) {
 }
 
 func TestArchiveErrors(t *testing.T) {
+	unknown := emptyTree(t, "plan9")
+	writeFile(t, filepath.Join(unknown, "overlayd"), "the daemon")
 	for _, tc := range []struct {
 		name  string
 		trees []string
 	}{
 		{"no folder", nil},
-		{"missing folder", []string{filepath.Join(t.TempDir(), "amd64")}},
-		{"empty folder", []string{t.TempDir()}},
+		{"missing folder", []string{filepath.Join(t.TempDir(), "linux", "amd64")}},
+		{"empty folder", []string{emptyTree(t, "linux")}},
+		{"empty folder for Windows", []string{emptyTree(t, "windows")}},
+		{"folder of no system that is known", []string{unknown}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			if err := (image{Trees: tc.trees}).Write(io.Discard); err == nil {
 				t.Error("no error")
 			}
 		})
+	}
+}
+
+// emptyTree is a folder of a system with nothing in it.
+func emptyTree(t *testing.T, goos string) string {
+	t.Helper()
+	tree := filepath.Join(t.TempDir(), goos, "amd64")
+	if err := os.MkdirAll(tree, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return tree
+}
+
+// TestFoldersComeFirst checks that a layer of Windows names each folder before
+// what is in it: whoever unpacks it makes none by itself.
+func TestFoldersComeFirst(t *testing.T) {
+	img := newImage(t)
+	layer, err := layerOf(img.Trees[2], "windows")
+	if err != nil {
+		t.Fatal(err)
+	}
+	there := map[string]bool{"./": true}
+	for r := tar.NewReader(bytes.NewReader(layer)); ; {
+		header, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if parent := path.Dir(path.Clean(header.Name)) + "/"; !there[parent] {
+			t.Errorf("%s comes before %s", header.Name, parent)
+		}
+		if header.Typeflag == tar.TypeDir {
+			there[header.Name] = true
+		}
 	}
 }
 

@@ -51,7 +51,7 @@ type (
 	containerConfig struct {
 		Entrypoint []string
 		Cmd        []string
-		WorkingDir string
+		WorkingDir string `json:",omitempty"`
 	}
 	rootFS struct {
 		Type    string   `json:"type"`

@@ -1,10 +1,12 @@
 // Command image packs static programs as a container image for several
-// architectures.
+// platforms.
 //
-// Each folder it is given holds the tree of one architecture, and is named
-// after it: image -out image.tar bin/image/amd64 bin/image/arm64. The image
-// holds those files and nothing else: no shell, no libraries. Its entry point
-// is /overlayd.
+// Each folder it is given holds the tree of one platform, and is named after it:
+// image -out image.tar bin/image/linux/amd64 bin/image/windows/amd64. The image
+// holds those files and nothing else: no shell, no libraries. Its entry point is
+// /overlayd. On Windows it is for HostProcess containers, has overlayd.exe for an
+// entry point and, since Windows unpacks no layer without, a registry that is
+// empty.
 //
 // The archive is an OCI image layout with docker save's manifest beside it, so
 // docker load, podman load and ctr images import read it. No container engine
