@@ -10,7 +10,7 @@ cp "$(dirname "$0")/run.sh" "$out/"
 cp -r "$programs" "$out/bin"
 # A test holds the manifests against the settings.
 mkdir -p "$out/tests/deploy"
-cp deploy/*.yaml deploy/coredns.corefile "$out/tests/deploy/"
+cp -r deploy/*.yaml deploy/coredns.corefile deploy/windows "$out/tests/deploy/"
 for package in "$@"; do
   package=${package%/}
   into=$out/tests/$package
