@@ -24,6 +24,9 @@ The daemon's listenPort, WireGuard's UDP port.
 .PARAMETER MetricsPort
 The port of the daemon's metricsAddress, on 127.0.0.1.
 
+.PARAMETER NamePorts
+The daemon's dns.ports, on the node's overlay addresses; none where it serves no names.
+
 .PARAMETER ProgramDir
 The folder of overlayd.exe where it runs as a service. WireGuard's library is looked
 for there, too. Left out, the daemon is taken to run from its image, which may hold
@@ -44,6 +47,7 @@ param(
     [int] $ListenPort = 51820,
     [ValidateRange(1, 65535)]
     [int] $MetricsPort = 9551,
+    [int[]] $NamePorts = @(53, 15353),
     [string] $ProgramDir = ''
 )
 
@@ -260,6 +264,20 @@ function Test-Port {
     }
 }
 
+# Test-NamePort looks for who has a port on all addresses, the overlay's among them.
+function Test-NamePort {
+    param([int[]] $Port)
+    $sockets = @(Get-NetUDPEndpoint -ErrorAction SilentlyContinue) + @(Get-NetTCPConnection -State Listen -ErrorAction SilentlyContinue)
+    $taken = @($sockets | Where-Object { $_.LocalPort -in $Port -and $_.LocalAddress -in '0.0.0.0', '::' })
+    foreach ($socket in $taken) {
+        ConvertTo-Finding WRONG "port $($socket.LocalPort) of $($socket.LocalAddress) is taken by process $($socket.OwningProcess), the overlay's addresses among them" `
+            'have it listen on its own addresses alone, or set dns.ports'
+    }
+    if ($taken.Count -eq 0 -and $Port) {
+        ConvertTo-Finding ok "nobody has the ports $($Port -join ', ') on all addresses"
+    }
+}
+
 # Test-ReservedPort looks for a reservation, such as WinNAT's, that keeps WireGuard
 # from its port. One that an administrator has made, with a *, keeps others away.
 function Test-ReservedPort {
@@ -275,6 +293,18 @@ function Test-ReservedPort {
         return ConvertTo-Finding WRONG "UDP port $Port is reserved by Windows itself ($($Matches['first']) to $($Matches['last']))" "net stop winnat; $reserve; net start winnat"
     }
     ConvertTo-Finding note "UDP port $Port may be given to any program that asks for no certain one; to keep it: $reserve"
+}
+
+# Test-Nat looks at Windows' NATs, by which pods leave the cluster.
+function Test-Nat {
+    if ($null -eq (Get-Command -Name Get-NetNat -ErrorAction SilentlyContinue)) {
+        return ConvertTo-Finding note 'this Windows has no NAT, so that pods reach nobody outside of the cluster who does not know their addresses'
+    }
+    $others = @(Get-NetNat | Where-Object { $_.Name -notlike 'zlayer-*' } | ForEach-Object { '{0} of {1}' -f $_.Name, $_.InternalIPInterfaceAddressPrefix })
+    if ($others.Count -gt 0) {
+        return ConvertTo-Finding note "there is another NAT, beside which Windows may make none for pods: $($others -join ', ')"
+    }
+    ConvertTo-Finding ok 'there is no NAT of others'
 }
 
 function Test-StateDir {
@@ -304,7 +334,9 @@ $checks = [ordered]@{
     'other networks'        = { Test-OtherNetwork $CniConfDir }
     "WireGuard's libraries" = { Test-WireGuardLibrary $ProgramDir }
     'ports'                 = { Test-Port $ListenPort $MetricsPort }
+    'ports of names'        = { Test-NamePort $NamePorts }
     'reserved ports'        = { Test-ReservedPort $ListenPort }
+    'NATs'                  = { Test-Nat }
     'state folder'          = { Test-StateDir $StateDir }
 }
 $wrong = 0
