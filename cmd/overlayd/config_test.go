@@ -211,6 +211,30 @@ func TestFlagsOverrideTheFile(t *testing.T) {
 	}
 }
 
+// windowsKeys are of no use elsewhere.
+const windowsKeys = `
+hcnAdapter: Ethernet 2
+`
+
+func TestWindowsKeys(t *testing.T) {
+	got, err := load(t, "clusterCIDRs: [10.20.0.0/16]\nnodesFile: /n\n"+windowsKeys)
+	switch {
+	case runtime.GOOS == "windows" && (err != nil || got.HCNAdapter != "Ethernet 2"):
+		t.Errorf("%v, %+v", err, got)
+	case runtime.GOOS != "windows" && (err == nil || !strings.Contains(err.Error(), "hcnAdapter: of no use")):
+		t.Errorf("elsewhere: %v", err)
+	}
+	var config Config
+	for _, s := range settings() {
+		if s.key == "hcnAdapter" {
+			err = s.set(&config, []string{"Ethernet 2"})
+		}
+	}
+	if err != nil || config.HCNAdapter != "Ethernet 2" {
+		t.Errorf("%v, adapter %q", err, config.HCNAdapter)
+	}
+}
+
 func TestEveryKeyHasAFlagAndIsInTheExample(t *testing.T) {
 	flags := map[string]bool{}
 	for _, s := range settings() {
@@ -219,7 +243,7 @@ func TestEveryKeyHasAFlagAndIsInTheExample(t *testing.T) {
 		}
 		flags[s.flag] = true
 		last := s.key[strings.LastIndex(s.key, ".")+1:]
-		if all := everyKey + kubernetesKeys + agentKeys; !strings.Contains(all, "\n"+last+":") && !strings.Contains(all, "\n  "+last+":") && !strings.Contains(all, "\n    "+last+":") {
+		if all := everyKey + kubernetesKeys + agentKeys + windowsKeys; !strings.Contains(all, "\n"+last+":") && !strings.Contains(all, "\n  "+last+":") && !strings.Contains(all, "\n    "+last+":") {
 			t.Errorf("no test sets key %s", s.key)
 		}
 	}
