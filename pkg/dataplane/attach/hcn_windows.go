@@ -101,8 +101,10 @@ func convert[T any](from any, err error) (T, error) {
 }
 
 // wellKnown gives the errors of HCN on which the algorithm decides the meaning
-// that hcnAPI promises. hcsshim itself takes ERROR_NOT_FOUND for not found, but
-// not HCN's own codes (winerror.h, FACILITY_HCN).
+// that hcnAPI promises. hcsshim's IsNotFoundError knows what its own look-ups do
+// not find. HCN's codes (winerror.h, FACILITY_HCN) it does not, and of what HCN
+// says not even ERROR_NOT_FOUND, which is meant to be known: its HcnError does
+// not unwrap to the HcsError that is looked for (v0.15.0).
 func wellKnown(err error) error {
 	is := func(codes ...windows.Handle) bool {
 		for _, code := range codes {
@@ -115,7 +117,7 @@ func wellKnown(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case hcn.IsNotFoundError(err), is(windows.HCN_E_NETWORK_NOT_FOUND, windows.HCN_E_ENDPOINT_NOT_FOUND):
+	case hcn.IsNotFoundError(err), hcn.IsElementNotFoundError(err), is(windows.HCN_E_NETWORK_NOT_FOUND, windows.HCN_E_ENDPOINT_NOT_FOUND):
 		return fmt.Errorf("%w: %w", err, fs.ErrNotExist)
 	case is(windows.HCN_E_ENDPOINT_ALREADY_ATTACHED, windows.HCN_E_ENDPOINT_NAMESPACE_ALREADY_EXISTS):
 		return fmt.Errorf("%w: %w", err, fs.ErrExist)
