@@ -47,9 +47,7 @@ func (a *hcnAttacher) remove(ctx context.Context, r hcnAttachment) error {
 		r.State = hcnLeaving
 		errs = append(errs, a.put(r))
 	}
-	errs = append(errs,
-		unlessGone(a.takeOut(ctx, r.Namespace, r.Endpoint)),
-		unlessGone(hcnDo(ctx, a.calls, "delete HCN endpoint", r.Endpoint, func() error { return a.api.DeleteEndpoint(r.Endpoint) })))
+	errs = append(errs, a.dropEndpoint(ctx, r.Endpoint, r.Namespace))
 	if r.OwnNamespace {
 		errs = append(errs, a.letGo(r.Namespace), unlessGone(hcnDo(ctx, a.calls, "delete HCN namespace", r.Namespace, func() error { return a.api.DeleteNamespace(r.Namespace) })))
 	}
@@ -57,6 +55,24 @@ func (a *hcnAttacher) remove(ctx context.Context, r hcnAttachment) error {
 		return fmt.Errorf("%w: %w", err, errHCNBusy)
 	}
 	return a.change(func(s hcnState) (hcnState, error) { return s.withoutAttachment(r.Key.ID()), nil })
+}
+
+// dropEndpoint takes an endpoint out of its namespace, where it has one, and
+// removes it. HCN refuses the first where the endpoint is not in there or never
+// was at all; once there is no endpoint, that is no reason to keep its record. A
+// reference that stays goes before the namespace gets another endpoint.
+func (a *hcnAttacher) dropEndpoint(ctx context.Context, endpoint, namespace string) error {
+	var kept error
+	if namespace != "" && namespace != hcnNoID {
+		kept = unlessGone(a.takeOut(ctx, namespace, endpoint))
+	}
+	if err := unlessGone(hcnDo(ctx, a.calls, "delete HCN endpoint", endpoint, func() error { return a.api.DeleteEndpoint(endpoint) })); err != nil {
+		return errors.Join(kept, err)
+	}
+	if kept != nil {
+		a.log.Info("endpoint is gone, but its namespace did not let go of it", "op", "detach", "iface", endpoint, "err", kept)
+	}
+	return nil
 }
 
 // Teardown removes everything of ours from HCN: what the record knows, and what
@@ -149,10 +165,7 @@ func (a *hcnAttacher) removeStrays(ctx context.Context, everywhere bool) error {
 			continue
 		}
 		a.log.Info("removing an endpoint of ours that the record does not know", "op", "reconcile", "iface", e.ID)
-		if e.HostComputeNamespace != "" {
-			errs = append(errs, unlessGone(a.takeOut(ctx, e.HostComputeNamespace, e.ID)))
-		}
-		errs = append(errs, unlessGone(hcnDo(ctx, a.calls, "delete HCN endpoint", e.ID, func() error { return a.api.DeleteEndpoint(e.ID) })))
+		errs = append(errs, a.dropEndpoint(ctx, e.ID, e.HostComputeNamespace))
 	}
 	return errors.Join(errs...)
 }

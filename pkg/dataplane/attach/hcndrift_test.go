@@ -343,6 +343,17 @@ func TestHCNStrays(t *testing.T) {
 		t.Fatal(err)
 	}
 	sameHCN(t, "left", had, n.fake.has())
+	// One that is in no namespace says so by the id of none.
+	stray := endpointWanted(hcnAttachment{Key: Key{ContainerID: "lost", IfName: "eth0"}}, n.state.Segments[0].ID, HCNConfig{})
+	if e, err := n.fake.CreateEndpoint(stray); err != nil || e.HostComputeNamespace != hcnNoID {
+		t.Fatalf("made %+v: %v", e, err)
+	}
+	removals := n.fake.count("remove endpoint")
+	if err := n.Reconcile(t.Context()); err != nil {
+		t.Error(err)
+	}
+	sameHCN(t, "left of one in no namespace", had, n.fake.has())
+	sameHCN(t, "removals from no namespace", removals, n.fake.count("remove endpoint"))
 	n.attachHCN(t, hcnSpec("pod", "10.42.7.2"))
 	if err := n.Teardown(t.Context()); err != nil {
 		t.Fatal(err)

@@ -17,12 +17,14 @@ import (
 const (
 	hcnNetworkNotFound   = 0x803b0001
 	hcnEndpointNotFound  = 0x803b0002
+	hcnInvalidEndpoint   = 0x803b000c
 	hcnInvalidPolicy     = 0x803b000d
 	hcnInvalidPolicyType = 0x803b000e
 	hcnAlreadyAttached   = 0x803b0014
 	hcnHasReferences     = 0x803b002c
 	hcnAddrReserved      = 0x803b002f
 	hcnElementNotFound   = 0x490
+	hcnInvalidParameter  = 0x57
 )
 
 // hcnError is hcsshim's HcnError as the adapter passes it on.
@@ -169,7 +171,7 @@ func (f *fakeHCN) CreateEndpoint(e hcnEndpoint) (hcnEndpoint, error) {
 				return &hcnError{"hcnCreateEndpoint", hcnAddrReserved}
 			}
 		}
-		e.ID = f.id(e.ID)
+		e.ID, e.HostComputeNamespace = f.id(e.ID), hcnNoID
 		if e.MacAddress == "" {
 			e.MacAddress = "00-15-5D-00-00-0" + fmt.Sprint(len(f.endpoints)+1)
 		}
@@ -271,7 +273,10 @@ func (h fakeHandle) Close() error {
 func (f *fakeHCN) ModifyNamespace(id string, change hcnNamespaceChange) error {
 	return f.call(strings.ToLower(change.RequestType)+" endpoint", change, func() error {
 		n, found := f.namespaces[strings.ToLower(id)]
-		if !found {
+		switch {
+		case id == hcnNoID:
+			return &hcnError{"hcnOpenNamespace", hcnInvalidParameter}
+		case !found:
 			return &hcnError{"hcnOpenNamespace", hcnElementNotFound}
 		}
 		var settings struct {
@@ -281,6 +286,13 @@ func (f *fakeHCN) ModifyNamespace(id string, change hcnNamespaceChange) error {
 			return err
 		}
 		if change.RequestType == hcnRemove {
+			if !n.holds(settings.ID) {
+				return &hcnError{"hcnModifyNamespace", hcnInvalidEndpoint}
+			}
+			if e, found := f.endpoints[strings.ToLower(settings.ID)]; found {
+				e.HostComputeNamespace = hcnNoID
+				f.endpoints[strings.ToLower(settings.ID)] = e
+			}
 			n.Resources = slices.DeleteFunc(slices.Clone(n.Resources), func(r hcnResource) bool {
 				return hcnNamespace{Resources: []hcnResource{r}}.holds(settings.ID)
 			})
@@ -296,7 +308,7 @@ func (f *fakeHCN) addEndpoint(n hcnNamespace, id string) error {
 	switch {
 	case !found:
 		return &hcnError{"hcnModifyNamespace", hcnEndpointNotFound}
-	case e.HostComputeNamespace != "" && f.namespaces[strings.ToLower(e.HostComputeNamespace)].holds(id):
+	case f.namespaces[strings.ToLower(e.HostComputeNamespace)].holds(id):
 		return &hcnError{"hcnModifyNamespace", hcnAlreadyAttached}
 	}
 	e.HostComputeNamespace = n.ID

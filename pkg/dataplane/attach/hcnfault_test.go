@@ -171,9 +171,46 @@ func TestHCNRecordedBeforeUse(t *testing.T) {
 	}
 }
 
+// An endpoint that is gone needs not be taken out of its namespace: HCN refuses
+// that where it is not in there. Until it is gone, the refusal is told.
+func TestHCNNotTakenOut(t *testing.T) {
+	stay := func(calls ...string) func(string) error {
+		return func(name string) error {
+			if slices.Contains(calls, name) {
+				return errInjected
+			}
+			return nil
+		}
+	}
+	t.Run("detach", func(t *testing.T) {
+		n := newHCNNode(t)
+		a := n.attachHCN(t, hcnSpec("pod", "10.42.7.2"))
+		n.fake.hook(stay("remove endpoint", "delete endpoint"), nil)
+		if err := n.Detach(t.Context(), a.Key); !errors.Is(err, errHCNBusy) || !strings.Contains(err.Error(), "remove endpoint") {
+			t.Errorf("while the endpoint is there: %v", err)
+		}
+		n.fake.hook(stay("remove endpoint"), nil)
+		if err := n.Detach(t.Context(), a.Key); err != nil {
+			t.Fatal(err)
+		}
+		n.fake.hook(nil, nil)
+		sameHCN(t, "record of attachments", []hcnAttachment{}, n.state.Attachments)
+		n.attachHCN(t, hcnSpec("pod", "10.42.7.2")) // takes the reference out that was left
+		sameHCN(t, "references", 1, len(n.fake.namespaces[podNamespace].Resources))
+	})
+	t.Run("undo before there is an endpoint", func(t *testing.T) {
+		n := newHCNNode(t)
+		n.fake.hook(stay("create endpoint"), nil)
+		if _, err := n.Attach(t.Context(), hcnSpec("pod", "10.42.7.2")); !errors.Is(err, errInjected) || errors.Is(err, errHCNBusy) {
+			t.Errorf("error %v", err)
+		}
+		sameHCN(t, "record of attachments", []hcnAttachment{}, n.state.Attachments)
+	})
+}
+
 // Calls that fail while an Attach is undone leave what the next look removes.
 func TestHCNFailedUndo(t *testing.T) {
-	for _, call := range []string{"remove endpoint", "delete endpoint", "delete namespace"} {
+	for _, call := range []string{"delete endpoint", "delete namespace"} {
 		t.Run(call, func(t *testing.T) {
 			n := newHCNNode(t)
 			n.fake.hook(func(name string) error {
@@ -201,7 +238,7 @@ func TestHCNFailedUndo(t *testing.T) {
 }
 
 func TestHCNFailedDetach(t *testing.T) {
-	for _, call := range []string{"remove endpoint", "delete endpoint", "delete namespace"} {
+	for _, call := range []string{"delete endpoint", "delete namespace"} {
 		for _, after := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, after it %v", call, after), func(t *testing.T) {
 				n, spec := newHCNNode(t), ownSpec()

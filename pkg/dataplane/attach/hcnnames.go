@@ -60,6 +60,10 @@ func newGUID() string {
 	return strings.Join([]string{s[:8], s[8:12], s[12:16], s[16:20], s[20:]}, "-")
 }
 
+// hcnNoID is how HCN writes the id of none: in an endpoint, that of the namespace
+// it is not in.
+const hcnNoID = "00000000-0000-0000-0000-000000000000"
+
 // parseGUID reads a GUID with or without braces and writes it as newGUID does.
 func parseGUID(text string) (string, error) {
 	bare := strings.ToLower(text)
