@@ -248,7 +248,8 @@ func (a *hcnAttacher) hold(ctx context.Context, r hcnAttachment) error {
 	if held || !r.OwnNamespace {
 		return nil
 	}
-	handle, err := hcnCall(ctx, a.calls, "open HCN namespace", r.Namespace, func() (io.Closer, error) { return a.api.OpenNamespace(r.Namespace) })
+	handle, err := hcnMake(ctx, a.calls, "open HCN namespace", r.Namespace,
+		func() (io.Closer, error) { return a.api.OpenNamespace(r.Namespace) }, func(late io.Closer) { _ = late.Close() })
 	if err != nil {
 		return err
 	}
@@ -340,13 +341,14 @@ func (w *hcnWork) makeNamespace(ctx context.Context) error {
 		return nil
 	}
 	a := w.attacher
-	made, err := hcnCall(ctx, a.calls, "create HCN namespace", w.Namespace, func() (hcnNamespace, error) {
-		return a.api.CreateNamespace(namespaceWanted(w.Namespace))
-	})
+	wanted := namespaceWanted(w.Namespace)
+	made, err := hcnMake(ctx, a.calls, "create HCN namespace", w.Namespace,
+		func() (hcnNamespace, error) { return a.api.CreateNamespace(wanted) },
+		func(late hcnNamespace) { a.dropLate("namespace", wanted.ID, late.ID, a.api.DeleteNamespace) })
 	if err != nil {
 		return err
 	}
-	if !sameID(made.ID, w.Namespace) {
+	if made.ID != "" && !sameID(made.ID, w.Namespace) {
 		w.Namespace = strings.ToLower(made.ID)
 		if err := a.put(w.hcnAttachment); err != nil {
 			return err
@@ -386,7 +388,9 @@ func (w *hcnWork) makeEndpoint(ctx context.Context) error {
 func (w *hcnWork) createEndpoint(ctx context.Context) (hcnEndpoint, error) {
 	a := w.attacher
 	wanted := endpointWanted(w.hcnAttachment, w.network.ID, a.cfg)
-	return hcnCall(ctx, a.calls, "create HCN endpoint", w.Endpoint, func() (hcnEndpoint, error) { return a.api.CreateEndpoint(wanted) })
+	return hcnMake(ctx, a.calls, "create HCN endpoint", w.Endpoint,
+		func() (hcnEndpoint, error) { return a.api.CreateEndpoint(wanted) },
+		func(late hcnEndpoint) { a.dropLate("endpoint", wanted.ID, late.ID, a.api.DeleteEndpoint) })
 }
 
 func (w *hcnWork) renewNetwork(ctx context.Context) error {

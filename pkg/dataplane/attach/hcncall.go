@@ -3,6 +3,7 @@ package attach
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -37,12 +38,19 @@ type hcnAnswer[T any] struct {
 }
 
 // hcnCall runs one call about one object: what says what it does, id names the
-// object.
+// object, in either case.
 func hcnCall[T any](ctx context.Context, c *hcnCalls, what, id string, call func() (T, error)) (T, error) {
+	return hcnMake(ctx, c, what, id, call, func(T) {})
+}
+
+// hcnMake is hcnCall for a call that makes something. What comes when nobody waits
+// for it any more is given to orphan, before anybody else may do something with
+// the object.
+func hcnMake[T any](ctx context.Context, c *hcnCalls, what, id string, call func() (T, error), orphan func(T)) (T, error) {
 	var none T
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	unlock, err := c.objects.Lock(ctx, id)
+	unlock, err := c.objects.Lock(ctx, strings.ToLower(id))
 	if err != nil {
 		return none, fmt.Errorf("%s %s: %w", what, id, err)
 	}
@@ -53,10 +61,14 @@ func hcnCall[T any](ctx context.Context, c *hcnCalls, what, id string, call func
 	var settled atomic.Bool // by whoever is first: the answer, or the end of the wait for it
 	answers := make(chan hcnAnswer[T], 1)
 	go func() {
-		value, err := call()
+		value, err := survive(call)
+		inTime := settled.CompareAndSwap(false, true)
+		if !inTime && err == nil {
+			_, _ = survive(func() (T, error) { orphan(value); return value, nil })
+		}
 		c.slots.Release(1)
 		unlock()
-		if settled.CompareAndSwap(false, true) {
+		if inTime {
 			answers <- hcnAnswer[T]{value, err}
 		} else {
 			c.late()
@@ -72,6 +84,22 @@ func hcnCall[T any](ctx context.Context, c *hcnCalls, what, id string, call func
 		return answer.named(what, id)
 	}
 }
+
+// survive turns a panic into an error. hcsshim panics when it makes an error of a
+// function that computenetwork.dll does not have (hcn.new, of a DLLError), and
+// what does without HCN goes on.
+func survive[T any](call func() (T, error)) (value T, err error) {
+	defer func() {
+		if why := recover(); why != nil {
+			err = fmt.Errorf("the call panicked: %v", why)
+		}
+	}()
+	return call()
+}
+
+// busy tells whether a call about the object has not come back, or one waits for
+// it to.
+func (c *hcnCalls) busy(id string) bool { return c.objects.Busy(strings.ToLower(id)) }
 
 func (a hcnAnswer[T]) named(what, id string) (T, error) {
 	if a.err != nil {

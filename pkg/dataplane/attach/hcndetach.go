@@ -75,6 +75,19 @@ func (a *hcnAttacher) dropEndpoint(ctx context.Context, endpoint, namespace stri
 	return nil
 }
 
+// dropLate removes what HCN made after nobody waited for it any more, and called
+// otherwise than asked: the record names what was asked for, and nobody would find
+// a namespace by anything but its id.
+func (a *hcnAttacher) dropLate(kind, asked, made string, remove func(id string) error) {
+	if made == "" || sameID(made, asked) {
+		return // which the record's own removal finds
+	}
+	a.log.Info("HCN made it late and by another id, removing it", "op", "undo", "iface", kind+" "+made)
+	if err := unlessGone(remove(made)); err != nil {
+		a.log.Warn("what HCN made late is left behind", "op", "undo", "iface", kind+" "+made, "err", err)
+	}
+}
+
 // Teardown removes everything of ours from HCN: what the record knows, and what
 // has a name of ours in whatever network. The Attacher is as new afterwards. No
 // other call may run meanwhile.

@@ -291,6 +291,30 @@ func TestHCNOwnIDs(t *testing.T) {
 	sameHCN(t, "left", left("zlayer-cni-default"), n.fake.has())
 }
 
+// HCN may not say how it called what it made: then it is called as was asked.
+func TestHCNQuietIDs(t *testing.T) {
+	n := newHCNNode(t)
+	n.fake.quietIDs = true
+	ensure(t, n, SegmentSpec{Name: "default"})
+	if err := n.ReleaseSegment(t.Context(), "default"); err != nil {
+		t.Fatal(err)
+	}
+	sameHCN(t, "left of a segment", left(), n.fake.has())
+	a := n.attachHCN(t, ownSpec())
+	for what, id := range map[string]string{"network": a.Bridge, "endpoint": a.Port, "namespace": a.Namespace} {
+		if id == "" {
+			t.Errorf("%s without id", what)
+		}
+	}
+	if err := n.Detach(t.Context(), a.Key); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.ReleaseSegment(t.Context(), "default"); err != nil {
+		t.Fatal(err)
+	}
+	sameHCN(t, "left", left(), n.fake.has())
+}
+
 // An endpoint that is in its namespace already is fine, one in another is not.
 func TestHCNPlacedAlready(t *testing.T) {
 	n := newHCNNode(t)

@@ -67,6 +67,7 @@ type fakeHCN struct {
 	// before is asked before a call has an effect, after when it has had it; their errors are the call's.
 	before, after func(call string) error
 	ownIDs        bool // ids that were asked for are not taken
+	quietIDs      bool // what is made is returned without its id
 	quietRoutes   bool // networks are made without their routes
 }
 
@@ -106,6 +107,14 @@ func (f *fakeHCN) id(asked string) string {
 	return strings.ToUpper(asked)
 }
 
+// told is what the fake says of the id of what it made.
+func (f *fakeHCN) told(id string) string {
+	if f.quietIDs {
+		return ""
+	}
+	return id
+}
+
 func (f *fakeHCN) Networks() (list []hcnNetwork, err error) {
 	err = f.call("list networks", nil, func() error {
 		list = slices.SortedFunc(maps.Values(f.networks), func(a, b hcnNetwork) int { return strings.Compare(a.ID, b.ID) })
@@ -126,6 +135,7 @@ func (f *fakeHCN) CreateNetwork(n hcnNetwork) (hcnNetwork, error) {
 			n.Ipams[0].Subnets[0].Routes = nil
 		}
 		f.networks[strings.ToLower(n.ID)] = n
+		n.ID = f.told(n.ID)
 		return nil
 	})
 	return n, err
@@ -176,6 +186,7 @@ func (f *fakeHCN) CreateEndpoint(e hcnEndpoint) (hcnEndpoint, error) {
 			e.MacAddress = "00-15-5D-00-00-0" + fmt.Sprint(len(f.endpoints)+1)
 		}
 		f.endpoints[strings.ToLower(e.ID)] = e
+		e.ID = f.told(e.ID)
 		return nil
 	})
 	return e, err
@@ -234,6 +245,7 @@ func (f *fakeHCN) CreateNamespace(n hcnNamespace) (hcnNamespace, error) {
 	err := f.call("create namespace", n, func() error {
 		n.ID, n.Number = f.id(n.ID), uint32(len(f.namespaces)+2)
 		f.namespaces[strings.ToLower(n.ID)] = n
+		n.ID = f.told(n.ID)
 		return nil
 	})
 	return n, err

@@ -108,8 +108,15 @@ func TestHCNFailedAttachLeavesNothing(t *testing.T) {
 }
 
 func TestHCNKilledAttachLeavesNothing(t *testing.T) {
+	t.Run("ids that were asked for", func(t *testing.T) { killedAttachLeaves(t, false) })
+	t.Run("ids of HCN's own", func(t *testing.T) { killedAttachLeaves(t, true) })
+}
+
+func killedAttachLeaves(t *testing.T, ownIDs bool) {
+	t.Helper()
 	eachFault(t, true, func(t *testing.T, arm func(*hcnNode) func() bool) bool {
 		n := newHCNNode(t)
+		n.fake.ownIDs = ownIDs
 		hit := arm(n)
 		_, err := n.Attach(t.Context(), ownSpec())
 		n.fake.hook(nil, nil)
@@ -119,13 +126,17 @@ func TestHCNKilledAttachLeavesNothing(t *testing.T) {
 		if err == nil {
 			t.Error("attached by a dead process")
 		}
+		room := len(left("zlayer-cni-default"))
+		if ownIDs && n.fake.count("create endpoint") == 0 {
+			room++ // for a namespace: its id died with the process, and it has no name
+		}
 		n.restart(t)
 		list, err := n.Recover(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
 		sameHCN(t, "list", []Attachment{}, list)
-		if has := n.fake.has(); len(has) > len(left("zlayer-cni-default")) {
+		if has := n.fake.has(); len(has) > room {
 			t.Errorf("left: %v", has)
 		}
 		if _, err := n.Attach(t.Context(), ownSpec()); err != nil {
@@ -332,48 +343,131 @@ func TestHCNHookFails(t *testing.T) {
 // A call that hangs ends the Attach at its deadline; when HCN answers after all,
 // Run removes what came of it.
 func TestHCNHangingCall(t *testing.T) {
-	for _, call := range []string{"create endpoint", "create namespace", "add endpoint", "create network", "list networks"} {
+	calls := []string{"create endpoint", "create namespace", "open namespace", "add endpoint", "create network", "list networks"}
+	for _, ownIDs := range []bool{false, true} {
+		for _, call := range calls {
+			t.Run(fmt.Sprintf("%s, ids of its own %t", call, ownIDs), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					n, spec := newHCNNode(t), ownSpec()
+					n.fake.ownIDs = ownIDs
+					if err := n.read(); err != nil {
+						t.Fatal(err)
+					}
+					answer := n.hang(call)
+					n.timesOut(t, hcnTimeout+hcnUndoTimeout, func() error { _, err := n.Attach(t.Context(), spec); return err })
+					n.runUntilSettled(t, answer)
+					if has := n.fake.has(); strings.Contains(strings.Join(has, "\n"), "endpoint") || len(has) > 2 {
+						t.Errorf("left: %v", has)
+					}
+					sameHCN(t, "record of attachments", []hcnAttachment{}, n.state.Attachments)
+					if _, err := n.Attach(t.Context(), spec); err != nil {
+						t.Errorf("the same again: %v", err)
+					}
+				})
+			})
+		}
+	}
+}
+
+// So does one of a Detach, which Run ends.
+func TestHCNHangingDetach(t *testing.T) {
+	for _, call := range []string{"remove endpoint", "delete endpoint", "delete namespace"} {
 		t.Run(call, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				n, spec := newHCNNode(t), ownSpec()
-				if err := n.read(); err != nil {
-					t.Fatal(err)
+				n.attachHCN(t, spec)
+				answer := n.hang(call)
+				n.timesOut(t, 3*hcnTimeout, func() error { return n.Detach(t.Context(), spec.Key) })
+				if _, found := n.Lookup(spec.Key); found {
+					t.Error("it is attached still")
 				}
-				hang := make(chan struct{})
-				n.fake.hook(func(name string) error {
-					if name == call {
-						<-hang
-					}
-					return nil
-				}, nil)
-				start := time.Now()
-				_, err := n.Attach(t.Context(), spec)
-				if took := time.Since(start); !errors.Is(err, context.DeadlineExceeded) || took > hcnTimeout+hcnUndoTimeout {
-					t.Errorf("after %v: %v", took, err)
-				}
-				ctx, stop := context.WithCancel(t.Context())
-				ended := make(chan error)
-				go func() { ended <- n.Run(ctx, func(Attachment) {}) }()
-				synctest.Wait()
-				n.fake.hook(nil, nil)
-				close(hang)
-				synctest.Wait()
-				<-time.After(2 * hcnTimeout) // of the bubble's clock, for Run's retries
-				synctest.Wait()
-				stop()
-				if err := <-ended; err != nil {
-					t.Error(err)
-				}
-				if has := n.fake.has(); strings.Contains(strings.Join(has, "\n"), "endpoint") || len(has) > 2 {
-					t.Errorf("left: %v", has)
-				}
+				n.runUntilSettled(t, answer)
+				sameHCN(t, "left", left("zlayer-cni-default"), n.fake.has())
 				sameHCN(t, "record of attachments", []hcnAttachment{}, n.state.Attachments)
-				if _, err := n.Attach(t.Context(), spec); err != nil {
-					t.Errorf("the same again: %v", err)
-				}
 			})
 		})
 	}
+}
+
+// A look that hangs changes nothing.
+func TestHCNHangingLook(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, spec := newHCNNode(t), hcnSpec("pod", "10.42.7.2")
+		a := n.attachHCN(t, spec)
+		had := n.fake.has()
+		answer := n.hang("look at namespace")
+		for what, do := range map[string]func() error{
+			"attach again": func() error { _, err := n.Attach(t.Context(), spec); return err },
+			"check":        func() error { return n.Check(t.Context(), spec.Key, nil) },
+			"reconcile":    func() error { return n.Reconcile(t.Context()) },
+		} {
+			t.Log(what)
+			n.timesOut(t, hcnTimeout, do)
+		}
+		n.runUntilSettled(t, answer)
+		sameHCN(t, "list", []Attachment{a}, n.List())
+		sameHCN(t, "objects", had, n.fake.has())
+	})
+}
+
+// hang has calls of that name hang until answer is called.
+func (n *hcnNode) hang(call string) (answer func()) {
+	hanging := make(chan struct{})
+	n.fake.hook(func(name string) error {
+		if name == call {
+			<-hanging
+		}
+		return nil
+	}, nil)
+	return func() {
+		n.fake.hook(nil, nil)
+		close(hanging)
+	}
+}
+
+// timesOut checks that a call that hangs ends do.
+func (*hcnNode) timesOut(t *testing.T, limit time.Duration, do func() error) {
+	t.Helper()
+	start, err := time.Now(), do()
+	if took := time.Since(start); !errors.Is(err, context.DeadlineExceeded) || took > limit {
+		t.Errorf("after %v: %v", took, err)
+	}
+}
+
+// runUntilSettled has Run going while what hangs gets its answer, and as long as
+// it tries again.
+func (n *hcnNode) runUntilSettled(t *testing.T, answer func()) {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- n.Run(ctx, func(Attachment) {}) }()
+	synctest.Wait()
+	answer()
+	synctest.Wait()
+	<-time.After(2 * hcnTimeout) // of the bubble's clock
+	synctest.Wait()
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// hcsshim panics where computenetwork.dll lacks a function. That ends the call,
+// and neither the process nor what comes after.
+func TestHCNPanic(t *testing.T) {
+	n := newHCNNode(t)
+	n.fake.hook(func(name string) error {
+		if name == "create endpoint" {
+			panic("interface conversion")
+		}
+		return nil
+	}, nil)
+	if _, err := n.Attach(t.Context(), ownSpec()); err == nil || !strings.Contains(err.Error(), "interface conversion") {
+		t.Errorf("error %v", err)
+	}
+	n.fake.hook(nil, nil)
+	sameHCN(t, "left", left("zlayer-cni-default"), n.fake.has())
+	n.attachHCN(t, ownSpec())
 }
 
 // Calls that hang do not take more threads than there are slots, and what waits

@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -165,10 +166,13 @@ func (a *hcnAttacher) fitNetwork(ctx context.Context, s hcnSegment, network hcnN
 
 func (a *hcnAttacher) createNetwork(ctx context.Context, s hcnSegment) (hcnNetwork, error) {
 	wanted := networkWanted(s, a.cfg.Adapter)
-	network, err := hcnCall(ctx, a.calls, "create HCN network", s.ID, func() (hcnNetwork, error) { return a.api.CreateNetwork(wanted) })
+	network, err := hcnMake(ctx, a.calls, "create HCN network", s.ID,
+		func() (hcnNetwork, error) { return a.api.CreateNetwork(wanted) },
+		func(late hcnNetwork) { a.dropLate("network", s.ID, late.ID, a.api.DeleteNetwork) })
 	if err != nil {
 		return hcnNetwork{}, err
 	}
+	network.ID = cmp.Or(network.ID, s.ID)
 	if why := network.differs(wanted); why != "" {
 		return hcnNetwork{}, errors.Join(fmt.Errorf("HCN network %s %s", network.Name, why), a.deleteNetwork(ctx, network.ID))
 	}
