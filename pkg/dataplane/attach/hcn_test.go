@@ -166,14 +166,21 @@ func TestHCNSecondContainer(t *testing.T) {
 	}
 }
 
-// A sandbox that comes by another namespace gets a new endpoint in it.
+// A sandbox that comes by another namespace gets a new endpoint in it. One that
+// none can have is refused before the sandbox loses its own.
 func TestHCNOtherNamespace(t *testing.T) {
 	n, spec := newHCNNode(t), hcnSpec("pod", "10.42.7.2")
 	before, err := n.Attach(t.Context(), spec)
 	if err != nil {
 		t.Fatal(err)
 	}
+	had := n.fake.has()
 	spec.Namespace = "99999999-2222-4333-8444-555555555555"
+	if _, err := n.Attach(t.Context(), spec); !errors.Is(err, ErrInvalid) {
+		t.Errorf("a namespace that is not there: %v", err)
+	}
+	sameHCN(t, "objects after a refusal", had, n.fake.has())
+	sameHCN(t, "list after a refusal", []Attachment{before}, n.List())
 	n.fake.namespaces[spec.Namespace] = hcnNamespace{ID: spec.Namespace, Type: hcnHost}
 	after, err := n.Attach(t.Context(), spec)
 	if err != nil {
@@ -187,6 +194,7 @@ func TestHCNOtherNamespace(t *testing.T) {
 
 func TestHCNRequestRefused(t *testing.T) {
 	const hostDefault, unknown = "910f7d92-0000-4000-8000-000000000000", "99999999-9999-4999-8999-999999999999"
+	const guest = "910f7d92-0000-4000-8000-000000000001"
 	tests := []struct {
 		name   string
 		change func(*Spec)
@@ -198,6 +206,7 @@ func TestHCNRequestRefused(t *testing.T) {
 		{"namespace with half a brace", func(s *Spec) { s.Namespace = "{" + podNamespace }, ErrInvalid},
 		{"namespace is not there", func(s *Spec) { s.Namespace = unknown }, ErrInvalid},
 		{"namespace is the host's", func(s *Spec) { s.Namespace = hostDefault }, ErrInvalid},
+		{"namespace is a virtual machine's", func(s *Spec) { s.Namespace = guest }, ErrInvalid},
 		{"address is the gateway", func(s *Spec) { s.Addrs[0] = netip.MustParseAddr("10.42.7.1") }, ErrConflict},
 		{"address is the subnet's", func(s *Spec) { s.Addrs[0] = netip.MustParseAddr("10.42.7.0") }, ErrConflict},
 		{"address is the broadcast address", func(s *Spec) { s.Addrs[0] = netip.MustParseAddr("10.42.7.255") }, ErrConflict},
@@ -207,6 +216,7 @@ func TestHCNRequestRefused(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			n, spec := newHCNNode(t), hcnSpec("pod", "10.42.7.2")
+			n.fake.namespaces[guest] = hcnNamespace{ID: guest, Type: "Guest"}
 			n.fake.namespaces[hostDefault] = hcnNamespace{ID: hostDefault, Type: "HostDefault"}
 			other := hcnSpec("other", "10.42.7.9")
 			other.Namespace = ""

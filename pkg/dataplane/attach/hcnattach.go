@@ -90,6 +90,9 @@ func (a *hcnAttacher) before(spec Spec) (hcnAttachment, bool) {
 // namespace, and is out of the way.
 func (a *hcnAttacher) attachAgain(ctx context.Context, before hcnAttachment, spec Spec) (_ Attachment, again bool, err error) {
 	if before.State != hcnAttached || before.Namespace != cmp.Or(spec.Namespace, before.Namespace) {
+		if err := a.checkNamespace(ctx, spec.Namespace); err != nil { // before a sandbox that works is cut off for it
+			return Attachment{}, true, err
+		}
 		return Attachment{}, false, a.remove(ctx, before)
 	}
 	have := a.public(before)
@@ -202,8 +205,9 @@ func (a *hcnAttacher) checkNamespace(ctx context.Context, id string) error {
 		return fmt.Errorf("%w: %w", err, ErrInvalid)
 	case err != nil:
 		return err
-	case namespace.Type != "" && !strings.EqualFold(namespace.Type, hcnHost) && !strings.EqualFold(namespace.Type, hcnGuest):
-		// HostDefault is the host's own, and HCS takes no container into it.
+	case namespace.Type != "" && !strings.EqualFold(namespace.Type, hcnHost):
+		// HostDefault is the host's own, and HCS takes no container into it. A virtual machine learns of what comes into its
+		// Guest only if it is told, which nobody does here.
 		return fmt.Errorf("HCN namespace %s is of type %s, which is no sandbox: %w", id, shorten(namespace.Type), ErrInvalid)
 	}
 	return a.dropStale(ctx, namespace)

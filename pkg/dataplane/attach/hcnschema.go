@@ -109,7 +109,6 @@ const (
 	hcnTransparent = "Transparent"
 	hcnStatic      = "Static"
 	hcnHost        = "Host"
-	hcnGuest       = "Guest"
 	hcnOfEndpoint  = "Endpoint"
 	hcnAdd         = "Add"
 	hcnRemove      = "Remove"
