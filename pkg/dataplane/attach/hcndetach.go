@@ -89,8 +89,8 @@ func (a *hcnAttacher) dropLate(kind, asked, made string, remove func(id string) 
 }
 
 // Teardown removes everything of ours from HCN: what the record knows, and what
-// has a name of ours in whatever network. The Attacher is as new afterwards. No
-// other call may run meanwhile.
+// has a name of ours in whatever network. A record that cannot be read is as none.
+// The Attacher is as new afterwards. No other call may run meanwhile.
 func (a *hcnAttacher) Teardown(ctx context.Context) error {
 	if err := a.teardown(ctx); err != nil {
 		return fmt.Errorf("tear down segments: %w", err)
@@ -99,8 +99,8 @@ func (a *hcnAttacher) Teardown(ctx context.Context) error {
 }
 
 func (a *hcnAttacher) teardown(ctx context.Context) error {
-	if err := a.read(); err != nil {
-		return err
+	if err := a.read(); err != nil { // names tell what is ours as well, but for namespaces
+		a.log.Warn("tearing down without the record, namespaces of ours may stay", "op", "teardown", "err", err)
 	}
 	a.mu.Lock()
 	attachments, segments := slices.Clone(a.state.Attachments), slices.Clone(a.state.Segments)
@@ -125,7 +125,8 @@ func (a *hcnAttacher) teardown(ctx context.Context) error {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.state, a.written = hcnState{Version: hcnStateVersion}, nil
+	a.state, a.written, a.lost = hcnState{Version: hcnStateVersion}, nil, nil
+	clear(a.actual)
 	if err := os.Remove(a.cfg.State); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

@@ -387,16 +387,20 @@ func TestHCNStrays(t *testing.T) {
 
 // Teardown needs no record, and removes the networks of services too.
 func TestHCNTeardown(t *testing.T) {
-	for _, lost := range []bool{false, true} {
+	for name, spoil := range map[string]func(record string) error{
+		"whole":  func(string) error { return nil },
+		"lost":   os.Remove,
+		"broken": func(record string) error { return os.WriteFile(record, []byte("{"), 0o600) },
+		"later":  func(record string) error { return os.WriteFile(record, []byte(`{"version":2}`), 0o600) },
+	} {
+		t.Log("the record is", name)
 		n := newHCNNode(t)
 		addForeign(n)
 		foreign := n.fake.has()
 		ensure(t, n, SegmentSpec{Name: "billing", Subnets: []netip.Prefix{netip.MustParsePrefix("10.42.200.0/28")}})
 		n.attachHCN(t, hcnSpec("pod", "10.42.7.2"))
-		if lost {
-			if err := os.Remove(n.cfg.State); err != nil {
-				t.Fatal(err)
-			}
+		if err := spoil(n.cfg.State); err != nil {
+			t.Fatal(err)
 		}
 		n.restart(t)
 		n.countHCN(t, 2, 1)
@@ -409,6 +413,20 @@ func TestHCNTeardown(t *testing.T) {
 			t.Errorf("the record is left: %v", err)
 		}
 	}
+}
+
+// What went before a Teardown is not told after it, and no network is taken for
+// there.
+func TestHCNTeardownForgets(t *testing.T) {
+	n := newHCNNode(t)
+	n.attachHCN(t, hcnSpec("pod", "10.42.7.2"))
+	delete(n.fake.namespaces, podNamespace)
+	if err := errors.Join(n.Reconcile(t.Context()), n.Teardown(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	sameHCN(t, "told to Run", []Attachment{}, n.lost)
+	sameHCN(t, "networks taken for there", 0, len(n.actual))
+	n.attachHCN(t, ownSpec())
 }
 
 // countHCN wants that many objects with names of ours.
