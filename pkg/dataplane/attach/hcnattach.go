@@ -382,7 +382,7 @@ func (w *hcnWork) makeEndpoint(ctx context.Context) error {
 		return err
 	}
 	for _, addr := range w.Addrs {
-		if !slices.ContainsFunc(made.IPConfigurations, func(c hcnIPConfig) bool { return c.IPAddress == addr.String() }) {
+		if !made.has(addr) {
 			return fmt.Errorf("HCN endpoint %s got the addresses %v, not %s", w.Endpoint, made.IPConfigurations, addr)
 		}
 	}

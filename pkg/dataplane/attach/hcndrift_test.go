@@ -291,6 +291,29 @@ func TestHCNOwnIDs(t *testing.T) {
 	sameHCN(t, "left", left("zlayer-cni-default"), n.fake.has())
 }
 
+// HCN may write addresses in any form, and hand out both families.
+func TestHCNDualStack(t *testing.T) {
+	n, spec := newHCNNode(t), hcnSpec("pod", "10.42.7.2")
+	n.cfg.Subnets = append(n.cfg.Subnets, netip.MustParsePrefix("fd42:0:0:7::/64"))
+	n.restart(t)
+	spec.Addrs = append(spec.Addrs, netip.MustParseAddr("fd42:0:0:7::a"))
+	a := n.attachHCN(t, spec)
+	e := n.fake.endpoints[a.Port]
+	sameHCN(t, "how HCN writes it", []string{"10.42.7.2", "FD42:0000:0000:0007:0000:0000:0000:000A"},
+		[]string{e.IPConfigurations[0].IPAddress, e.IPConfigurations[1].IPAddress})
+	n.restart(t)
+	sameHCN(t, "again", a, n.attachHCN(t, spec))
+	if err := n.Check(t.Context(), a.Key, nil); err != nil {
+		t.Error(err)
+	}
+	sameHCN(t, "networks made", 1, n.fake.count("create network"))
+	e.Routes = e.Routes[:1]
+	n.fake.endpoints[a.Port] = e
+	if err := n.Check(t.Context(), a.Key, nil); err == nil || !strings.Contains(err.Error(), "default route via fd42:0:0:7::1 is missing") {
+		t.Errorf("without its route of IPv6: %v", err)
+	}
+}
+
 // HCN may not say how it called what it made: then it is called as was asked.
 func TestHCNQuietIDs(t *testing.T) {
 	n := newHCNNode(t)

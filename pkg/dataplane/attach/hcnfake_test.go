@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"maps"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -55,7 +56,7 @@ func (e namespaceNotFoundError) Error() string { return fmt.Sprintf("Namespace I
 func (namespaceNotFoundError) Is(target error) bool { return target == fs.ErrNotExist }
 
 // fakeHCN keeps networks, endpoints and namespaces as HCN does. It writes ids in
-// upper case, keeps references to endpoints that are gone, and refuses what HCN
+// upper case and IPv6 at full length, keeps references to endpoints that are gone, and refuses what HCN
 // and hcsshim refuse.
 type fakeHCN struct {
 	mu         sync.Mutex
@@ -107,6 +108,18 @@ func (f *fakeHCN) id(asked string) string {
 	return strings.ToUpper(asked)
 }
 
+// ownSpelling writes IPv6 in settings otherwise than they came.
+func ownSpelling[T any](settings T) (spelled T) {
+	text := regexp.MustCompile(`"[0-9a-f:]+:[0-9a-f:]*["/]`).ReplaceAllStringFunc(string(mustJSON(settings)), func(quoted string) string {
+		addr := quoted[1 : len(quoted)-1]
+		return `"` + strings.ToUpper(netip.MustParseAddr(addr).StringExpanded()) + quoted[len(quoted)-1:]
+	})
+	if err := json.Unmarshal([]byte(text), &spelled); err != nil {
+		panic(err)
+	}
+	return spelled
+}
+
 // told is what the fake says of the id of what it made.
 func (f *fakeHCN) told(id string) string {
 	if f.quietIDs {
@@ -130,7 +143,7 @@ func (f *fakeHCN) CreateNetwork(n hcnNetwork) (hcnNetwork, error) {
 				return errors.New("network create error, no default gateway") // hcsshim's words
 			}
 		}
-		n.ID = f.id(n.ID)
+		n.ID, n.Ipams = f.id(n.ID), ownSpelling(n.Ipams)
 		if f.quietRoutes {
 			n.Ipams[0].Subnets[0].Routes = nil
 		}
@@ -181,6 +194,7 @@ func (f *fakeHCN) CreateEndpoint(e hcnEndpoint) (hcnEndpoint, error) {
 				return &hcnError{"hcnCreateEndpoint", hcnAddrReserved}
 			}
 		}
+		e.IPConfigurations, e.Routes = ownSpelling(e.IPConfigurations), ownSpelling(e.Routes)
 		e.ID, e.HostComputeNamespace = f.id(e.ID), hcnNoID
 		if e.MacAddress == "" {
 			e.MacAddress = "00-15-5D-00-00-0" + fmt.Sprint(len(f.endpoints)+1)
@@ -213,7 +227,7 @@ func (f *fakeHCN) free(network hcnNetwork, addr netip.Addr) bool {
 		return false
 	}
 	for _, e := range f.endpoints {
-		if slices.ContainsFunc(e.IPConfigurations, func(c hcnIPConfig) bool { return c.IPAddress == addr.String() }) {
+		if e.has(addr) {
 			return false
 		}
 	}

@@ -235,15 +235,13 @@ func (a *hcnAttacher) checkEndpoint(ctx context.Context, r hcnAttachment, networ
 	if !sameID(have.HostComputeNetwork, network) {
 		wrong = append(wrong, fmt.Errorf("HCN endpoint %s is on another network", r.Endpoint))
 	}
-	for _, config := range wanted.IPConfigurations {
-		if !slices.ContainsFunc(have.IPConfigurations, func(c hcnIPConfig) bool { return c.IPAddress == config.IPAddress }) {
-			wrong = append(wrong, fmt.Errorf("HCN endpoint %s: address %s is missing", r.Endpoint, config.IPAddress))
+	for _, addr := range r.Addrs {
+		if !have.has(addr) {
+			wrong = append(wrong, fmt.Errorf("HCN endpoint %s: address %s is missing", r.Endpoint, addr))
 		}
 	}
 	for _, route := range wanted.Routes {
-		if !slices.ContainsFunc(have.Routes, func(h hcnRoute) bool {
-			return h.NextHop == route.NextHop && h.DestinationPrefix == route.DestinationPrefix
-		}) {
+		if !slices.ContainsFunc(have.Routes, route.same) {
 			wrong = append(wrong, fmt.Errorf("HCN endpoint %s: default route via %s is missing", r.Endpoint, route.NextHop))
 		}
 	}

@@ -2,6 +2,7 @@ package attach
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -189,6 +190,25 @@ func defaultRoute(subnet netip.Prefix) hcnRoute {
 	return hcnRoute{NextHop: SubnetGateway(subnet).String(), DestinationPrefix: everything.String()}
 }
 
+// same compares where a route goes, however HCN writes IPv6.
+func (r hcnRoute) same(other hcnRoute) bool {
+	to, errTo := netip.ParsePrefix(r.DestinationPrefix)
+	otherTo, errOther := netip.ParsePrefix(other.DestinationPrefix)
+	via, err := netip.ParseAddr(r.NextHop)
+	return errors.Join(errTo, errOther, err) == nil && to == otherTo && isAddr(other.NextHop, via)
+}
+
+// isAddr tells whether a text of HCN is that address.
+func isAddr(text string, addr netip.Addr) bool {
+	parsed, err := netip.ParseAddr(text)
+	return err == nil && parsed == addr
+}
+
+// has tells whether the endpoint has the address.
+func (e hcnEndpoint) has(addr netip.Addr) bool {
+	return slices.ContainsFunc(e.IPConfigurations, func(c hcnIPConfig) bool { return isAddr(c.IPAddress, addr) })
+}
+
 // holds tells whether the endpoint is in the namespace.
 func (n hcnNamespace) holds(endpoint string) bool {
 	return slices.ContainsFunc(n.endpoints(), func(id string) bool { return sameID(id, endpoint) })
@@ -249,9 +269,7 @@ func (n hcnNetwork) routes(prefix netip.Prefix) bool {
 	for _, ipam := range n.Ipams {
 		for _, subnet := range ipam.Subnets {
 			if have, err := netip.ParsePrefix(subnet.IPAddressPrefix); err == nil && have.Masked() == prefix {
-				return slices.ContainsFunc(subnet.Routes, func(r hcnRoute) bool {
-					return r.NextHop == want.NextHop && r.DestinationPrefix == want.DestinationPrefix
-				})
+				return slices.ContainsFunc(subnet.Routes, want.same)
 			}
 		}
 	}
