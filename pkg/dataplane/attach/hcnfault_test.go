@@ -389,6 +389,35 @@ func TestHCNHangingDetach(t *testing.T) {
 	}
 }
 
+// A network whose removal hangs is nobody's until that has come back: it would go
+// from under the sandboxes that it took in meanwhile.
+func TestHCNHangingRelease(t *testing.T) {
+	for _, byName := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			n, spec := newHCNNode(t), ownSpec()
+			ensure(t, n, SegmentSpec{Name: "default"})
+			answer := n.hang("delete network")
+			n.timesOut(t, hcnTimeout, func() error { return n.ReleaseSegment(t.Context(), "default") })
+			if byName { // the record has another id
+				s := n.state.Segments[0]
+				s.ID, s.Leaving = newGUID(), false
+				if err := n.change(func(state hcnState) (hcnState, error) { return state.withSegment(s), nil }); err != nil {
+					t.Fatal(err)
+				}
+			}
+			start := time.Now()
+			if _, err := n.Attach(t.Context(), spec); !errors.Is(err, errHCNBusy) || time.Since(start) > 0 {
+				t.Errorf("attached to what is going: %v, after %v", err, time.Since(start))
+			}
+			n.runUntilSettled(t, answer)
+			a := n.attachHCN(t, spec)
+			if err := n.Check(t.Context(), a.Key, nil); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // A look that hangs changes nothing.
 func TestHCNHangingLook(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

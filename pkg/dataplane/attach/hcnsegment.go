@@ -57,6 +57,12 @@ func (a *hcnAttacher) lockSegment(ctx context.Context, name string) (unlock func
 // networkOf returns the segment's network, which it makes where there is none.
 // The segment's lock is held.
 func (a *hcnAttacher) networkOf(ctx context.Context, spec SegmentSpec) (hcnNetwork, error) {
+	a.mu.Lock()
+	before, _, _ := a.state.segment(spec.Name)
+	a.mu.Unlock()
+	if err := a.settled(before.ID); err != nil { // before the record forgets that the segment is to go
+		return hcnNetwork{}, err
+	}
 	s, isNew, err := a.recordSegment(spec)
 	if err != nil {
 		return hcnNetwork{}, err
@@ -74,6 +80,15 @@ func (a *hcnAttacher) networkOf(ctx context.Context, spec SegmentSpec) (hcnNetwo
 		err = errors.Join(err, a.ringIf(a.removeSegment(ctx, s.Name)))
 	}
 	return network, err
+}
+
+// settled refuses a network about which HCN has not answered yet: what is there
+// now may be taken away by a removal that hangs.
+func (a *hcnAttacher) settled(id string) error {
+	if id != "" && a.calls.busy(id) {
+		return fmt.Errorf("HCN has not answered yet what was asked of network %s: %w", id, errHCNBusy)
+	}
+	return nil
 }
 
 // recordSegment writes down what is wanted of a segment, with the id of its
@@ -116,6 +131,11 @@ func (a *hcnAttacher) ensureNetwork(ctx context.Context, s hcnSegment) (hcnNetwo
 	}
 	wanted := networkWanted(s, a.cfg.Adapter)
 	networks = slices.DeleteFunc(networks, func(n hcnNetwork) bool { return !sameID(n.ID, s.ID) && n.Name != wanted.Name })
+	for _, network := range networks {
+		if err := a.settled(network.ID); err != nil {
+			return hcnNetwork{}, err
+		}
+	}
 	if len(networks) == 0 {
 		return a.createNetwork(ctx, s)
 	}
