@@ -91,7 +91,7 @@ func Gateway(addr netip.Addr) netip.Addr {
 }
 
 // SubnetGateway returns the next hop in a subnet of a segment on Windows: its
-// first host, which HCN gives to the host.
+// first host, which HCN gives to the host on an Internal network.
 func SubnetGateway(subnet netip.Prefix) netip.Addr { return subnet.Masked().Addr().Next() }
 
 // Key names a sandbox as the container runtime does.

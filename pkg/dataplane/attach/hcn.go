@@ -91,6 +91,9 @@ func newHCN(api hcnAPI, cfg Config) (*hcnAttacher, error) {
 	if err := cfg.HCN.validate(); err != nil {
 		return nil, fmt.Errorf("configure HCN: %w", err)
 	}
+	if cfg.HCN.Adapter != "" {
+		a.log.Warn("segments are bound to an adapter, so the first address of each has to be a gateway on its network", "op", "segment", "iface", cfg.HCN.Adapter)
+	}
 	return a, nil
 }
 
@@ -224,16 +227,17 @@ type HCNConfig struct {
 	// State is the file that records what is ours, in a folder that exists. It is made with mode 0600.
 	State string
 	// Subnets are those of segments whose SegmentSpec names none: the node's slices. The first host of a subnet is the
-	// gateway, which HCN gives to the host; sandboxes begin with the second.
+	// gateway, sandboxes begin with the second. HCN gives the gateway's address to the host where the network is Internal.
 	Subnets []netip.Prefix
 	// Common is the segment whose network all those are on that have no subnets of their own: two networks cannot have one
 	// subnet. Empty gives each a network, of which then only one can have Subnets.
 	Common string
 	// Adapter is the network adapter to which segments are bound: Transparent networks instead of Internal ones. Empty is
-	// none, and should be: binding an adapter interrupts the host's own network.
+	// none, and should be: binding an adapter interrupts the host's own network, and nobody there has the gateway's address
+	// unless somebody sees to it, so that all traffic out of the subnet ends.
 	Adapter string
 	// NoMasquerade are the destinations that sandboxes reach with their own addresses: the cluster's prefixes. What they send
-	// elsewhere leaves with the host's, by an OutBoundNAT policy on every endpoint. Empty sets no policy. ZLayer's own
+	// elsewhere leaves with the host's, by an OutBoundNAT policy for each family on every endpoint. Empty sets no policy. ZLayer's own
 	// agent saw build 26100 refuse to start containers (E_INVALIDARG) by such an endpoint on an Internal network; only a real
 	// node can tell.
 	NoMasquerade []netip.Prefix

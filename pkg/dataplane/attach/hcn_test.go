@@ -3,11 +3,14 @@ package attach
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -139,6 +142,22 @@ func TestHCNOwnNamespace(t *testing.T) {
 		t.Fatal(err)
 	}
 	sameHCN(t, "left", left("zlayer-cni-default"), n.fake.has())
+}
+
+// A hardware address that was asked for is the sandbox's, or there is no sandbox.
+func TestHCNHardwareAddress(t *testing.T) {
+	n, spec := newHCNNode(t), ownSpec()
+	spec.MAC = net.HardwareAddr{2, 0, 0x5e, 0x10, 0, 0xff}
+	n.fake.ownMACs = true
+	if _, err := n.Attach(t.Context(), spec); err == nil || !strings.Contains(err.Error(), "02:00:5e:10:00:ff") {
+		t.Errorf("error %v", err)
+	}
+	sameHCN(t, "left", left("zlayer-cni-default"), n.fake.has())
+	n.fake.ownMACs = false
+	for range 2 {
+		a := n.attachHCN(t, spec)
+		sameHCN(t, "hardware address", spec.MAC, a.MAC)
+	}
 }
 
 // A pod's further containers come with its namespace.
@@ -286,6 +305,21 @@ func TestHCNConfigRefused(t *testing.T) {
 				t.Errorf("error %v", err)
 			}
 		})
+	}
+}
+
+// Nobody has the gateway's address on a network that is bound to an adapter: that
+// is told once.
+func TestHCNAdapterTold(t *testing.T) {
+	for adapter, want := range map[string]int{"": 0, "Ethernet 2": 1} {
+		var log strings.Builder
+		cfg := Config{HCN: HCNConfig{State: "x", Adapter: adapter}, Log: slog.New(slog.NewTextHandler(&log, nil))}
+		if _, err := newHCN(newFakeHCN(), cfg); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Count(log.String(), "gateway"); got != want {
+			t.Errorf("adapter %q: logged %q", adapter, &log)
+		}
 	}
 }
 

@@ -386,6 +386,9 @@ func (w *hcnWork) makeEndpoint(ctx context.Context) error {
 			return fmt.Errorf("HCN endpoint %s got the addresses %v, not %s", w.Endpoint, made.IPConfigurations, addr)
 		}
 	}
+	if w.spec.MAC != nil && !slices.Equal(w.mac(), w.spec.MAC) { // which no repetition of the request would find
+		return fmt.Errorf("HCN endpoint %s got the hardware address %s, not %s", w.Endpoint, w.MAC, w.spec.MAC)
+	}
 	return nil
 }
 

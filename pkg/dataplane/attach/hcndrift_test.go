@@ -295,6 +295,7 @@ func TestHCNOwnIDs(t *testing.T) {
 func TestHCNDualStack(t *testing.T) {
 	n, spec := newHCNNode(t), hcnSpec("pod", "10.42.7.2")
 	n.cfg.Subnets = append(n.cfg.Subnets, netip.MustParsePrefix("fd42:0:0:7::/64"))
+	n.cfg.NoMasquerade = append(n.cfg.NoMasquerade, netip.MustParsePrefix("fd42::/48"))
 	n.restart(t)
 	spec.Addrs = append(spec.Addrs, netip.MustParseAddr("fd42:0:0:7::a"))
 	a := n.attachHCN(t, spec)

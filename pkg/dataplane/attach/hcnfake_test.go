@@ -68,6 +68,7 @@ type fakeHCN struct {
 	// before is asked before a call has an effect, after when it has had it; their errors are the call's.
 	before, after func(call string) error
 	ownIDs        bool // ids that were asked for are not taken
+	ownMACs       bool // hardware addresses that were asked for are not taken
 	quietIDs      bool // what is made is returned without its id
 	quietRoutes   bool // networks are made without their routes
 }
@@ -196,7 +197,7 @@ func (f *fakeHCN) CreateEndpoint(e hcnEndpoint) (hcnEndpoint, error) {
 		}
 		e.IPConfigurations, e.Routes = ownSpelling(e.IPConfigurations), ownSpelling(e.Routes)
 		e.ID, e.HostComputeNamespace = f.id(e.ID), hcnNoID
-		if e.MacAddress == "" {
+		if e.MacAddress == "" || f.ownMACs {
 			e.MacAddress = "00-15-5D-00-00-0" + fmt.Sprint(len(f.endpoints)+1)
 		}
 		f.endpoints[strings.ToLower(e.ID)] = e
@@ -212,7 +213,9 @@ func (*fakeHCN) checkPolicies(e hcnEndpoint) error {
 		if policy.Type != hcnOutBoundNAT {
 			return &hcnError{"hcnCreateEndpoint", hcnInvalidPolicyType}
 		}
-		if json.Unmarshal(policy.Settings, &settings) != nil || slices.Contains(settings.Exceptions, "") {
+		if json.Unmarshal(policy.Settings, &settings) != nil || len(settings.Exceptions) == 0 || slices.ContainsFunc(settings.Exceptions, func(text string) bool {
+			return netip.MustParsePrefix(text).Addr().Is4() != netip.MustParsePrefix(settings.Exceptions[0]).Addr().Is4()
+		}) {
 			return &hcnError{"hcnCreateEndpoint", hcnInvalidPolicy}
 		}
 	}

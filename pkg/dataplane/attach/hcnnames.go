@@ -129,7 +129,7 @@ func subnetOf(subnets []netip.Prefix, addr netip.Addr) (netip.Prefix, bool) {
 }
 
 // checkHost wants an address that a sandbox can have in one of the subnets:
-// containers start at network+2, since HCN gives network+1 to the host. Which
+// containers start at network+2, since network+1 is the gateway, the host's own on an Internal network. Which
 // address a sandbox gets is decided above; this only refuses.
 func checkHost(subnets []netip.Prefix, addr netip.Addr) error {
 	subnet, found := subnetOf(subnets, addr)

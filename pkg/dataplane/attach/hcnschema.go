@@ -157,14 +157,26 @@ func endpointWanted(r hcnAttachment, network string, cfg HCNConfig) hcnEndpoint 
 			e.Routes = append(e.Routes, route)
 		}
 	}
-	if len(cfg.NoMasquerade) > 0 {
-		var settings struct{ Exceptions []string }
-		for _, prefix := range cfg.NoMasquerade {
-			settings.Exceptions = append(settings.Exceptions, prefix.Masked().String())
-		}
-		e.Policies = []hcnPolicy{{Type: hcnOutBoundNAT, Settings: mustJSON(settings)}}
-	}
+	e.Policies = masquerade(r.Addrs, cfg.NoMasquerade)
 	return e
+}
+
+// masquerade is a policy for each family that the endpoint has an address of, with
+// the exceptions of that family: nothing says that HNS takes a list of both.
+// Without exceptions there is none, since it would cut off the cluster.
+func masquerade(addrs []netip.Addr, exceptions []netip.Prefix) (policies []hcnPolicy) {
+	for _, is4 := range []bool{true, false} {
+		var settings struct{ Exceptions []string }
+		for _, prefix := range exceptions {
+			if prefix.Addr().Is4() == is4 {
+				settings.Exceptions = append(settings.Exceptions, prefix.Masked().String())
+			}
+		}
+		if len(settings.Exceptions) > 0 && slices.ContainsFunc(addrs, func(addr netip.Addr) bool { return addr.Is4() == is4 }) {
+			policies = append(policies, hcnPolicy{Type: hcnOutBoundNAT, Settings: mustJSON(settings)})
+		}
+	}
+	return policies
 }
 
 func namespaceWanted(id string) hcnNamespace {
