@@ -423,6 +423,38 @@ func TestHCNCommonNetwork(t *testing.T) {
 	sameHCN(t, "networks with one of its own", 2, len(n.fake.networks))
 }
 
+// A network of a segment's own, of a time without a common one, is in the common
+// one's way only as long as sandboxes are on it.
+func TestHCNCommonNetworkLater(t *testing.T) {
+	for _, used := range []bool{false, true} {
+		n, spec := newHCNNode(t), ownSpec()
+		spec.Segment = "shop"
+		a := n.attachHCN(t, spec)
+		if !used {
+			if err := n.Detach(t.Context(), a.Key); err != nil {
+				t.Fatal(err)
+			}
+		}
+		n.cfg.Common = "default"
+		n.restart(t)
+		if _, err := n.Recover(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if used {
+			if _, err := n.EnsureSegment(t.Context(), SegmentSpec{Name: "default"}); !errors.Is(err, ErrConflict) {
+				t.Errorf("while its subnet is in use: %v", err)
+			}
+			if err := errors.Join(n.Check(t.Context(), a.Key, nil), n.Detach(t.Context(), a.Key), n.Reconcile(t.Context())); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ensure(t, n, SegmentSpec{Name: "default"})
+		sameHCN(t, "left", left("zlayer-cni-default"), n.fake.has())
+		a = n.attachHCN(t, spec)
+		sameHCN(t, "network of the segment", n.state.Segments[0].ID, a.Bridge)
+	}
+}
+
 func TestSameNamespace(t *testing.T) {
 	for _, tt := range []struct {
 		a, b string

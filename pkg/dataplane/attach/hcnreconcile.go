@@ -94,12 +94,20 @@ func (a *hcnAttacher) reconcileSegment(ctx context.Context, name string) error {
 	switch {
 	case !found:
 		return nil
-	case s.Leaving:
-		a.tellBusy(a.removeSegment(ctx, name), "iface", networkName(name))
-		return nil
+	case s.Leaving || a.superseded(s):
+		if err := a.removeSegment(ctx, name); !errors.Is(err, ErrInUse) {
+			a.tellBusy(err, "iface", networkName(name))
+			return nil
+		}
 	}
 	_, err = a.ensureNetwork(ctx, s)
 	return err
+}
+
+// superseded tells whether a segment has a network of its own by a configuration
+// without a common one. It has the common one's subnets, so it is in its way.
+func (a *hcnAttacher) superseded(s hcnSegment) bool {
+	return a.cfg.Common != "" && s.Name != a.cfg.Common && !s.Named
 }
 
 // reconcileAttachment looks at one attachment unless it has changed since, or
