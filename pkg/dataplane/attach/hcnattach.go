@@ -103,11 +103,13 @@ func (a *hcnAttacher) attachAgain(ctx context.Context, before hcnAttachment, spe
 	if err != nil {
 		return Attachment{}, true, err
 	}
-	switch whole, err := a.mend(ctx, before, endpoints); {
+	switch mended, whole, err := a.mend(ctx, before, endpoints); {
 	case err != nil:
 		return Attachment{}, true, err
 	case !whole:
-		return Attachment{}, false, a.remove(ctx, before)
+		return Attachment{}, false, a.remove(ctx, mended)
+	default:
+		before, have = mended, a.public(mended)
 	}
 	if before.Network == "" && spec.Network != "" {
 		before.Network, have.Network = spec.Network, spec.Network
@@ -142,34 +144,59 @@ func (a *hcnAttacher) answerOf(ctx context.Context, first hcnAttachment, spec Sp
 	return have, nil
 }
 
-// mend puts an endpoint back into its namespace that is not in it any more.
-// whole is false if the endpoint or the namespace is gone. endpoints is what HCN
-// has.
-func (a *hcnAttacher) mend(ctx context.Context, r hcnAttachment, endpoints []hcnEndpoint) (whole bool, err error) {
+// mend makes an endpoint anew that is gone, and puts one back into its namespace
+// that is not in it any more: the runtime asks once for a sandbox, and would not
+// know. whole is false if the namespace is gone, or the sandbox has no place on its
+// segment any more. endpoints is what HCN has.
+func (a *hcnAttacher) mend(ctx context.Context, r hcnAttachment, endpoints []hcnEndpoint) (_ hcnAttachment, whole bool, err error) {
 	namespace, err := a.namespace(ctx, r.Namespace)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
 	if err != nil {
-		return false, err
+		return r, false, unlessGone(err)
 	}
+	placed := namespace.holds(r.Endpoint)
 	if !slices.ContainsFunc(endpoints, func(e hcnEndpoint) bool { return sameID(e.ID, r.Endpoint) }) {
-		return false, nil
+		if r, err = a.remake(ctx, r, placed); errors.Is(err, ErrConflict) {
+			a.log.Warn("endpoint is gone for good", "op", "mend", "sandbox", r.Key.String(), "iface", r.Endpoint, "err", err)
+			return r, false, nil
+		}
+		if err != nil {
+			return r, false, err
+		}
+		placed = false
 	}
 	if err := a.hold(ctx, r); err != nil {
-		return false, err
+		return r, false, err
 	}
-	if namespace.holds(r.Endpoint) {
-		return true, nil
+	if placed {
+		return r, true, nil
 	}
 	a.log.Info("endpoint is not in its namespace, putting it back", "op", "mend", "sandbox", r.Key.String(), "iface", r.Endpoint)
-	switch err := a.place(ctx, r); {
-	case errors.Is(err, fs.ErrNotExist):
-		return false, nil
-	case err != nil:
-		return false, err
+	err = a.place(ctx, r)
+	return r, err == nil, unlessGone(err)
+}
+
+// remake makes the endpoint of an attachment anew, with the addresses that the
+// record has. referred says that the namespace has a reference to the former one.
+// ErrConflict says that the segment has no subnet for it any more.
+func (a *hcnAttacher) remake(ctx context.Context, r hcnAttachment, referred bool) (hcnAttachment, error) {
+	a.log.Info("endpoint is gone, making it anew", "op", "mend", "sandbox", r.Key.String(), "iface", r.Endpoint)
+	w := &hcnWork{hcnAttachment: r, attacher: a}
+	if err := w.findNetwork(ctx); err != nil {
+		return r, err
 	}
-	return true, nil
+	w.Subnets = w.network.subnets()
+	for _, addr := range w.Addrs {
+		if err := checkHost(w.Subnets, addr); err != nil {
+			return r, err
+		}
+	}
+	if referred {
+		if err := unlessGone(a.takeOut(ctx, r.Namespace, r.Endpoint)); err != nil {
+			return r, err
+		}
+	}
+	err := w.makeEndpoint(ctx)
+	return w.hcnAttachment, err
 }
 
 // attachNew attaches a sandbox that is not attached.
@@ -366,7 +393,9 @@ func (w *hcnWork) makeNamespace(ctx context.Context) error {
 func (w *hcnWork) makeEndpoint(ctx context.Context) error {
 	made, err := w.createEndpoint(ctx)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err := w.renewNetwork(ctx); err != nil {
+		a := w.attacher
+		a.log.Warn("network is gone, making it anew", "op", "attach", "iface", w.network.Name)
+		if err := w.findNetwork(ctx); err != nil {
 			return err
 		}
 		made, err = w.createEndpoint(ctx)
@@ -400,14 +429,15 @@ func (w *hcnWork) createEndpoint(ctx context.Context) (hcnEndpoint, error) {
 		func(late hcnEndpoint) { a.dropLate("endpoint", wanted.ID, late.ID, a.api.DeleteEndpoint) })
 }
 
-func (w *hcnWork) renewNetwork(ctx context.Context) error {
+// findNetwork looks at the network again that the attachment is to be on, and has
+// it made anew where it is gone.
+func (w *hcnWork) findNetwork(ctx context.Context) error {
 	a := w.attacher
 	unlock, err := a.lockSegment(ctx, w.Home)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	a.log.Warn("network is gone, making it anew", "op", "attach", "iface", w.network.Name)
 	a.forgetNetwork(w.Home)
 	w.network, err = a.networkOf(ctx, SegmentSpec{Name: w.Home})
 	return err

@@ -203,9 +203,9 @@ func TestHCNForeignHands(t *testing.T) {
 		take func(n *hcnNode, a Attachment)
 		kept bool // the attachment, mended
 	}{
-		{"endpoint", func(n *hcnNode, a Attachment) { delete(n.fake.endpoints, a.Port) }, false},
+		{"endpoint", func(n *hcnNode, a Attachment) { delete(n.fake.endpoints, a.Port) }, true},
 		{"namespace", func(n *hcnNode, a Attachment) { delete(n.fake.namespaces, a.Namespace) }, false},
-		{"network with its endpoints", func(n *hcnNode, a Attachment) { clear(n.fake.networks); clear(n.fake.endpoints) }, false},
+		{"network with its endpoints", func(n *hcnNode, a Attachment) { clear(n.fake.networks); clear(n.fake.endpoints) }, true},
 		{"place in the namespace", func(n *hcnNode, a Attachment) {
 			n.fake.namespaces[a.Namespace] = hcnNamespace{ID: a.Namespace, Type: hcnHost}
 		}, true},
@@ -224,6 +224,7 @@ func TestHCNForeignHands(t *testing.T) {
 			}
 			if tt.kept {
 				sameHCN(t, "list", []Attachment{a}, n.List())
+				sameHCN(t, "references", []string{strings.ToUpper(a.Port)}, n.fake.namespaces[podNamespace].endpoints())
 				if err := n.Check(t.Context(), a.Key, nil); err != nil {
 					t.Error(err)
 				}
@@ -244,6 +245,49 @@ func TestHCNForeignHands(t *testing.T) {
 			}
 		})
 	}
+}
+
+// An endpoint that is gone is made anew with what it had, also where HCN calls it
+// otherwise, as soon as HCN lets it; and not where its address is none any more.
+func TestHCNRemake(t *testing.T) {
+	n := newHCNNode(t)
+	spec := hcnSpec("pod", "10.42.7.2")
+	spec.DNS = DNS{Domain: "cluster.local"}
+	a := n.attachHCN(t, spec)
+	e := n.fake.endpoints[a.Port]
+	clear(n.fake.endpoints)
+	fault{name: "create endpoint"}.arm(n.fake, 1)
+	if err := n.Reconcile(t.Context()); !errors.Is(err, errInjected) {
+		t.Errorf("error %v", err)
+	}
+	sameHCN(t, "list while HCN refuses", []Attachment{a}, n.List())
+	n.fake.hook(nil, nil)
+	n.fake.ownIDs = true
+	if err := n.Reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	now := n.List()[0]
+	remade := n.fake.endpoints[now.Port]
+	a.Port, e.ID = now.Port, remade.ID
+	sameHCN(t, "attachment", a, now)
+	sameHCN(t, "endpoint", e, remade)
+	clear(n.fake.endpoints)
+	again := n.attachHCN(t, spec)
+	sameHCN(t, "attached again", n.List()[0], again)
+	sameHCN(t, "MAC of the endpoint", e.MacAddress, n.fake.endpoints[again.Port].MacAddress)
+	if err := n.Check(t.Context(), a.Key, nil); err != nil {
+		t.Error(err)
+	}
+	a = n.List()[0]
+	n.cfg.Subnets = []netip.Prefix{netip.MustParsePrefix("10.42.9.0/24")}
+	n.restart(t)
+	clear(n.fake.networks)
+	clear(n.fake.endpoints)
+	if _, err := n.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	sameHCN(t, "list of a node with other subnets", []Attachment{}, n.List())
+	sameHCN(t, "told to Run", a.Key, n.lost[0].Key)
 }
 
 func TestHCNCheck(t *testing.T) {

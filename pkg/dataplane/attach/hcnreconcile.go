@@ -50,9 +50,9 @@ func (a *hcnAttacher) read() error {
 
 // Reconcile compares everything of ours with HCN and mends the differences:
 // networks that are gone or not as wanted are made anew where nobody is on them,
-// endpoints go back into their namespaces, and what is unfinished or nobody's is
-// removed. Attachments whose endpoint or namespace is gone are given to Run's
-// callback.
+// endpoints are made anew where they are gone and go back into their namespaces,
+// and what is unfinished or nobody's is removed. Attachments whose namespace is
+// gone are given to Run's callback.
 func (a *hcnAttacher) Reconcile(ctx context.Context) error {
 	if err := a.load(ctx); err != nil {
 		return err
@@ -128,11 +128,12 @@ func (a *hcnAttacher) reconcileAttachment(ctx context.Context, seen hcnAttachmen
 		return nil
 	}
 	if r.State == hcnAttached {
-		whole, err := a.mend(ctx, r, endpoints)
+		mended, whole, err := a.mend(ctx, r, endpoints)
 		if whole || err != nil {
 			return err
 		}
-		a.log.Info("endpoint or namespace is gone, removing the rest", "op", "reconcile", "sandbox", r.Key.String(), "iface", r.Endpoint)
+		r = mended
+		a.log.Info("namespace is gone, removing the rest", "op", "reconcile", "sandbox", r.Key.String(), "iface", r.Endpoint)
 	}
 	gone := a.public(r)
 	if err := a.remove(ctx, r); err != nil {
