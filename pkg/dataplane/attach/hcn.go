@@ -45,7 +45,7 @@ const (
 	hcnUndoTimeout = 20 * time.Second
 	// hcnResync is how often Run compares HCN with the record: HCN announces nothing that we could wait for.
 	hcnResync = 30 * time.Second
-	// hcnRetry is the pause before what HCN did not let go of is tried again.
+	// hcnRetry is the pause before what HCN did not let go of is tried again. It doubles each time, up to hcnResync.
 	hcnRetry = 5 * time.Second
 )
 
@@ -76,13 +76,15 @@ type hcnAttacher struct {
 	held    map[string]io.Closer // namespaces of ours that are open, by id
 	written []byte               // the record as it is on disk, as far as we know
 	lost    []Attachment         // gone other than by Detach, not yet told to Run's caller
+	told    map[string]string    // what the last comparison could not remove, and why
+	telling map[string]string    // the same of the one that is going on
 }
 
 // newHCN prepares an Attacher and changes nothing.
 func newHCN(api hcnAPI, cfg Config) (*hcnAttacher, error) {
 	a := &hcnAttacher{
 		api: api, cfg: cfg.HCN, log: cfg.Log, poke: make(chan struct{}, 1), timeout: hcnUndoTimeout,
-		state: hcnState{Version: hcnStateVersion}, actual: map[string]hcnNetwork{}, held: map[string]io.Closer{},
+		state: hcnState{Version: hcnStateVersion}, actual: map[string]hcnNetwork{}, held: map[string]io.Closer{}, telling: map[string]string{},
 	}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)

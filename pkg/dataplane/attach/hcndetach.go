@@ -109,12 +109,12 @@ func (a *hcnAttacher) teardown(ctx context.Context) error {
 	for _, r := range attachments {
 		errs = append(errs, a.remove(ctx, r))
 	}
-	errs = append(errs, a.removeStrays(ctx, true))
+	networks, errNetworks := a.listNetworks(ctx)
+	endpoints, errEndpoints := a.listEndpoints(ctx)
+	errs = append(errs, errNetworks, errEndpoints, a.removeStrays(ctx, endpoints, networks))
 	for _, s := range segments {
 		errs = append(errs, a.removeSegment(ctx, s.Name))
 	}
-	networks, err := a.listNetworks(ctx)
-	errs = append(errs, err)
 	for _, network := range networks {
 		if isNetworkName(network.Name) {
 			errs = append(errs, a.deleteNetwork(ctx, network.ID))
@@ -161,20 +161,12 @@ func hcnObjects(ctx context.Context, api hcnAPI) (networks, endpoints int, err e
 
 // removeStrays removes endpoints that have a name of ours on a network of ours,
 // and that the record does not know: it was lost, or HCN gave them another id.
-// With everywhere, the networks are all that have a name of ours.
-func (a *hcnAttacher) removeStrays(ctx context.Context, everywhere bool) error {
-	networks, err := a.listNetworks(ctx)
-	if err != nil {
-		return err
-	}
-	endpoints, err := a.listEndpoints(ctx)
-	if err != nil {
-		return err
-	}
+// Networks of ours are those of segments, and of networks those with such a name.
+func (a *hcnAttacher) removeStrays(ctx context.Context, endpoints []hcnEndpoint, networks []hcnNetwork) error {
 	var errs []error
 	for _, e := range endpoints {
-		if !a.stray(e) || !slices.ContainsFunc(networks, func(n hcnNetwork) bool {
-			return sameID(n.ID, e.HostComputeNetwork) && (a.segmentHas(n.ID) || everywhere && isNetworkName(n.Name))
+		if !a.stray(e) || !a.segmentHas(e.HostComputeNetwork) && !slices.ContainsFunc(networks, func(n hcnNetwork) bool {
+			return sameID(n.ID, e.HostComputeNetwork) && isNetworkName(n.Name)
 		}) {
 			continue
 		}

@@ -4,13 +4,16 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
+	"log/slog"
 	"net/netip"
 	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 // attachHCN attaches or ends the test.
@@ -527,6 +530,62 @@ func TestHCNRun(t *testing.T) {
 		if more := n.fake.total() - calls; more > 10 {
 			t.Errorf("%d calls without anything to do", more)
 		}
+	})
+}
+
+// A comparison asks HCN once for what there is, however many segments there are.
+func TestHCNReconcileAsksOnce(t *testing.T) {
+	n := newHCNNode(t)
+	for i := range 4 {
+		subnet := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, 200, byte(16 * i)}), 28)
+		ensure(t, n, SegmentSpec{Name: fmt.Sprint("s", i), Subnets: []netip.Prefix{subnet}})
+	}
+	n.attachHCN(t, hcnSpec("pod", "10.42.7.2"))
+	calls := len(n.fake.calls)
+	if err := n.Reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	sameHCN(t, "calls", []string{"list networks null", "list endpoints null", `look at namespace "` + podNamespace + `"`}, n.fake.calls[calls:])
+}
+
+// What HCN does not let go of is tried again ever more seldom, and told once for
+// each reason.
+func TestHCNRunPatience(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newHCNNode(t)
+		var log strings.Builder
+		n.log = slog.New(slog.NewTextHandler(&log, nil))
+		a := n.attachHCN(t, hcnSpec("pod", "10.42.7.2"))
+		var why atomic.Value
+		why.Store("first")
+		n.fake.hook(func(call string) error {
+			if call == "delete endpoint" {
+				return errors.New(why.Load().(string))
+			}
+			return nil
+		}, nil)
+		if err := n.Detach(t.Context(), a.Key); !errors.Is(err, errHCNBusy) {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- n.Run(ctx, func(Attachment) {}) }()
+		tries := n.fake.count("delete endpoint")
+		<-time.After(10 * time.Minute)
+		synctest.Wait()
+		if tries = n.fake.count("delete endpoint") - tries; tries < 20 || tries > 25 {
+			t.Errorf("tried %d times in ten minutes", tries)
+		}
+		why.Store("second")
+		<-time.After(10 * time.Minute)
+		fault{dead: true, name: "list endpoints"}.arm(n.fake, 1)
+		<-time.After(10 * time.Minute)
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		sameHCN(t, "warnings", 2, strings.Count(log.String(), "not removed yet"))
+		sameHCN(t, "warnings of comparisons", 1, strings.Count(log.String(), "not everything"))
 	})
 }
 

@@ -66,10 +66,12 @@ func (a *hcnAttacher) Reconcile(ctx context.Context) error {
 func (a *hcnAttacher) reconcile(ctx context.Context) error {
 	a.mu.Lock()
 	attachments, segments := slices.Clone(a.state.Attachments), slices.Clone(a.state.Segments)
+	a.told, a.telling = a.telling, map[string]string{}
 	a.mu.Unlock()
-	var errs []error
+	networks, err := a.listNetworks(ctx)
+	errs := []error{err}
 	for _, s := range segments {
-		errs = append(errs, a.reconcileSegment(ctx, s.Name))
+		errs = append(errs, a.reconcileSegment(ctx, s.Name, networks))
 	}
 	endpoints, err := a.listEndpoints(ctx) // after the record was looked at: what is attached by then is there, or gone
 	if err != nil {
@@ -78,11 +80,13 @@ func (a *hcnAttacher) reconcile(ctx context.Context) error {
 	for _, r := range attachments {
 		errs = append(errs, a.reconcileAttachment(ctx, r, endpoints))
 	}
-	errs = append(errs, a.removeStrays(ctx, false))
+	errs = append(errs, a.removeStrays(ctx, endpoints, nil))
 	return errors.Join(errs...)
 }
 
-func (a *hcnAttacher) reconcileSegment(ctx context.Context, name string) error {
+// reconcileSegment looks at one segment. networks is what HCN had a moment ago: it
+// tells what is as wanted, and never that a network is not there.
+func (a *hcnAttacher) reconcileSegment(ctx context.Context, name string, networks []hcnNetwork) error {
 	unlock, err := a.lockSegment(ctx, name)
 	if err != nil {
 		return err
@@ -99,6 +103,10 @@ func (a *hcnAttacher) reconcileSegment(ctx context.Context, name string) error {
 			a.tellBusy(err, "iface", networkName(name))
 			return nil
 		}
+	}
+	own := s.networks(networks)
+	if len(own) == 1 && sameID(own[0].ID, s.ID) && own[0].differs(networkWanted(s, a.cfg.Adapter)) == "" && a.settled(s.ID) == nil {
+		return a.adoptNetwork(s, own[0])
 	}
 	_, err = a.ensureNetwork(ctx, s)
 	return err
@@ -147,9 +155,16 @@ func (a *hcnAttacher) reconcileAttachment(ctx context.Context, seen hcnAttachmen
 	return nil
 }
 
-// tellBusy logs what will be tried again.
+// tellBusy logs what will be tried again, unless the last comparison has.
 func (a *hcnAttacher) tellBusy(err error, key, value string) {
-	if err != nil {
+	if err == nil {
+		return
+	}
+	a.mu.Lock()
+	before := a.told[value]
+	a.telling[value] = err.Error()
+	a.mu.Unlock()
+	if before != err.Error() {
 		a.log.Warn("not removed yet, trying again", "op", "reconcile", key, value, "err", err)
 	}
 }
@@ -161,29 +176,39 @@ func (a *hcnAttacher) tellBusy(err error, key, value string) {
 func (a *hcnAttacher) Run(ctx context.Context, gone func(Attachment)) error {
 	wait := time.NewTimer(0)
 	defer wait.Stop()
+	retry, told := hcnRetry, ""
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-a.poke:
+			retry = hcnRetry
 		case <-wait.C:
 		}
-		if err := a.Reconcile(ctx); err != nil && ctx.Err() == nil {
+		err := a.Reconcile(ctx)
+		if err != nil && ctx.Err() == nil && err.Error() != told {
 			a.log.Warn("not everything could be compared with HCN, trying again", "op", "reconcile", "err", err)
 		}
-		a.mu.Lock()
-		lost := a.lost
-		a.lost = nil
-		next := hcnResync
-		if a.state.unfinished() {
-			next = hcnRetry
-		}
-		a.mu.Unlock()
+		told = fmt.Sprint(err)
+		lost, unfinished := a.takeLost()
 		for _, attachment := range lost {
 			gone(attachment)
 		}
-		wait.Reset(next)
+		if !unfinished {
+			retry = hcnResync
+		}
+		wait.Reset(retry)
+		retry = min(2*retry, hcnResync)
 	}
+}
+
+// takeLost returns what went other than by Detach since the last time, and whether
+// something has yet to go.
+func (a *hcnAttacher) takeLost() (lost []Attachment, unfinished bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	lost, a.lost = a.lost, nil
+	return lost, a.state.unfinished()
 }
 
 // Check compares an attachment with HCN and changes nothing. It returns all that

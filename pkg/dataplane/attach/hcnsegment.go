@@ -129,8 +129,7 @@ func (a *hcnAttacher) ensureNetwork(ctx context.Context, s hcnSegment) (hcnNetwo
 	if err != nil {
 		return hcnNetwork{}, err
 	}
-	wanted := networkWanted(s, a.cfg.Adapter)
-	networks = slices.DeleteFunc(networks, func(n hcnNetwork) bool { return !sameID(n.ID, s.ID) && n.Name != wanted.Name })
+	wanted, networks := networkWanted(s, a.cfg.Adapter), s.networks(networks)
 	for _, network := range networks {
 		if err := a.settled(network.ID); err != nil {
 			return hcnNetwork{}, err
@@ -144,6 +143,11 @@ func (a *hcnAttacher) ensureNetwork(ctx context.Context, s hcnSegment) (hcnNetwo
 		return hcnNetwork{}, err
 	}
 	return a.fitNetwork(ctx, s, networks[0])
+}
+
+// networks are those that are the segment's, or may be.
+func (s hcnSegment) networks(all []hcnNetwork) []hcnNetwork {
+	return slices.DeleteFunc(slices.Clone(all), func(n hcnNetwork) bool { return !sameID(n.ID, s.ID) && n.Name != networkName(s.Name) })
 }
 
 // rank orders the networks that may be a segment's: the one of the record, then
