@@ -59,7 +59,7 @@ func TestPodsOfTheLastRun(t *testing.T) {
 		t.Errorf("%d sets of an earlier run, and there was none", n)
 	}
 	l.stop()
-	if info, err := os.Stat(PodsFile(l.dir)); err != nil || info.Mode().Perm() != 0o600 {
+	if info, err := os.Stat(PodsFile(l.dir)); err != nil || info.Mode().Perm() != ownersMode() {
 		t.Fatalf("file of pods: %v, %v", info, err)
 	}
 
