@@ -79,6 +79,11 @@ test-bundle: test-programs ## compile the namespace tests into bin/bundle, which
 	rm -rf $(BIN)/bundle
 	test/bundle/make.sh $(BIN)/bundle $(BIN)/test $(NETNS_PACKAGES)
 
+.PHONY: test-wine
+test-wine: WINDOWS_ARCHS := amd64
+test-wine: build-windows ## run the programs for Windows and their tests under Wine, with a stand-in for HCN
+	test/wine/run.sh $(BIN)/windows/amd64
+
 .PHONY: test-kernel
 test-kernel: NETNS_PACKAGES := $(DATAPLANE_PACKAGES)
 test-kernel: test-bundle ## run the data plane's tests on a kernel with WireGuard (KERNEL_RUN=command to reach it)
