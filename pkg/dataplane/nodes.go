@@ -170,6 +170,9 @@ func (d *Dataplane) change(ctx context.Context, running *parts, peers []wireguar
 	if !slices.Equal(running.cluster, cluster) {
 		err := d.applyFirewall(ctx, running, nil)
 		if err == nil {
+			err = running.device.SetCluster(ctx, cluster)
+		}
+		if err == nil {
 			running.cluster = cluster
 		}
 		errs = append(errs, err)
@@ -274,15 +277,20 @@ func (p *parts) close() error {
 }
 
 func (d *Dataplane) openDevice(ctx context.Context, made *parts, mtu int) (*wireguard.Device, error) {
-	device, err := wireguard.Open(ctx, wireguard.Config{
-		Name: deviceName(), Backend: d.cfg.Backend, PrivateKey: d.key, ListenPort: made.port,
-		MTU: mtu, Addresses: made.deviceAddresses(), Refuse: made.slices, Log: d.log,
-		OnRebuilt: func() { d.afterRebuild(made) }, OnSTUN: made.traversal.onSTUN(),
-	})
+	device, err := wireguard.Open(ctx, d.deviceConfig(made, mtu))
 	if err != nil {
 		return nil, fmt.Errorf("open WireGuard device: %w", err)
 	}
 	return device, nil
+}
+
+// deviceConfig is that of the cluster's device.
+func (d *Dataplane) deviceConfig(made *parts, mtu int) wireguard.Config {
+	return wireguard.Config{
+		Name: deviceName(), Backend: d.cfg.Backend, PrivateKey: d.key, ListenPort: made.port,
+		MTU: mtu, Addresses: made.deviceAddresses(), Refuse: made.slices, Cluster: d.clusterPrefixes(), Log: d.log,
+		OnRebuilt: func() { d.afterRebuild(made) }, OnSTUN: made.traversal.onSTUN(),
+	}
 }
 
 // deviceAddresses are those of the cluster's device.

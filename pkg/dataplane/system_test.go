@@ -131,3 +131,13 @@ func TestTakeDown(t *testing.T) {
 		})
 	}
 }
+
+// On Windows it is the WireGuard device that keeps packets to nodes that are no
+// peers from leaving in clear.
+func TestDeviceKnowsTheCluster(t *testing.T) {
+	d := &Dataplane{cluster: prefixes("10.42.0.0/16")}
+	config := d.deviceConfig(&parts{slices: prefixes("10.42.7.0/24")}, 1420)
+	if !slices.Equal(config.Cluster, d.cluster) || !slices.Equal(config.Refuse, prefixes("10.42.7.0/24")) {
+		t.Errorf("cluster %v, refused %v", config.Cluster, config.Refuse)
+	}
+}

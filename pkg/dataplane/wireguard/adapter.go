@@ -3,6 +3,7 @@ package wireguard
 import (
 	"cmp"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -33,11 +34,13 @@ func adapterGUID(name string) [16]byte {
 }
 
 // adapterRoutes are the routes wanted on Windows: those of the peers by the
-// adapter, and behind them, as for what the configuration refuses, routes that
-// refuse. An adapter goes with its process, so without those a peer's packets would
-// find another way when the daemon ends.
-func adapterRoutes(refuse []netip.Prefix, peers []Peer) map[route]bool {
-	wanted := make(map[route]bool, 2*len(peers)+len(refuse))
+// adapter, and behind them, as for what the configuration refuses and the whole
+// cluster, routes that refuse. An adapter goes with its process, so without those a
+// peer's packets would find another way when the daemon ends; and those to a node
+// that is no peer, or not yet, when it runs.
+func adapterRoutes(cfg Config, peers []Peer) map[route]bool {
+	refuse := cfg.Refuse
+	wanted := make(map[route]bool, 2*len(peers)+len(refuse)+len(cfg.Cluster))
 	for i := range peers {
 		for _, prefix := range peers[i].AllowedIPs {
 			wanted[route{dst: prefix, metric: refuseMetric, unreachable: true}] = true
@@ -46,10 +49,43 @@ func adapterRoutes(refuse []netip.Prefix, peers []Peer) map[route]bool {
 			}
 		}
 	}
-	for _, prefix := range refuse {
-		wanted[route{dst: prefix, metric: refuseMetric, unreachable: true}] = true
+	for _, prefix := range slices.Concat(refuse, cfg.Cluster) {
+		wanted[route{dst: prefix.Masked(), metric: refuseMetric, unreachable: true}] = true
 	}
 	return wanted
+}
+
+// routeTable is what routes are written to. An error says that not all were.
+type routeTable interface {
+	add(routes []route) error
+	remove(routes []route) error
+}
+
+// changeRoutes makes the routes have those wanted. It adds before it removes: the
+// routes that refuse a prefix must be there before those go that refuse another
+// with the same addresses, and they stay if that failed. With keep, nothing is
+// removed.
+func changeRoutes(table routeTable, have []route, wanted map[route]bool, keep bool) error {
+	del, add := diffRoutes(have, wanted)
+	err := table.add(add)
+	if keep {
+		return err
+	}
+	if err != nil {
+		del = slices.DeleteFunc(del, func(r route) bool { return r.unreachable })
+	}
+	return errors.Join(err, table.remove(del))
+}
+
+// refusing are those of the routes wanted that refuse.
+func refusing(wanted map[route]bool) map[route]bool {
+	refused := map[route]bool{}
+	for r := range wanted {
+		if r.unreachable {
+			refused[r] = true
+		}
+	}
+	return refused
 }
 
 // diffAddresses returns what to delete from the addresses that an adapter has and

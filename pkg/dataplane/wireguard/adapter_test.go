@@ -3,7 +3,9 @@ package wireguard
 import (
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -33,10 +35,11 @@ func TestAdapterRoutes(t *testing.T) {
 		return route{dst: netip.MustParsePrefix(dst), metric: refuseMetric, unreachable: true}
 	}
 	for _, c := range []struct {
-		name   string
-		refuse []netip.Prefix
-		peers  []Peer
-		want   []route
+		name    string
+		refuse  []netip.Prefix
+		cluster []netip.Prefix
+		peers   []Peer
+		want    []route
 	}{
 		{name: "nothing"},
 		{name: "own slices", refuse: prefixes("10.200.1.0/24", "fd00:200:0:1::/64"), want: []route{refused("10.200.1.0/24"), refused("fd00:200:0:1::/64")}},
@@ -46,13 +49,19 @@ func TestAdapterRoutes(t *testing.T) {
 		{name: "what is refused is no peer's", refuse: prefixes("10.200.2.0/24"), peers: []Peer{planned(2)}, want: []route{
 			refused("10.200.2.0/24"), through("fd00:200:0:2::/64"), refused("fd00:200:0:2::/64"),
 		}},
+		{name: "the cluster behind a peer", cluster: prefixes("10.200.9.9/16"), peers: []Peer{planned(2)}, want: []route{
+			refused("10.200.0.0/16"), through("10.200.2.0/24"), refused("10.200.2.0/24"), through("fd00:200:0:2::/64"), refused("fd00:200:0:2::/64"),
+		}},
+		{name: "a cluster that is one peer's slice", cluster: prefixes("10.200.2.0/24"), peers: []Peer{planned(2)}, want: []route{
+			through("10.200.2.0/24"), refused("10.200.2.0/24"), through("fd00:200:0:2::/64"), refused("fd00:200:0:2::/64"),
+		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			want := map[route]bool{}
 			for _, r := range c.want {
 				want[r] = true
 			}
-			got := adapterRoutes(c.refuse, c.peers)
+			got := adapterRoutes(Config{Refuse: c.refuse, Cluster: c.cluster}, c.peers)
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("routes (-want +got):\n%s", diff)
 			}
@@ -63,15 +72,109 @@ func TestAdapterRoutes(t *testing.T) {
 	}
 }
 
-// What refuses must stand before and after the routes it is behind.
-func TestAdapterRoutesAreNeverWithoutRefusal(t *testing.T) {
-	wanted := adapterRoutes(nil, []Peer{planned(2), planned(3)})
+// fakeTable is a routing table. Of the routes to broken it adds none, and after each
+// step it looks whether an address is refused where no other route is.
+type fakeTable struct {
+	routes map[route]bool
+	broken netip.Prefix
+	must   []netip.Addr // have to be refused all the time
+	open   []string     // when they were not
+}
+
+func (f *fakeTable) add(routes []route) (err error) {
+	for _, r := range routes {
+		if r.dst == f.broken {
+			err = errors.New("no room")
+			continue
+		}
+		f.routes[r] = true
+		f.look("add", r)
+	}
+	return err
+}
+
+func (f *fakeTable) remove(routes []route) error {
+	for _, r := range routes {
+		delete(f.routes, r)
+		f.look("remove", r)
+	}
+	return nil
+}
+
+func (f *fakeTable) look(what string, at route) {
+	for _, addr := range f.must {
+		refused := false
+		for r := range f.routes {
+			refused = refused || r.unreachable && r.dst.Contains(addr)
+		}
+		if !refused {
+			f.open = append(f.open, fmt.Sprintf("%s %v: nothing refuses %v", what, at.dst, addr))
+		}
+	}
+}
+
+// Whatever changes, what has been refused and shall be is refused in between, too.
+func TestChangeRoutesIsNeverWithoutRefusal(t *testing.T) {
+	peers := func(texts ...string) map[route]bool {
+		return adapterRoutes(Config{}, []Peer{{AllowedIPs: prefixes(texts...)}})
+	}
+	for _, c := range []struct {
+		name         string
+		before, want map[route]bool
+		must         string
+		broken       string
+		keep, failed bool
+	}{
+		{name: "new", want: peers("10.200.2.0/24")},
+		{name: "gone", before: peers("10.200.2.0/24", "10.200.3.0/24"), want: peers("10.200.3.0/24")},
+		{name: "divided", before: peers("10.200.2.0/24"), want: peers("10.200.2.0/25", "10.200.2.128/25"), must: "10.200.2.1"},
+		{name: "made one", before: peers("10.200.2.0/25", "10.200.2.128/25"), want: peers("10.200.2.0/24"), must: "10.200.2.129"},
+		{name: "divided, without success", before: peers("10.200.2.0/24"), want: peers("10.200.2.0/25", "10.200.2.128/25"), must: "10.200.2.1", broken: "10.200.2.0/25", failed: true},
+		{name: "before the peers are known", before: peers("10.200.2.0/24"), want: map[route]bool{}, must: "10.200.2.1", keep: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			table := &fakeTable{routes: maps.Clone(c.before)}
+			if table.routes == nil {
+				table.routes = map[route]bool{}
+			}
+			if c.must != "" {
+				table.must = addresses(c.must)
+			}
+			if c.broken != "" {
+				table.broken = netip.MustParsePrefix(c.broken)
+			}
+			err := changeRoutes(table, slices.Collect(maps.Keys(c.before)), c.want, c.keep)
+			if (err != nil) != c.failed {
+				t.Errorf("error %v", err)
+			}
+			if len(table.open) > 0 {
+				t.Error(table.open)
+			}
+			if diff := cmp.Diff(c.want, table.routes); diff != "" && !c.failed && !c.keep {
+				t.Errorf("routes (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// A route by the adapter is there only with the one that refuses behind it.
+func TestChangeRoutesRefusesFirst(t *testing.T) {
+	wanted := adapterRoutes(Config{}, []Peer{planned(2), planned(3)})
 	_, add := diffRoutes(nil, wanted)
 	del, _ := diffRoutes(add, nil)
 	half := len(wanted) / 2
 	for i := range half {
 		if !add[i].unreachable || !del[half+i].unreachable {
 			t.Errorf("place %d: added %v, deleted %v", i, add[i], del[half+i])
+		}
+	}
+	first := refusing(wanted)
+	if len(first) != half {
+		t.Errorf("%d of %d routes refuse", len(first), len(wanted))
+	}
+	for r := range first {
+		if !r.unreachable {
+			t.Errorf("%v does not refuse", r)
 		}
 	}
 }

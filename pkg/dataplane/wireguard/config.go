@@ -80,6 +80,11 @@ type Config struct {
 	// else leave by the default route, and 0.0.0.0/0 and ::/0 of a service that is
 	// cut off.
 	Refuse []netip.Prefix
+	// Cluster are the prefixes that all nodes' slices lie in. On Windows they are
+	// refused behind the peers' routes, since the firewall there does not keep
+	// packets to nodes that are no peers from leaving in clear. On Linux the
+	// firewall does, and they are not looked at.
+	Cluster []netip.Prefix
 	// OnRebuilt is called from Run after the device had to be made or addressed
 	// anew, when routes with its addresses as their source are gone. May be nil.
 	OnRebuilt func()
@@ -119,7 +124,7 @@ func (c Config) withDefaults() (Config, error) {
 		c.OnRebuilt = func() {}
 	}
 	c.Refuse = slices.Clone(c.Refuse)
-	c.Addresses = slices.Clone(c.Addresses)
+	c.Addresses, c.Cluster = slices.Clone(c.Addresses), slices.Clone(c.Cluster)
 	return c, c.check()
 }
 

@@ -185,6 +185,20 @@ func (d *Device) aim(peers []Peer) map[wgtypes.Key]netip.AddrPort {
 	return wanted
 }
 
+// SetCluster makes prefixes what Config.Cluster was. It changes nothing on Linux.
+func (d *Device) SetCluster(ctx context.Context, prefixes []netip.Prefix) error {
+	if err := d.lock(ctx); err != nil {
+		return fmt.Errorf("set cluster of %s: %w", d.cfg.Name, err)
+	}
+	defer notify(d.kick)
+	defer d.unlock()
+	d.cfg.Cluster = slices.Clone(prefixes)
+	if err := d.pass(ctx); err != nil {
+		return fmt.Errorf("set cluster of %s: %w", d.cfg.Name, err)
+	}
+	return nil
+}
+
 // SetMTU changes the link's MTU.
 func (d *Device) SetMTU(ctx context.Context, mtu int) error {
 	if err := checkMTU(mtu); err != nil {

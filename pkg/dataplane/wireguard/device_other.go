@@ -50,6 +50,9 @@ func (d *Device) Redirect(context.Context, []Peer) error { return errors.ErrUnsu
 // Hold returns errors.ErrUnsupported.
 func (d *Device) Hold(context.Context, []Peer) error { return errors.ErrUnsupported }
 
+// SetCluster returns errors.ErrUnsupported.
+func (d *Device) SetCluster(context.Context, []netip.Prefix) error { return errors.ErrUnsupported }
+
 // SetMTU returns errors.ErrUnsupported.
 func (d *Device) SetMTU(context.Context, int) error { return errors.ErrUnsupported }
 

@@ -26,7 +26,8 @@ var errOneTable = errors.New("there is one routing table for all on Windows, so 
 // it, so there is none to adopt; the new one has the GUID of the one before, which
 // follows from the name, and Windows takes it for the same. The routes that refuse
 // outlive the process, and are adopted. An adapter of somebody else with the name is
-// an error. If Open fails, it leaves nothing that was not there before.
+// an error. If Open fails, it leaves only routes that refuse, which it adds first of
+// all: what is to go through the device must not leave without it.
 //
 // Auto takes Userspace where the driver cannot be loaded or makes no adapter. A
 // device of a service is errors.ErrUnsupported: it would need a routing table.
@@ -38,14 +39,10 @@ func Open(ctx context.Context, cfg Config) (*Device, error) {
 	if cfg.Service != "" {
 		return nil, fmt.Errorf("open WireGuard device %s: %w: %w", cfg.Name, errOneTable, errors.ErrUnsupported)
 	}
-	before, err := refusals()
-	if err != nil {
-		return nil, fmt.Errorf("open WireGuard device %s: %w", cfg.Name, err)
-	}
 	d := newDevice(cfg)
 	d.logs = map[string]bool{}
 	if err := d.pass(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("open WireGuard device %s: %w", cfg.Name, err), d.release(), removeRefusals(before))
+		return nil, errors.Join(fmt.Errorf("open WireGuard device %s: %w", cfg.Name, err), d.release())
 	}
 	d.changed = false
 	d.free <- struct{}{}
@@ -116,7 +113,7 @@ func Remove(ctx context.Context, link Link) error {
 	}
 	err := link.check()
 	if err == nil && link.Service == "" {
-		err = removeRefusals(nil)
+		err = removeRefusals()
 	}
 	if err != nil {
 		return fmt.Errorf("remove WireGuard device %s: %w", link.Name, err)
@@ -129,7 +126,7 @@ func Remove(ctx context.Context, link Link) error {
 func RemoveRefusals(ctx context.Context, _, _ int) error {
 	err := ctx.Err()
 	if err == nil {
-		err = removeRefusals(nil)
+		err = removeRefusals()
 	}
 	if err != nil {
 		return fmt.Errorf("remove the routes of WireGuard devices that are gone: %w", err)

@@ -28,14 +28,16 @@ const (
 var errForeign = errors.New("exists and is not ours")
 
 // ensure makes the adapter, the device and its peers what they should be, in an
-// order in which nothing is missing that the next step needs. Without the device
-// nothing works; partial is about single peers and routes.
+// order in which nothing is missing that the next step needs. First comes what
+// refuses: if there is no device, packets must not find another way. Without the
+// device nothing works; partial is about single peers and routes.
 func (d *Device) ensure(ctx context.Context) (err, partial error) {
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx), nil
 	}
+	unrefused := d.ensureRefusals()
 	if err := d.ensureAdapter(ctx); err != nil {
-		return err, nil
+		return errors.Join(err, unrefused), nil
 	}
 	have, err := d.ensureDevice()
 	if err != nil {
@@ -51,7 +53,7 @@ func (d *Device) ensure(ctx context.Context) (err, partial error) {
 	if d.backend == Userspace {
 		partial = d.ensureSTUN(have.ListenPort)
 	}
-	partial = errors.Join(partial, d.ensureRoutes(peers))
+	partial = errors.Join(partial, d.ensureRoutes(peers)) // with the refusals that lacked before
 	if d.planned {
 		partial = errors.Join(partial, d.ensurePeers(have.Peers, peers))
 	}
@@ -254,11 +256,18 @@ func (d *Device) ensureRoutes(peers []Peer) error {
 	if err != nil {
 		return err
 	}
-	del, add := diffRoutes(have, adapterRoutes(d.cfg.Refuse, peers))
-	if !d.planned {
-		del = nil
+	return changeRoutes(adapterTable(d.luid), have, adapterRoutes(d.cfg, peers), !d.planned)
+}
+
+// ensureRefusals adds the routes that refuse and lack. They need no adapter, and are
+// there whatever becomes of that. Those that are not wanted any more stay until
+// ensureRoutes, when what is to be in their place is there.
+func (d *Device) ensureRefusals() error {
+	have, err := refusals()
+	if err != nil {
+		return err
 	}
-	return errors.Join(removeRoutes(d.luid, del), addRoutes(d.luid, add))
+	return changeRoutes(adapterTable(noAdapter), have, refusing(adapterRoutes(d.cfg, d.peers)), true)
 }
 
 // checkName refuses a name that the adapter of somebody else has, which the

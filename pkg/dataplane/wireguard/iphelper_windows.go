@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 
 	"golang.org/x/sys/windows"
 	"golang.zx2c4.com/wireguard/windows/tunnel/winipcfg"
@@ -117,20 +116,26 @@ func routesOf(luid winipcfg.LUID) ([]route, error) {
 	return ours, nil
 }
 
-// refusals returns the routes of ours that refuse.
-func refusals() ([]route, error) {
-	const noAdapter = 0
-	return routesOf(noAdapter)
-}
+// noAdapter is the LUID of none, for routes that refuse.
+const noAdapter winipcfg.LUID = 0
 
-// removeRefusals removes the routes of ours that refuse, all but those to keep.
-func removeRefusals(keep []route) error {
+// adapterTable is the routes by an adapter, and those that refuse.
+type adapterTable winipcfg.LUID
+
+func (t adapterTable) add(routes []route) error { return addRoutes(winipcfg.LUID(t), routes) }
+
+func (t adapterTable) remove(routes []route) error { return removeRoutes(winipcfg.LUID(t), routes) }
+
+// refusals returns the routes of ours that refuse.
+func refusals() ([]route, error) { return routesOf(noAdapter) }
+
+// removeRefusals removes the routes of ours that refuse.
+func removeRefusals() error {
 	found, err := refusals()
 	if err != nil {
 		return err
 	}
-	const noAdapter = 0
-	return removeRoutes(noAdapter, slices.DeleteFunc(found, func(r route) bool { return slices.Contains(keep, r) }))
+	return removeRoutes(noAdapter, found)
 }
 
 // removeRoutes removes routes, of which the peers' are by the adapter luid. One
