@@ -2,11 +2,15 @@ package wireguard
 
 import (
 	"cmp"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
+	"sync"
+	"sync/atomic"
 )
 
 // This file is what Windows' part decides without asking Windows.
@@ -103,6 +107,54 @@ func diffAddresses(have []netip.Prefix, want []netip.Addr) (del, add []netip.Pre
 		}
 	}
 	return del, add
+}
+
+// stunWay is how STUN messages go by a device's port.
+type stunWay int
+
+const (
+	// stunNotNow is not at all, or not before the device is made.
+	stunNotNow stunWay = iota
+	// stunByBind is by wireguard-go's sockets.
+	stunByBind
+	// stunUnsupported is by the driver's, which nobody else has.
+	stunUnsupported
+)
+
+// wayOfSTUN says how they go. A device that its configuration has chosen a backend
+// for may be lost at the moment: made is whether wireguard-go runs.
+func wayOfSTUN(cfg Config, backend Backend, made, hears bool) stunWay {
+	switch {
+	case cfg.OnSTUN == nil:
+	case backend == Userspace && made:
+		return stunByBind
+	case backend == Kernel && hears:
+		return stunUnsupported
+	}
+	return stunNotNow
+}
+
+// driverLog passes what a library's driver says on to the log of the device that
+// was opened last, without anything that could be a key. Of the callbacks that this
+// takes Windows has room for some 2000 in a process and frees none, and Open may be
+// tried again without end, so there is one for each library.
+type driverLog struct {
+	log      atomic.Pointer[slog.Logger]
+	once     sync.Once
+	callback uintptr
+}
+
+// to has the driver log to log, and returns the callback, which register makes of
+// a function.
+func (l *driverLog) to(log *slog.Logger, file string, register func(say func(level uint, line string)) uintptr) uintptr {
+	l.log.Store(log)
+	l.once.Do(func() {
+		redact := redactor()
+		l.callback = register(func(level uint, line string) {
+			l.log.Load().Log(context.Background(), driverLevel(level), "driver", "op", file, "detail", redact(line))
+		})
+	})
+	return l.callback
 }
 
 // library is a DLL that brings a driver with it.

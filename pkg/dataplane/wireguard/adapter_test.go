@@ -1,6 +1,7 @@
 package wireguard
 
 import (
+	"bytes"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -222,6 +223,55 @@ func TestMissingLibrarySaysWhichAndWhere(t *testing.T) {
 	}
 	if err := wintunLibrary().missing("", cause); !strings.Contains(err.Error(), "wintun.dll from the program's folder or") {
 		t.Errorf("without a folder: %v", err)
+	}
+}
+
+// A device may be asked to hear STUN while it is lost, and has no wireguard-go.
+func TestWayOfSTUN(t *testing.T) {
+	wants := Config{OnSTUN: func(netip.Addr, netip.AddrPort, []byte) {}}
+	for _, c := range []struct {
+		name        string
+		cfg         Config
+		backend     Backend
+		made, hears bool
+		want        stunWay
+	}{
+		{name: "of no interest", backend: Userspace, made: true, hears: true},
+		{name: "wireguard-go", cfg: wants, backend: Userspace, made: true, want: stunByBind},
+		{name: "wireguard-go, lost", cfg: wants, backend: Userspace, hears: true},
+		{name: "driver", cfg: wants, backend: Kernel},
+		{name: "driver, asked for", cfg: wants, backend: Kernel, hears: true, want: stunUnsupported},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got := wayOfSTUN(c.cfg, c.backend, c.made, c.hears); got != c.want {
+				t.Errorf("way %v, want %v", got, c.want)
+			}
+		})
+	}
+}
+
+// Windows has room for some 2000 callbacks in a process.
+func TestDriverLogMakesOneCallback(t *testing.T) {
+	var driver driverLog
+	var say func(level uint, line string)
+	made := uintptr(0)
+	var last bytes.Buffer
+	for range 3000 {
+		last.Reset()
+		log := slog.New(slog.NewTextHandler(&last, nil))
+		got := driver.to(log, "wintun.dll", func(fn func(uint, string)) uintptr {
+			made++
+			say = fn
+			return made
+		})
+		if got != 1 {
+			t.Fatalf("callback %d", got)
+		}
+	}
+	key := testKey(t)
+	say(1, "key "+key.String()+" is bad")
+	if got := last.String(); !strings.Contains(got, "level=WARN msg=driver op=wintun.dll") || strings.Contains(got, key.String()) {
+		t.Errorf("logged %q", got)
 	}
 }
 

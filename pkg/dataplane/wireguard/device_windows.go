@@ -14,7 +14,6 @@ import (
 type host struct {
 	kernel *driver.Adapter // of a kernel device
 	luid   winipcfg.LUID   // of the adapter; 0 while there is none
-	logs   map[string]bool // the libraries that log to ours already
 }
 
 // do runs fn where the device is: Windows has but one place.
@@ -40,7 +39,6 @@ func Open(ctx context.Context, cfg Config) (*Device, error) {
 		return nil, fmt.Errorf("open WireGuard device %s: %w: %w", cfg.Name, errOneTable, errors.ErrUnsupported)
 	}
 	d := newDevice(cfg)
-	d.logs = map[string]bool{}
 	if err := d.pass(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open WireGuard device %s: %w", cfg.Name, err), d.release())
 	}
@@ -94,12 +92,12 @@ func (d *Device) stands() bool {
 // ensureSTUN has STUN messages go by the device's UDP port where that can be: a
 // socket of the driver's is nobody else's, and Windows has no raw ones beside it.
 func (d *Device) ensureSTUN(int) error {
-	switch {
-	case d.cfg.OnSTUN == nil:
-	case d.backend == Userspace:
+	switch wayOfSTUN(d.cfg, d.backend, d.user != nil, d.hears) {
+	case stunByBind:
 		d.setSTUN(d.user.bind)
-	case d.hears:
+	case stunUnsupported:
 		return fmt.Errorf("by the port of WireGuard's driver: %w", errors.ErrUnsupported)
+	case stunNotNow:
 	}
 	return nil
 }

@@ -93,6 +93,16 @@ func TestOpenOfAServiceIsUnsupported(t *testing.T) {
 	}
 }
 
+// The agent may ask while the adapter is lost and could not be made again.
+func TestHearSTUNWithoutAnAdapter(t *testing.T) {
+	d := newDevice(Config{Name: "zl-wg", OnSTUN: func(netip.Addr, netip.AddrPort, []byte) {}})
+	d.backend = Userspace
+	d.free <- struct{}{}
+	if err := d.HearSTUN(t.Context(), true); err != nil {
+		t.Error(err)
+	}
+}
+
 // A name is refused if the adapter that has it is not ours, whatever its case.
 func TestCheckName(t *testing.T) {
 	refusing, err := loopback()

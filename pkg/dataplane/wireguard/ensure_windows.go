@@ -143,7 +143,7 @@ func (d *Device) buildAs(ctx context.Context, backend Backend) error {
 
 func (d *Device) buildKernel(ctx context.Context) error {
 	driver.Version() // has the driver's package load its library and set its logger, before ours
-	if err := d.open(wireguardNT()); err != nil {
+	if err := d.open(wireguardNT(), &drivers.kernel); err != nil {
 		return err
 	}
 	guid := windowsGUID(d.cfg.Name)
@@ -169,7 +169,7 @@ func (d *Device) buildKernel(ctx context.Context) error {
 
 func (d *Device) buildUserspace(ctx context.Context) error {
 	wintunVersion()
-	if err := d.open(wintunLibrary()); err != nil {
+	if err := d.open(wintunLibrary(), &drivers.userspace); err != nil {
 		return err
 	}
 	guid := windowsGUID(d.cfg.Name)
@@ -188,13 +188,12 @@ func (d *Device) buildUserspace(ctx context.Context) error {
 }
 
 // open loads a library and has it log to ours.
-func (d *Device) open(lib library) error {
+func (d *Device) open(lib library, to *driverLog) error {
 	module, err := lib.load()
-	if err != nil || d.logs[lib.file] {
+	if err != nil {
 		return err
 	}
-	d.logs[lib.file] = true
-	return lib.logTo(module, d.cfg.Log)
+	return lib.logTo(module, to, d.cfg.Log)
 }
 
 // appear waits until the adapter has an IP interface.

@@ -1,7 +1,6 @@
 package wireguard
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"os"
@@ -23,18 +22,20 @@ func (l library) load() (windows.Handle, error) {
 	return module, nil
 }
 
-// logTo passes what the driver says on to log, without anything that could be a
-// key. Windows has room for some 2000 callbacks and frees none, so this is for once
-// a device.
-func (l library) logTo(module windows.Handle, log *slog.Logger) error {
+// drivers are the logs of the drivers, which are the process's.
+var drivers struct{ kernel, userspace driverLog } //nolint:gochecknoglobals // Windows frees no callbacks, so all devices of the process share them
+
+// logTo passes what the driver says on to log, instead of the log before.
+func (l library) logTo(module windows.Handle, to *driverLog, log *slog.Logger) error {
 	set, err := windows.GetProcAddress(module, l.setLogger)
 	if err != nil {
 		return fmt.Errorf("find %s in %s: %w", l.setLogger, l.file, err)
 	}
-	redact, file := redactor(), l.file
-	callback := windows.NewCallback(func(level, _ uintptr, line *uint16) uintptr {
-		log.Log(context.Background(), driverLevel(uint(level)), "driver", "op", file, "detail", redact(windows.UTF16PtrToString(line)))
-		return 0
+	callback := to.to(log, l.file, func(say func(level uint, line string)) uintptr {
+		return windows.NewCallback(func(level, _ uintptr, line *uint16) uintptr {
+			say(uint(level), windows.UTF16PtrToString(line))
+			return 0
+		})
 	})
 	_, _, _ = syscall.SyscallN(set, callback) // it returns nothing
 	return nil
