@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.zx2c4.com/wireguard/conn"
@@ -15,17 +17,33 @@ import (
 // siftPause is the wait after a failed receive.
 const siftPause = 10 * time.Millisecond
 
+// siftFailures is after how many failed receives the sockets count as deaf. On
+// Windows each may have cost one of the 1024 receives that wireguard-go has under
+// way and that are never replaced; without any it would wait for ever.
+const siftFailures = 512
+
+// Errors of Windows that tell of another host and leave the sockets as they are,
+// from winsock2.h: what ICMP messages make of the packets sent before.
+const (
+	wsaNetUnreachable  = syscall.Errno(10051)
+	wsaNetReset        = syscall.Errno(10052)
+	wsaConnReset       = syscall.Errno(10054)
+	wsaHostUnreachable = syscall.Errno(10065)
+)
+
 // siftBind is wireguard-go's own sockets, out of which STUN messages are sifted.
 // It does not know to which of this node's addresses a packet came, and can choose
 // none to send from.
 //
 // A receive that fails is tried again, and only the end of the sockets ends it:
 // Windows reports ICMP's "port unreachable" there, which an answer to any peer may
-// be, and wireguard-go would receive nothing more after a few.
+// be, and wireguard-go would receive nothing more after a few. What fails too often
+// for other reasons makes it deaf; then both have to be made anew.
 type siftBind struct {
 	conn.Bind
-	onSTUN func(at netip.Addr, from netip.AddrPort, packet []byte) // may be nil
-	log    *slog.Logger
+	onSTUN   func(at netip.Addr, from netip.AddrPort, packet []byte) // may be nil
+	log      *slog.Logger
+	failures atomic.Int64 // of receives since Open
 
 	mu   sync.Mutex    // guards stop
 	stop chan struct{} // closed with the sockets; nil while they are closed
@@ -42,6 +60,7 @@ func (b *siftBind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 		return nil, 0, err
 	}
 	stop := make(chan struct{})
+	b.failures.Store(0)
 	b.mu.Lock()
 	b.stop = stop
 	b.mu.Unlock()
@@ -76,7 +95,7 @@ func (b *siftBind) receive(fn conn.ReceiveFunc, stop <-chan struct{}, bufs [][]b
 		if errors.Is(err, net.ErrClosed) {
 			return 0, err
 		}
-		b.log.Debug("receive from underlay", "err", err)
+		b.tell(err)
 		select {
 		case <-stop:
 			return 0, net.ErrClosed
@@ -84,6 +103,27 @@ func (b *siftBind) receive(fn conn.ReceiveFunc, stop <-chan struct{}, bufs [][]b
 		}
 	}
 }
+
+// tell counts and logs an error of receiving.
+func (b *siftBind) tell(err error) {
+	for _, harmless := range []syscall.Errno{wsaNetUnreachable, wsaNetReset, wsaConnReset, wsaHostUnreachable} {
+		if errors.Is(err, harmless) {
+			b.log.Debug("receive from underlay", "err", err)
+			return
+		}
+	}
+	switch n := b.failures.Add(1); n {
+	case 1:
+		b.log.Warn("receive from underlay", "err", err)
+	case siftFailures:
+		b.log.Warn("receive from underlay fails too often", "err", err, "failures", n)
+	default:
+		b.log.Debug("receive from underlay", "err", err)
+	}
+}
+
+// deaf tells whether receiving failed too often.
+func (b *siftBind) deaf() bool { return b.failures.Load() >= siftFailures }
 
 // sift hands over the STUN messages among bufs. They are empty then, which
 // wireguard-go passes over as too short for a message.

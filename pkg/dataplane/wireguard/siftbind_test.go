@@ -2,11 +2,14 @@ package wireguard
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"log/slog"
 	"net"
 	"net/netip"
+	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.zx2c4.com/wireguard/conn"
@@ -106,12 +109,13 @@ func TestSiftBindSends(t *testing.T) {
 type failingBind struct {
 	conn.Bind
 	failures int
+	err      error
 }
 
 func (b *failingBind) Open(uint16) ([]conn.ReceiveFunc, uint16, error) {
 	return []conn.ReceiveFunc{func(_ [][]byte, sizes []int, _ []conn.Endpoint) (int, error) {
 		if b.failures--; b.failures >= 0 {
-			return 0, errors.New("connection reset by peer")
+			return 0, cmp.Or(b.err, errors.New("connection reset by peer"))
 		}
 		sizes[0] = 3
 		return 1, nil
@@ -125,6 +129,38 @@ func TestSiftBindReceivesOnAfterErrors(t *testing.T) {
 	bufs, sizes, eps := batch(1)
 	if n, err := receive(bufs, sizes, eps); n != 1 || sizes[0] != 3 || err != nil {
 		t.Errorf("received %d packets: %v", n, err)
+	}
+}
+
+// A receive that fails may be the last one, with nobody to notice; what another host
+// has to do with does not count.
+func TestSiftBindGoesDeaf(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		err      error
+		failures int
+		deaf     bool
+	}{
+		{"few", syscall.Errno(10055), siftFailures - 1, false},
+		{"too many", syscall.Errno(10055), siftFailures, true},
+		{"of other hosts", wsaConnReset, siftFailures, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				sockets := &failingBind{failures: c.failures, err: c.err}
+				bind, receive, _, _ := newSift(t, sockets)
+				bufs, sizes, eps := batch(1)
+				if n, err := receive(bufs, sizes, eps); n != 1 || err != nil {
+					t.Fatalf("received %d packets: %v", n, err)
+				}
+				if bind.deaf() != c.deaf {
+					t.Errorf("deaf: %v, want %v", bind.deaf(), c.deaf)
+				}
+				if _, _, err := bind.Open(0); err != nil || bind.deaf() {
+					t.Errorf("with new sockets: deaf %v, %v", bind.deaf(), err)
+				}
+			})
+		})
 	}
 }
 

@@ -22,6 +22,9 @@ func newUserspace(cfg Config, adapter *tun.NativeTun) *userspace {
 	return &userspace{tun: adapter, bind: bind, device: device.NewDevice(adapter, bind, newGoLogger(cfg.Log))}
 }
 
+// lost reports whether wireguard-go has given up, or hears nothing any more.
+func (u *userspace) lost() bool { return u.dead() || u.bind.deaf() }
+
 // loadEnded reports false: what a load leaves behind is little.
 func (*userspace) loadEnded() bool { return false }
 
