@@ -11,6 +11,9 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
 // This file is what Windows' part decides without asking Windows.
@@ -107,6 +110,80 @@ func diffAddresses(have []netip.Prefix, want []netip.Addr) (del, add []netip.Pre
 		}
 	}
 	return del, add
+}
+
+// neededFamilies are those of which an adapter with addrs needs an IP interface:
+// IPv4's always, which others look at.
+func neededFamilies(addrs []netip.Addr) []int {
+	needed := []int{family(netip.IPv4Unspecified())}
+	for _, addr := range addrs {
+		if fam := family(addr); !slices.Contains(needed, fam) {
+			needed = append(needed, fam)
+		}
+	}
+	return needed
+}
+
+// missingFamily returns the name of the first of families that look has an error
+// for, and the error.
+func missingFamily(families []int, look func(fam int) error) (name string, err error) {
+	for _, fam := range families {
+		if err := look(fam); err != nil {
+			return []string{"IPv4", "IPv6"}[fam], err
+		}
+	}
+	return "", nil
+}
+
+// lostAdapter stands in for the configurer of an adapter that is gone: handles of
+// it must not be used any more.
+type lostAdapter struct{}
+
+var errNoAdapter = errors.New("adapter is gone and not made anew yet")
+
+// Device returns an error.
+func (lostAdapter) Device(string) (*wgtypes.Device, error) { return nil, errNoAdapter }
+
+// ConfigureDevice returns an error.
+func (lostAdapter) ConfigureDevice(string, wgtypes.Config) error { return errNoAdapter }
+
+// Close does nothing.
+func (lostAdapter) Close() error { return nil }
+
+// within runs fn, which takes no context, and gives up waiting for it after limit or
+// when ctx ends.
+func within(ctx context.Context, limit time.Duration, fn func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	_, err := await(ctx, func() (struct{}, error) { return struct{}{}, fn() }, func(struct{}) error { return nil })
+	return err
+}
+
+// await runs fn, which takes as long as Windows takes to install a driver, and
+// gives up waiting when ctx ends. What fn makes after that is discarded.
+func await[T any](ctx context.Context, fn func() (T, error), discard func(T) error) (T, error) {
+	type outcome struct {
+		made T
+		err  error
+	}
+	done := make(chan outcome)
+	go func() {
+		made, err := fn()
+		select {
+		case done <- outcome{made, err}:
+		case <-ctx.Done():
+			if err == nil {
+				_ = discard(made)
+			}
+		}
+	}()
+	select {
+	case <-ctx.Done():
+		var none T
+		return none, context.Cause(ctx)
+	case result := <-done:
+		return result.made, result.err
+	}
 }
 
 // stunWay is how STUN messages go by a device's port.

@@ -19,6 +19,8 @@ type host struct {
 // do runs fn where the device is: Windows has but one place.
 func (*host) do(fn func() error) error { return fn() }
 
+var errMTU = errors.New("has another MTU")
+
 var errOneTable = errors.New("there is one routing table for all on Windows, so that a service cannot have its own")
 
 // Open makes the device cfg describes. An adapter goes with the process that made
@@ -49,11 +51,7 @@ func Open(ctx context.Context, cfg Config) (*Device, error) {
 
 // release closes what the device holds in this process, the adapter with it.
 func (d *Device) release() error {
-	errs := []error{d.loseAdapter()}
-	if d.wg != nil {
-		errs = append(errs, d.wg.Close())
-	}
-	return errors.Join(errs...)
+	return d.loseAdapter()
 }
 
 // Close ends this process's part, and the adapter with its addresses and routes.
@@ -78,12 +76,18 @@ func (d *Device) stands() bool {
 	if d.luid == 0 {
 		return false
 	}
-	row, err := d.luid.IPInterface(familyIPv4)
-	if err != nil || int(row.NLMTU) != d.MTU() {
+	_, err := missingFamily(neededFamilies(d.cfg.Addresses), func(fam int) error {
+		row, err := d.luid.IPInterface(windowsFamily(fam))
+		if err == nil && int(row.NLMTU) != d.MTU() {
+			err = errMTU
+		}
+		return err
+	})
+	if err != nil {
 		return false
 	}
 	if d.backend == Userspace {
-		return d.user != nil && !d.user.dead()
+		return d.user != nil && !d.user.lost()
 	}
 	state, err := d.kernel.AdapterState()
 	return err == nil && state == driver.AdapterStateUp

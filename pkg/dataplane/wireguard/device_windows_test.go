@@ -200,20 +200,3 @@ func TestEchoOfThisMachine(t *testing.T) {
 		t.Errorf("after the end: %v", err)
 	}
 }
-
-func TestAwait(t *testing.T) {
-	made, err := await(t.Context(), func() (int, error) { return 7, nil }, func(int) error { return nil })
-	if made != 7 || err != nil {
-		t.Errorf("made %d, %v", made, err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	begun, discarded := make(chan struct{}), make(chan int)
-	go func() { <-begun; cancel() }()
-	_, err = await(ctx, func() (int, error) { close(begun); <-ctx.Done(); return 8, nil }, func(late int) error { discarded <- late; return nil })
-	if err == nil {
-		return // it was done before the wait was over
-	}
-	if late := <-discarded; late != 8 || !errors.Is(err, context.Canceled) {
-		t.Errorf("discarded %d, %v", late, err)
-	}
-}

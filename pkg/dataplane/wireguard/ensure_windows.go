@@ -11,7 +11,6 @@ import (
 
 	"golang.org/x/sys/windows"
 	"golang.zx2c4.com/wireguard/tun"
-	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/windows/driver"
 	"golang.zx2c4.com/wireguard/windows/tunnel/winipcfg"
 )
@@ -23,6 +22,12 @@ const (
 	// moments are usual.
 	appearWithin = 10 * time.Second
 	appearLook   = 20 * time.Millisecond
+	// makeWithin is how long an adapter may take to be made: Windows installs its
+	// driver first, with a lock that others who do so hold, too.
+	makeWithin = 2 * time.Minute
+	// stepWithin is how long a driver may take to bring an adapter up or to remove
+	// it. Nobody else can work on the device meanwhile.
+	stepWithin = 20 * time.Second
 )
 
 var errForeign = errors.New("exists and is not ours")
@@ -43,7 +48,7 @@ func (d *Device) ensure(ctx context.Context) (err, partial error) {
 	if err != nil {
 		return err, nil
 	}
-	if err := d.ensureUp(); err != nil {
+	if err := d.ensureUp(ctx); err != nil {
 		return err, nil
 	}
 	if err := ctx.Err(); err != nil {
@@ -68,7 +73,7 @@ func (d *Device) ensureAdapter(ctx context.Context) error {
 		switch {
 		case err != nil && !gone:
 			return fmt.Errorf("look at adapter %s: %w", d.cfg.Name, err)
-		case err == nil && (d.user == nil || !d.user.dead()):
+		case err == nil && (d.user == nil || !d.user.lost()):
 			return nil
 		}
 		d.cfg.Log.Warn("device vanished", "iface", d.cfg.Name)
@@ -83,16 +88,18 @@ func (d *Device) ensureAdapter(ctx context.Context) error {
 // error is.
 func (d *Device) loseAdapter() error {
 	d.stun.Store(nil)
-	var err error
-	if d.user != nil {
-		d.user.device.Close()
-		d.user = nil
-	}
-	if d.kernel != nil {
-		err = d.kernel.Close()
-		d.kernel = nil
-	}
+	user, kernel := d.user, d.kernel
+	d.user, d.kernel, d.wg = nil, nil, lostAdapter{}
 	d.luid, d.written = 0, nil
+	err := within(context.Background(), stepWithin, func() error { // also if all else ends
+		if user != nil {
+			user.device.Close()
+		}
+		if kernel != nil {
+			return kernel.Close()
+		}
+		return nil
+	})
 	if err != nil {
 		return fmt.Errorf("close adapter %s: %w", d.cfg.Name, err)
 	}
@@ -147,6 +154,8 @@ func (d *Device) buildKernel(ctx context.Context) error {
 		return err
 	}
 	guid := windowsGUID(d.cfg.Name)
+	ctx, cancel := context.WithTimeout(ctx, makeWithin)
+	defer cancel()
 	adapter, err := await(ctx, func() (*driver.Adapter, error) { return driver.CreateAdapter(d.cfg.Name, tunnelType, &guid) }, (*driver.Adapter).Close)
 	if err != nil {
 		return fmt.Errorf("have WireGuardNT make it: %w", err)
@@ -155,16 +164,8 @@ func (d *Device) buildKernel(ctx context.Context) error {
 	if err := adapter.SetLogging(driver.AdapterLogOn); err != nil {
 		return fmt.Errorf("have WireGuardNT log: %w", err)
 	}
-	// A client keeps the path of an adapter, and the one before had another.
-	client, err := wgctrl.New()
-	if err != nil {
-		return fmt.Errorf("open wgctrl: %w", err)
-	}
-	if d.wg != nil {
-		err = d.wg.Close()
-	}
-	d.wg = client
-	return err
+	d.wg = driverConfigurer{adapter: adapter}
+	return nil
 }
 
 func (d *Device) buildUserspace(ctx context.Context) error {
@@ -173,6 +174,8 @@ func (d *Device) buildUserspace(ctx context.Context) error {
 		return err
 	}
 	guid := windowsGUID(d.cfg.Name)
+	ctx, cancel := context.WithTimeout(ctx, makeWithin)
+	defer cancel()
 	made, err := await(ctx, func() (tun.Device, error) { return tun.CreateTUNWithRequestedGUID(d.cfg.Name, &guid, d.MTU()) }, tun.Device.Close)
 	if err != nil {
 		return fmt.Errorf("have wintun make it: %w", err)
@@ -196,20 +199,24 @@ func (d *Device) open(lib library, to *driverLog) error {
 	return lib.logTo(module, to, d.cfg.Log)
 }
 
-// appear waits until the adapter has an IP interface.
+// appear waits until the adapter has an IP interface of each family that it is to
+// have an address of. They come one after the other.
 func (d *Device) appear(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, appearWithin)
 	defer cancel()
 	ticker := time.NewTicker(appearLook)
 	defer ticker.Stop()
 	for {
-		_, err := d.luid.IPInterface(familyIPv4)
+		missing, err := missingFamily(neededFamilies(d.cfg.Addresses), func(fam int) error {
+			_, err := d.luid.IPInterface(windowsFamily(fam))
+			return err
+		})
 		if err == nil || !errors.Is(err, windows.ERROR_NOT_FOUND) {
 			return err
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("wait for its IP interface: %w", context.Cause(ctx))
+			return fmt.Errorf("wait for its %s interface: %w", missing, context.Cause(ctx))
 		case <-ticker.C:
 		}
 	}
@@ -217,7 +224,7 @@ func (d *Device) appear(ctx context.Context) error {
 
 // ensureUp gives the adapter its MTU and addresses and brings it up, by which the
 // device opens its port.
-func (d *Device) ensureUp() error {
+func (d *Device) ensureUp(ctx context.Context) error {
 	if err := d.ensureInterfaces(); err != nil {
 		return err
 	}
@@ -232,7 +239,8 @@ func (d *Device) ensureUp() error {
 	}
 	state, err := d.kernel.AdapterState()
 	if err == nil && state != driver.AdapterStateUp {
-		err = d.kernel.SetAdapterState(driver.AdapterStateUp)
+		adapter := d.kernel
+		err = within(ctx, stepWithin, func() error { return adapter.SetAdapterState(driver.AdapterStateUp) })
 	}
 	if err != nil {
 		return fmt.Errorf("bring up %s: %w", d.cfg.Name, portError(d.cfg.ListenPort, err))
@@ -292,32 +300,5 @@ func windowsGUID(name string) windows.GUID {
 		Data2: binary.BigEndian.Uint16(raw[4:]),
 		Data3: binary.BigEndian.Uint16(raw[6:]),
 		Data4: [8]byte(raw[8:]),
-	}
-}
-
-// await runs fn, which takes as long as Windows takes to install a driver, and
-// gives up waiting when ctx ends. What fn makes after that is discarded.
-func await[T any](ctx context.Context, fn func() (T, error), discard func(T) error) (T, error) {
-	type outcome struct {
-		made T
-		err  error
-	}
-	done := make(chan outcome)
-	go func() {
-		made, err := fn()
-		select {
-		case done <- outcome{made, err}:
-		case <-ctx.Done():
-			if err == nil {
-				_ = discard(made)
-			}
-		}
-	}()
-	select {
-	case <-ctx.Done():
-		var none T
-		return none, context.Cause(ctx)
-	case result := <-done:
-		return result.made, result.err
 	}
 }

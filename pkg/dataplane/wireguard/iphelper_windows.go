@@ -16,6 +16,11 @@ const (
 	familyAny  = winipcfg.AddressFamily(windows.AF_UNSPEC)
 )
 
+// windowsFamily is Windows' number of a family.
+func windowsFamily(fam int) winipcfg.AddressFamily {
+	return []winipcfg.AddressFamily{familyIPv4, familyIPv6}[fam]
+}
+
 // ensureInterfaces sets what each family has of the adapter: the MTU, forwarding,
 // since pods' packets come from and go to other adapters, and nothing that Windows
 // would do by itself on a link with routers and neighbours. Without IPv6 there is
