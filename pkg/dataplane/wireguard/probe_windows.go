@@ -6,60 +6,32 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"sync"
 	"syscall"
 	"time"
 	"unsafe"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/windows"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
 const (
-	// probesAtOnce bounds the threads that wait, one for each request.
-	probesAtOnce = 32
-	// probeWithin is how long to wait for an answer where ctx has no deadline.
-	probeWithin = 5 * time.Second
 	// replyRoom is more than a reply takes with what it brings back.
 	replyRoom = 256
 	// reqTimedOut is IP_REQ_TIMED_OUT of ipexport.h.
 	reqTimedOut = syscall.Errno(11010)
 )
 
-// errNoICMP is an error about this node.
-var errNoICMP = errors.New("cannot open ICMP")
-
 // Probe sends one ICMP echo request from the device's address to each of targets,
 // which are addresses of peers on the overlay, and returns who answered before ctx
-// ends, as soon as all have. An error is about this node, and says nothing of the
-// peers.
+// ends, as soon as all have. Of many targets some may not have their turn before,
+// and have no result. An error is about this node, and says nothing of the peers.
 func (d *Device) Probe(ctx context.Context, targets map[wgtypes.Key]netip.Addr) (map[wgtypes.Key]ProbeResult, error) {
 	echo, err := newEchoSender(d.cfg.Addresses)
 	if err != nil {
 		return nil, fmt.Errorf("probe peers of %s: %w", d.cfg.Name, err)
 	}
-	var running errgroup.Group
-	running.SetLimit(probesAtOnce)
-	var mu sync.Mutex
-	results := make(map[wgtypes.Key]ProbeResult, len(targets))
-	for key, addr := range targets {
-		running.Go(func() error {
-			began := time.Now()
-			result := ProbeResult{Err: echo.send(ctx, addr.Unmap())}
-			if result.Err == nil {
-				result.RTT = time.Since(began)
-			}
-			if errors.Is(result.Err, errNoICMP) {
-				return result.Err
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			results[key] = result
-			return nil
-		})
-	}
-	if err := running.Wait(); err != nil {
+	results, err := probeEach(ctx, targets, echo.send)
+	if err != nil {
 		return nil, fmt.Errorf("probe peers of %s: %w", d.cfg.Name, err)
 	}
 	return results, nil
@@ -85,19 +57,12 @@ func newEchoSender(addrs []netip.Addr) (*echoSender, error) {
 	return e, errors.Join(e.create[0].Find(), e.create[1].Find(), e.send4.Find(), e.send6.Find(), e.closeFile.Find())
 }
 
-// send sends one request and waits for its answer until ctx ends.
-func (e *echoSender) send(ctx context.Context, to netip.Addr) error {
+// send sends one request and waits for its answer, which nothing ends before.
+func (e *echoSender) send(_ context.Context, to netip.Addr, within time.Duration) error {
 	fam := family(to)
 	from := e.sources[fam]
 	if !from.IsValid() {
-		return fmt.Errorf("send an echo request to %v: this node has no address of that family", to)
-	}
-	within := probeWithin
-	if deadline, has := ctx.Deadline(); has {
-		within = time.Until(deadline)
-	}
-	if ctx.Err() != nil || within <= 0 {
-		return errNoEcho
+		return fmt.Errorf("%w to %v: this node has no address of that family", errNotAsked, to)
 	}
 	handle, _, err := e.create[fam].Call()
 	if windows.Handle(handle) == windows.InvalidHandle {
