@@ -40,32 +40,60 @@ func makePrivate(path string) error {
 	if err := windows.CreateDirectory(name, attributes); !errors.Is(err, windows.ERROR_ALREADY_EXISTS) {
 		return err
 	}
-	access, _, err := descriptor.DACL()
-	if err != nil {
-		return err
-	}
 	// First nobody else gets in any more, then what is in is looked at.
-	if err := checkAdministrators(path); err != nil {
+	if err := takeOver(path); err != nil {
 		return err
 	}
-	const protected = windows.DACL_SECURITY_INFORMATION | windows.PROTECTED_DACL_SECURITY_INFORMATION
-	if err := windows.SetNamedSecurityInfo(path, windows.SE_FILE_OBJECT, protected, nil, nil, access, nil); err != nil {
-		return err
-	}
-	return filepath.WalkDir(path, func(inside string, entry fs.DirEntry, err error) error {
-		if err != nil {
+	return filepath.WalkDir(path, func(inside string, _ fs.DirEntry, err error) error {
+		if err != nil || inside == path {
 			return err
 		}
-		if kind := entry.Type(); !kind.IsRegular() && !kind.IsDir() {
-			return fmt.Errorf("%s is a link", inside)
-		}
-		return checkAdministrators(inside)
+		return takeOver(inside)
 	})
 }
 
+// takeOver makes the file or folder at path the administrators' alone, and refuses
+// one that is somebody else's, or that is somewhere else: whoever made the link has
+// it lead where he must not write himself. It opens path once, so that what is
+// changed is what was looked at.
+func takeOver(path string) error {
+	name, err := windows.UTF16PtrFromString(path)
+	if err != nil {
+		return err
+	}
+	const shared = windows.FILE_SHARE_READ | windows.FILE_SHARE_WRITE | windows.FILE_SHARE_DELETE
+	const itself = windows.FILE_FLAG_OPEN_REPARSE_POINT | windows.FILE_FLAG_BACKUP_SEMANTICS // a link, and a folder
+	handle, err := windows.CreateFile(name, windows.READ_CONTROL|windows.WRITE_DAC|windows.FILE_READ_ATTRIBUTES, shared, nil, windows.OPEN_EXISTING, itself, 0)
+	if err != nil {
+		return fmt.Errorf("open %s to change who has access: %w", path, err)
+	}
+	defer func() { _ = windows.CloseHandle(handle) }()
+	var info windows.ByHandleFileInformation
+	if err := windows.GetFileInformationByHandle(handle, &info); err != nil {
+		return fmt.Errorf("look at %s: %w", path, err)
+	}
+	access, err := accessOf(path, info.FileAttributes, info.NumberOfLinks)
+	if err != nil {
+		return err
+	}
+	if err := checkAdministrators(path, handle); err != nil {
+		return err
+	}
+	descriptor, err := windows.SecurityDescriptorFromString(access)
+	if err != nil {
+		return err
+	}
+	// Unlike SetSecurityInfo this leaves alone what is inside, which may be links.
+	const protected = windows.DACL_SECURITY_INFORMATION | windows.PROTECTED_DACL_SECURITY_INFORMATION
+	if err := windows.SetKernelObjectSecurity(handle, protected, descriptor); err != nil {
+		return fmt.Errorf("change who has access to %s: %w", path, err)
+	}
+	return nil
+}
+
 // checkAdministrators refuses a file or folder of somebody else's.
-func checkAdministrators(path string) error {
-	have, err := windows.GetNamedSecurityInfo(path, windows.SE_FILE_OBJECT, windows.OWNER_SECURITY_INFORMATION)
+func checkAdministrators(path string, handle windows.Handle) error {
+	have, err := windows.GetSecurityInfo(handle, windows.SE_FILE_OBJECT, windows.OWNER_SECURITY_INFORMATION)
 	if err != nil {
 		return fmt.Errorf("ask for the owner of %s: %w", path, err)
 	}
@@ -73,8 +101,14 @@ func checkAdministrators(path string) error {
 	if err != nil {
 		return fmt.Errorf("ask for the owner of %s: %w", path, err)
 	}
-	if owner.IsWellKnown(windows.WinLocalSystemSid) || owner.IsWellKnown(windows.WinBuiltinAdministratorsSid) {
+	if isAdministrator(owner) {
 		return nil
 	}
 	return fmt.Errorf("%s belongs to %s: remove it, or make it the administrators' (icacls %s /setowner *S-1-5-32-544) if you trust what is in it", path, owner, path)
+}
+
+// isAdministrator tells whether something of sid's is SYSTEM's or the
+// administrators'.
+func isAdministrator(sid *windows.SID) bool {
+	return sid.IsWellKnown(windows.WinLocalSystemSid) || sid.IsWellKnown(windows.WinBuiltinAdministratorsSid)
 }

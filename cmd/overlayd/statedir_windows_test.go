@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -50,6 +51,61 @@ func TestStateDirIsPrivate(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, "key"), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// A file that somebody let others read, or made before the folder was private.
+func TestStateDirTakesFilesBack(t *testing.T) {
+	needOwners(t)
+	dir := filepath.Join(t.TempDir(), "zlayer")
+	if err := secureStateDir(dir); err != nil {
+		t.Fatal(err)
+	}
+	key := filepath.Join(dir, "key")
+	if err := os.WriteFile(key, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	open, err := windows.SecurityDescriptorFromString("D:P(A;;FA;;;BA)(A;;FR;;;BU)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	access, _, err := open.DACL()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const protected = windows.DACL_SECURITY_INFORMATION | windows.PROTECTED_DACL_SECURITY_INFORMATION
+	if err := windows.SetNamedSecurityInfo(key, windows.SE_FILE_OBJECT, protected, nil, nil, access, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := secureStateDir(dir); err != nil {
+		t.Fatal(err)
+	}
+	have, err := windows.GetNamedSecurityInfo(key, windows.SE_FILE_OBJECT, windows.OWNER_SECURITY_INFORMATION|windows.DACL_SECURITY_INFORMATION)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.ReplaceAll(have.String(), "D:PAI(", "D:P("); got != privateFile {
+		t.Errorf("security %s, want %s", got, privateFile)
+	}
+}
+
+// A junction to a folder of SYSTEM's is refused before anything is changed there.
+func TestStateDirIsNoJunction(t *testing.T) {
+	needOwners(t)
+	target, link := t.TempDir(), filepath.Join(t.TempDir(), "zlayer")
+	if out, err := exec.Command("cmd", "/c", "mklink", "/J", link, target).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	before, err := windows.GetNamedSecurityInfo(target, windows.SE_FILE_OBJECT, windows.DACL_SECURITY_INFORMATION)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := secureStateDir(link); err == nil || !strings.Contains(err.Error(), "is a link") {
+		t.Errorf("error %v, want a refusal", err)
+	}
+	after, err := windows.GetNamedSecurityInfo(target, windows.SE_FILE_OBJECT, windows.DACL_SECURITY_INFORMATION)
+	if err != nil || after.String() != before.String() {
+		t.Errorf("the target had %s, and has %s (%v)", before, after, err)
 	}
 }
 

@@ -58,10 +58,33 @@ func TestSystemsDiffer(t *testing.T) {
 	}
 }
 
+// What leads elsewhere must not be changed: whoever made it could not do so himself.
+func TestAccessOf(t *testing.T) {
+	const file, folder = 0x20, attributeDirectory
+	for _, tt := range []struct {
+		name              string
+		attributes, names uint32
+		want              string
+	}{
+		{"file", file, 1, privateFile},
+		{"folder", folder, 1, privateFolder},
+		{"junction", folder | attributeReparse, 1, ""},
+		{"symbolic link to a file", file | attributeReparse, 1, ""},
+		{"hard link", file, 2, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := accessOf("key", tt.attributes, tt.names)
+			if got != tt.want || (err == nil) != (tt.want != "") {
+				t.Errorf("access %q, %v", got, err)
+			}
+		})
+	}
+}
+
 // TestAdministratorsAlone reads descriptors as Windows does: "P" inherits
 // nothing, "A" allows, "SY" is SYSTEM, "BA" the administrators.
 func TestAdministratorsAlone(t *testing.T) {
-	for sddl, rights := range map[string]string{administratorsOnly: ";GA;;;", privateFolder: "OICI;FA;;;"} {
+	for sddl, rights := range map[string]string{administratorsOnly: ";GA;;;", privateFolder: "OICI;FA;;;", privateFile: ";FA;;;"} {
 		entries, ok := strings.CutPrefix(sddl, "O:BAD:P(")
 		if !ok {
 			t.Errorf("%s: wants the administrators as owner and a protected list", sddl)
