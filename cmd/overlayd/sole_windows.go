@@ -41,7 +41,11 @@ func holdMutex(path string) (sole, error) {
 	case err == nil:
 		return soleMutex(handle), nil
 	case errors.Is(err, windows.ERROR_ALREADY_EXISTS):
+		err := checkOwner(path, handle)
 		_ = windows.CloseHandle(handle)
+		if err != nil {
+			return nil, err
+		}
 		return nil, fmt.Errorf("%w of this machine: end it first (it holds the mutex %s)", errInCharge, path)
 	case errors.Is(err, windows.ERROR_ACCESS_DENIED):
 		return nil, fmt.Errorf("mutex %s belongs to a stranger, or this process is not elevated: %w", path, err)
@@ -49,4 +53,25 @@ func holdMutex(path string) (sole, error) {
 		return nil, fmt.Errorf("create mutex %s: only SYSTEM and elevated administrators may: %w", path, err)
 	}
 	return nil, fmt.Errorf("create mutex %s: %w", path, err)
+}
+
+// checkOwner refuses a mutex that is not a daemon's: in Global every user can make
+// one, and waiting for its end would be waiting for him.
+func checkOwner(path string, handle windows.Handle) error {
+	have, err := windows.GetSecurityInfo(handle, windows.SE_KERNEL_OBJECT, windows.OWNER_SECURITY_INFORMATION)
+	if err != nil {
+		return fmt.Errorf("ask for the owner of mutex %s: %w", path, err)
+	}
+	owner, _, err := have.Owner()
+	if err != nil {
+		return fmt.Errorf("ask for the owner of mutex %s: %w", path, err)
+	}
+	if isAdministrator(owner) {
+		return nil
+	}
+	name := owner.String()
+	if account, domain, _, err := owner.LookupAccount(""); err == nil {
+		name = domain + `\` + account
+	}
+	return fmt.Errorf("mutex %s belongs to %s, who is no daemon: end the program that holds it", path, name)
 }
