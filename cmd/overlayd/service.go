@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 )
@@ -36,6 +37,15 @@ func serviceOf(program, path string) serviceSpec {
 	}
 }
 
+// checkServiceConfig refuses what makes no sense of a service: the manager runs but
+// one, and one that waits for another daemon's end takes no orders meanwhile.
+func checkServiceConfig(config Config) error {
+	if config.Handover {
+		return errors.New("handover: a service takes over from no other daemon; end that first, and leave this out")
+	}
+	return nil
+}
+
 // stage is where a daemon is between its start and its end.
 type stage int
 
@@ -53,6 +63,8 @@ type supervision struct {
 	tell func(now stage, step uint32)
 	// interval is how often that is.
 	interval time.Duration
+	// asked has something when the manager wants to be told again. It may be nil.
+	asked <-chan struct{}
 }
 
 // follow runs the daemon until it ends, which the end of ctx has it do, and
@@ -77,6 +89,7 @@ func (s supervision) follow(ctx context.Context, run func(ctx context.Context, a
 		case <-stop:
 			stop = nil
 			now, step = stopping, 1
+		case <-s.asked: // as it was
 		case <-ticker.C:
 			if now == running {
 				continue

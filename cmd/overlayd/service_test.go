@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -41,6 +43,42 @@ func commandOf[C interface{ Name() string }](commands []C, name string) any {
 		}
 	}
 	return nil
+}
+
+// A service that waits for another daemon is neither up nor to be stopped.
+func TestServiceTakesOverFromNobody(t *testing.T) {
+	if err := checkServiceConfig(Config{}); err != nil {
+		t.Error(err)
+	}
+	if err := checkServiceConfig(Config{Handover: true}); err == nil || !strings.Contains(err.Error(), "handover") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// What the manager asks for is told by the one who tells all else, so that nothing
+// that was true before comes after.
+func TestFollowAnswers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		asked := make(chan struct{}, 1)
+		var got []stage
+		told := supervision{interval: time.Hour, asked: asked, tell: func(now stage, _ uint32) { got = append(got, now) }}
+		err := told.follow(ctx, func(ctx context.Context, answering func()) error {
+			answering()
+			synctest.Wait()
+			asked <- struct{}{}
+			synctest.Wait()
+			cancel()
+			<-ctx.Done()
+			synctest.Wait()
+			asked <- struct{}{}
+			synctest.Wait()
+			return nil
+		})
+		if err != nil || !slices.Equal(got, []stage{starting, running, running, stopping, stopping}) {
+			t.Errorf("told %v, %v", got, err)
+		}
+	})
 }
 
 // daemonScript is a daemon that answers and ends when it is told to, or late

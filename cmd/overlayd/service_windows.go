@@ -60,8 +60,9 @@ type service struct {
 func (s *service) Execute(_ []string, requests <-chan svc.ChangeRequest, statuses chan<- svc.Status) (ownCode bool, code uint32) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	go obey(requests, statuses, cancel) // as long as the process
-	told := supervision{tell: func(now stage, step uint32) { statuses <- statusOf(now, step) }, interval: pendingInterval}
+	asked := make(chan struct{}, 1)
+	go obey(requests, asked, cancel) // as long as the process
+	told := supervision{tell: func(now stage, step uint32) { statuses <- statusOf(now, step) }, interval: pendingInterval, asked: asked}
 	err := told.follow(ctx, func(ctx context.Context, answering func()) error {
 		return s.run(ctx, parent{out: io.Discard, log: io.Discard, events: s.events, answering: answering})
 	})
@@ -72,20 +73,25 @@ func (s *service) Execute(_ []string, requests <-chan svc.ChangeRequest, statuse
 	return false, 0
 }
 
-// obey does what the service manager asks for.
-func obey(requests <-chan svc.ChangeRequest, statuses chan<- svc.Status, stop func()) {
+// obey does what the service manager asks for. Its questions it hands on: what was
+// the answer when it asked may not be any more.
+func obey(requests <-chan svc.ChangeRequest, asked chan<- struct{}, stop func()) {
 	for request := range requests {
 		switch request.Cmd {
 		case svc.Interrogate:
-			statuses <- request.CurrentStatus
+			select {
+			case asked <- struct{}{}:
+			default: // it was asked already
+			}
 		case svc.Stop, svc.Shutdown:
 			stop()
 		}
 	}
 }
 
-// statusOf is a stage in the manager's words. It may send nothing to a service
-// that has not started yet (SetServiceStatus); then it waits.
+// statusOf is a stage in the manager's words. A service that has not started yet
+// accepts nothing (SetServiceStatus): who stops it then is refused
+// (ERROR_SERVICE_CANNOT_ACCEPT_CTRL) and has to ask again, see stopService.
 func statusOf(now stage, step uint32) svc.Status {
 	hint := uint32(pendingHint.Milliseconds())
 	switch now {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -70,21 +71,70 @@ func serviceHere(path string) (serviceSpec, error) {
 	if err != nil {
 		return serviceSpec{}, err
 	}
-	if _, err := loadConfig(absolute, pflag.NewFlagSet("service", pflag.ContinueOnError), hostname); err != nil {
+	config, err := loadConfig(absolute, pflag.NewFlagSet("service", pflag.ContinueOnError), hostname)
+	if err == nil {
+		err = checkServiceConfig(config)
+	}
+	if err != nil {
 		return serviceSpec{}, err
 	}
 	program, err := os.Executable()
 	if err != nil {
 		return serviceSpec{}, fmt.Errorf("find this program: %w", err)
 	}
+	if err := checkTrusted(program, absolute); err != nil {
+		return serviceSpec{}, err
+	}
 	return serviceOf(program, absolute), nil
+}
+
+// checkTrusted refuses a program and a configuration that others than
+// administrators could put something else in the place of. Beside the program it
+// looks for the libraries of drivers, whether they are there yet or not.
+func checkTrusted(program, config string) error {
+	folder := filepath.Dir(program)
+	for _, path := range []string{program, config, folder, filepath.Join(folder, "wireguard.dll"), filepath.Join(folder, "wintun.dll")} {
+		if err := checkWriters(path, rightsToWrite); err != nil {
+			return err
+		}
+	}
+	for _, path := range []string{program, config} {
+		for folder := filepath.Dir(path); folder != filepath.Dir(folder); folder = filepath.Dir(folder) {
+			if err := checkWriters(folder, rightsToReplace); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// checkWriters refuses a file or folder to which others have any of rights. One that
+// is not there is fine.
+func checkWriters(path string, rights uint32) error {
+	have, err := windows.GetNamedSecurityInfo(path, windows.SE_FILE_OBJECT, windows.OWNER_SECURITY_INFORMATION|windows.DACL_SECURITY_INFORMATION)
+	switch {
+	case errors.Is(err, windows.ERROR_FILE_NOT_FOUND), errors.Is(err, windows.ERROR_PATH_NOT_FOUND):
+		return nil
+	case err != nil:
+		return fmt.Errorf("ask who may write to %s: %w", path, err)
+	}
+	others, err := writersOf(have.String(), rights)
+	if err != nil {
+		return fmt.Errorf("read who may write to %s: %w", path, err)
+	}
+	if len(others) > 0 {
+		return fmt.Errorf("%s may be changed by %s, whose programs LocalSystem would run: put the program and its configuration where administrators alone may write, as in Program Files", path, strings.Join(others, ", "))
+	}
+	return nil
 }
 
 func serviceRemoveCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "remove",
-		Short: "Stop and remove the service; the data plane stays up (overlayd teardown removes it)",
-		Args:  cobra.NoArgs,
+		Short: "Stop and remove the service, which cuts this node's containers off from other nodes",
+		Long: "Stop and remove the service. The WireGuard adapter goes with it: this node's containers reach those of other nodes no more until a\n" +
+			"daemon runs again. The rest stays, also what keeps their packets from leaving in clear; overlayd teardown removes it.",
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), serviceTimeout)
 			defer cancel()

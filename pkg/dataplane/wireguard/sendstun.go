@@ -23,7 +23,8 @@ var (
 
 // HearSTUN has the device take part in STUN, or not any more. It matters to a
 // kernel device only, which begins without: hearing has a price, see rawPort. After
-// an error the device tries again by itself.
+// an error the device tries again by itself. That of Windows' driver shares its port
+// with nobody: there it is always errors.ErrUnsupported.
 func (d *Device) HearSTUN(ctx context.Context, hear bool) error {
 	if err := d.lock(ctx); err != nil {
 		return fmt.Errorf("hear STUN by %s: %w", d.cfg.Name, err)
