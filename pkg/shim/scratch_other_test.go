@@ -3,8 +3,10 @@
 package shim
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"go.uber.org/goleak"
 )
@@ -21,3 +23,6 @@ func ScratchSocket() (path string, remove func(), err error) {
 
 // notLeaks are the goroutines that may outlive the tests: none.
 func notLeaks() []goleak.Option { return nil }
+
+// brokenPipe tells whether a write found that the other side has hung up.
+func brokenPipe(err error) bool { return errors.Is(err, syscall.EPIPE) }
