@@ -22,6 +22,7 @@ type hostRule struct {
 	icmp     string         // types and codes as Windows writes them; ICMP only
 	from     []netip.Prefix // sorted; none is anywhere
 	disabled bool           // by somebody: none of ours is
+	edited   bool           // has something that none of ours has
 }
 
 const (
@@ -104,7 +105,7 @@ func echoRules(name4, name6 string, cluster []netip.Prefix) (wanted []hostRule) 
 
 // sameHostRule tells whether two rules with one name allow the same.
 func sameHostRule(a, b hostRule) bool {
-	return a.protocol == b.protocol && a.icmp == b.icmp && a.disabled == b.disabled &&
+	return a.protocol == b.protocol && a.icmp == b.icmp && a.disabled == b.disabled && a.edited == b.edited &&
 		slices.Equal(a.ports, b.ports) && slices.Equal(a.from, b.from)
 }
 

@@ -131,6 +131,7 @@ func TestReconcileHostRules(t *testing.T) {
 		{name: "new", wanted: wanted, done: []string{"add zlayer WireGuard", "add zlayer probes (ICMPv4)"}},
 		{name: "as it should be", have: wanted, wanted: wanted},
 		{name: "another port", have: edited(func(r *hostRule) { r.ports = []uint16{51899} }), wanted: wanted, done: []string{"change zlayer WireGuard"}},
+		{name: "narrowed", have: edited(func(r *hostRule) { r.edited = true }), wanted: wanted, done: []string{"change zlayer WireGuard"}},
 		{name: "disabled", have: edited(func(r *hostRule) { r.disabled = true }), wanted: wanted, done: []string{"change zlayer WireGuard"}},
 		{name: "from some only", have: edited(func(r *hostRule) { r.from = hostPrefixes("192.0.2.0/24") }), wanted: wanted, done: []string{"change zlayer WireGuard"}},
 		{name: "another protocol", have: edited(func(r *hostRule) { r.protocol = 6 }), wanted: wanted, done: []string{"change zlayer WireGuard"}},

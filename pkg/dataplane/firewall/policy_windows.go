@@ -9,13 +9,6 @@ import (
 	"github.com/go-ole/go-ole/oleutil"
 )
 
-// Values of icftypes.h.
-const (
-	directionIn = 1          // NET_FW_RULE_DIR_IN
-	actionAllow = 1          // NET_FW_ACTION_ALLOW
-	allProfiles = 0x7fffffff // NET_FW_PROFILE2_ALL
-)
-
 // HRESULTs.
 const (
 	okAlready      = 0x00000001 // S_FALSE: COM was initialized on this thread before
@@ -108,45 +101,13 @@ func (p policy) find(name string) (hostRule, bool, error) {
 		return hostRule{}, false, err
 	}
 	defer item.Release()
-	rule, err := readRule(item)
+	rule, err := readRule(dispatchRule{item})
 	if err != nil {
 		return hostRule{}, false, fmt.Errorf("read firewall rule %q: %w", name, err)
 	}
 	rule.name = name
 	return rule, true, nil
 }
-
-// readRule reads what may differ between rules of ours. What is not as we write it
-// counts as disabled, so that it differs from what is wanted.
-func readRule(item *ole.IDispatch) (rule hostRule, err error) {
-	numbers := map[string]int64{}
-	for _, name := range []string{"Protocol", "Direction", "Action", "Profiles", "Enabled"} {
-		if numbers[name], err = numberOf(item, name); err != nil {
-			return hostRule{}, err
-		}
-	}
-	rule.protocol = int32(numbers["Protocol"])
-	from, err := textOf(item, "RemoteAddresses")
-	if err != nil {
-		return hostRule{}, err
-	}
-	ports, icmp := "", ""
-	if hasPorts(rule.protocol) {
-		ports, err = textOf(item, "LocalPorts")
-		rule.ports = parsePorts(ports)
-	} else {
-		icmp, err = textOf(item, "IcmpTypesAndCodes")
-		rule.icmp = icmp
-	}
-	var readErr error
-	rule.from, readErr = parsePrefixes(from)
-	rule.disabled = readErr != nil || numbers["Enabled"] == 0 || numbers["Direction"] != directionIn ||
-		numbers["Action"] != actionAllow || numbers["Profiles"] != allProfiles
-	return rule, err
-}
-
-// hasPorts tells whether a rule of a protocol has ports, and else types of ICMP.
-func hasPorts(protocol int32) bool { return protocol == protocolUDP || protocol == protocolTCP }
 
 func (p policy) add(rule hostRule) error {
 	item, err := newDispatch("HNetCfg.FWRule")
@@ -159,7 +120,7 @@ func (p policy) add(rule hostRule) error {
 		err = put(item, "Grouping", p.group)
 	}
 	if err == nil {
-		err = write(item, rule)
+		err = writeRule(dispatchRule{item}, rule)
 	}
 	if err == nil {
 		err = cleared(oleutil.CallMethod(p.rules, "Add", item))
@@ -173,7 +134,7 @@ func (p policy) add(rule hostRule) error {
 // change writes all that a rule says. Windows takes each property at once, and
 // the port is let in all the while.
 func (p policy) change(have, want hostRule) error {
-	if have.protocol != want.protocol { // ports or ICMP types of the one would be in the way of the other
+	if have.protocol != want.protocol || have.edited { // ports or ICMP types of the one would be in the way of the other
 		return errors.Join(p.remove(want.name), p.add(want))
 	}
 	item, err := p.item(want.name)
@@ -181,7 +142,7 @@ func (p policy) change(have, want hostRule) error {
 		return err // gone meanwhile: the next Apply adds it
 	}
 	defer item.Release()
-	if err := write(item, want); err != nil {
+	if err := writeRule(dispatchRule{item}, want); err != nil {
 		return fmt.Errorf("change firewall rule %q: %w", want.name, err)
 	}
 	return nil
@@ -194,25 +155,14 @@ func (p policy) remove(name string) error {
 	return nil
 }
 
-// write sets what a rule says: the protocol before what depends on it.
-func write(item *ole.IDispatch, rule hostRule) error {
-	special, value := "LocalPorts", portsText(rule.ports)
-	if !hasPorts(rule.protocol) {
-		special, value = "IcmpTypesAndCodes", rule.icmp
-	}
-	for _, property := range []struct {
-		name  string
-		value any
-	}{
-		{"Protocol", rule.protocol}, {special, value}, {"RemoteAddresses", prefixesText(rule.from)},
-		{"Direction", int32(directionIn)}, {"Action", int32(actionAllow)}, {"Profiles", int32(allProfiles)}, {"Enabled", true},
-	} {
-		if err := put(item, property.name, property.value); err != nil {
-			return err
-		}
-	}
-	return nil
-}
+// dispatchRule is a rule by its COM interface INetFwRule.
+type dispatchRule struct{ *ole.IDispatch }
+
+func (r dispatchRule) text(name string) (string, error) { return textOf(r.IDispatch, name) }
+
+func (r dispatchRule) number(name string) (int64, error) { return numberOf(r.IDispatch, name) }
+
+func (r dispatchRule) put(name string, value any) error { return put(r.IDispatch, name, value) }
 
 func put(item *ole.IDispatch, name string, value any) error {
 	if err := cleared(oleutil.PutProperty(item, name, value)); err != nil {
