@@ -70,6 +70,7 @@ func (d *Dataplane) followMTU(ctx context.Context, running *parts) error {
 	if err != nil {
 		return err
 	}
+	mtu = min(mtu, running.device.MaxMTU())
 	var errs []error
 	if mtu != running.device.MTU() {
 		errs = append(errs, running.device.SetMTU(ctx, mtu), running.attacher.SetMTU(ctx, mtu))

@@ -45,9 +45,9 @@ const (
 	defaultMTU = 1420
 	// MinMTU is the least MTU of a device: IPv6 works on no link with less.
 	MinMTU = 1280
-	// maxMTU is the largest packet wireguard-go's buffers hold with its header and tag:
-	// 65503 bytes on Linux, 1984 on Windows.
-	maxMTU = device.MaxContentSize
+	// maxMTU is the largest packet that fits one of the underlay with WireGuard's
+	// header and tag.
+	maxMTU = 65503
 	// maxLinkName is the kernel's IFNAMSIZ less its terminating zero.
 	maxLinkName = 15
 )
@@ -70,7 +70,8 @@ type Config struct {
 	PrivateKey PrivateKey
 	// ListenPort is the UDP port; 0 lets the system choose one.
 	ListenPort int
-	// MTU is the device's; 0 means 1420. See [TunnelMTU].
+	// MTU is the device's; 0 means 1420. See [TunnelMTU]. With Auto it becomes less if
+	// the backend cannot have as much; see [Device.MaxMTU].
 	MTU int
 	// Addresses are the node's own on the overlay, at most one per family. They
 	// are set as /32 and /128, and are the source of the routes to the peers.
@@ -157,15 +158,24 @@ func (c Config) check() error {
 	if err := c.link().check(); err != nil {
 		return err
 	}
-	return checkMTU(c.MTU)
+	return checkMTU(c.MTU, c.Backend)
 }
 
 // link is how the kernel knows the device.
 func (c Config) link() Link { return Link{Name: c.Name, Service: c.Service, Table: c.Table} }
 
-func checkMTU(mtu int) error {
-	if mtu < MinMTU || mtu > maxMTU {
-		return fmt.Errorf("MTU %d is not between %d and %d", mtu, MinMTU, maxMTU)
+// largestMTU is what a backend takes: the buffers of wireguard-go hold 65503 bytes on
+// Linux, but 1984 on Windows.
+func largestMTU(backend Backend) int {
+	if backend == Userspace {
+		return min(device.MaxContentSize, maxMTU)
+	}
+	return maxMTU
+}
+
+func checkMTU(mtu int, backend Backend) error {
+	if largest := largestMTU(backend); mtu < MinMTU || mtu > largest {
+		return fmt.Errorf("MTU %d is not between %d and %d", mtu, MinMTU, largest)
 	}
 	return nil
 }

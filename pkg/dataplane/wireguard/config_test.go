@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+
+	"golang.zx2c4.com/wireguard/device"
 )
 
 func TestConfigIsChecked(t *testing.T) {
@@ -63,5 +65,26 @@ func TestCheckPeersRefusesWhatTwoHold(t *testing.T) {
 	}
 	if err := checkPeers(named("n1"), []Peer{planned(2), planned(3)}); err != nil {
 		t.Error(err)
+	}
+}
+
+// What wireguard-go's buffers hold bounds no device of the kernel's.
+func TestLargestMTU(t *testing.T) {
+	const jumbo = 8940
+	for _, backend := range []Backend{Auto, Kernel} {
+		if err := checkMTU(jumbo, backend); err != nil {
+			t.Errorf("%s: %v", backend, err)
+		}
+	}
+	if got := largestMTU(Userspace); got != device.MaxContentSize {
+		t.Errorf("largest MTU of wireguard-go is %d, want %d", got, device.MaxContentSize)
+	}
+	for _, bad := range []int{MinMTU - 1, maxMTU + 1} {
+		if checkMTU(bad, Kernel) == nil || checkMTU(bad, Userspace) == nil {
+			t.Errorf("MTU %d is taken", bad)
+		}
+	}
+	if err := checkMTU(device.MaxContentSize+1, Userspace); err == nil {
+		t.Error("more than its buffers hold is taken")
 	}
 }

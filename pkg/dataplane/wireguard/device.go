@@ -96,6 +96,9 @@ func (d *Device) Backend() Backend { return d.backend }
 // MTU returns the MTU that the link should have.
 func (d *Device) MTU() int { return int(d.mtu.Load()) }
 
+// MaxMTU returns the largest MTU that the backend takes.
+func (d *Device) MaxMTU() int { return largestMTU(d.backend) }
+
 // Ready returns nil while the device stands, and otherwise what is wrong.
 func (d *Device) Ready() error { return *d.readiness.Load() }
 
@@ -201,7 +204,7 @@ func (d *Device) SetCluster(ctx context.Context, prefixes []netip.Prefix) error 
 
 // SetMTU changes the link's MTU.
 func (d *Device) SetMTU(ctx context.Context, mtu int) error {
-	if err := checkMTU(mtu); err != nil {
+	if err := checkMTU(mtu, d.backend); err != nil {
 		return fmt.Errorf("set MTU of %s: %w", d.cfg.Name, err)
 	}
 	if err := d.lock(ctx); err != nil {

@@ -38,6 +38,9 @@ func (d *Device) Backend() Backend { return "" }
 // MTU returns 0.
 func (d *Device) MTU() int { return 0 }
 
+// MaxMTU returns 0.
+func (d *Device) MaxMTU() int { return 0 }
+
 // Ready returns errors.ErrUnsupported.
 func (d *Device) Ready() error { return errors.ErrUnsupported }
 

@@ -138,6 +138,10 @@ func (d *Device) candidates() []Backend {
 }
 
 func (d *Device) buildAs(ctx context.Context, backend Backend) error {
+	if largest := largestMTU(backend); d.MTU() > largest {
+		d.cfg.Log.Warn("MTU is more than the backend takes", "iface", d.cfg.Name, "mtu", d.MTU(), "largest", largest)
+		d.mtu.Store(int32(largest))
+	}
 	build := d.buildKernel
 	if backend == Userspace {
 		build = d.buildUserspace
