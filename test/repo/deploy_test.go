@@ -80,7 +80,9 @@ func onAnySystem(t *testing.T, set object) object {
 			c := pod.list(key)[i].(map[string]any)
 			delete(c, "securityContext")
 			delete(c, "volumeMounts")
-			c["args"] = slices.DeleteFunc(c["args"].([]any), func(arg any) bool { return strings.Contains(arg.(string), "-dir=") })
+			c["args"] = slices.DeleteFunc(c["args"].([]any), func(arg any) bool {
+				return strings.Contains(arg.(string), "-dir=") || strings.HasPrefix(arg.(string), "--dns-host-root=")
+			})
 			for i, arg := range c["args"].([]any) {
 				c["args"].([]any)[i] = strings.Replace(arg.(string), `C:\etc\zlayer\`, "/etc/zlayer/", 1)
 			}

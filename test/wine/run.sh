@@ -72,7 +72,7 @@ wine() { HOME=$work/home timeout -k 10 "$1" "$WINE" "${@:2}" </dev/null; }
 library() {
   local name=$1
   shift
-  "$CC" -std=gnu11 -Wall -Wextra -Wshadow -Wno-unused-parameter -O1 -shared -s -o "$WINEPREFIX/drive_c/windows/system32/$name.dll" "test/wine/$name.c" "$@"
+  "$CC" -std=gnu11 -Wall -Wextra -Wshadow -Wno-unused-parameter -O1 -shared -s -o "$WINEPREFIX/drive_c/windows/system32/$name.dll" "test/wine/libraries/$name.c" "$@"
 }
 
 # run_package PACKAGE: its tests, where their testdata is.
