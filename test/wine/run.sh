@@ -5,7 +5,7 @@
 #
 # It needs nothing but the packages that it names where they are missing. All it
 # makes is in a temporary folder, Wine's own files among it, and goes with it.
-# Two libraries are built for Wine: bcryptprimitives.c, without which no program
+# Two libraries are built for Wine, of dll: bcryptprimitives.c, without which no program
 # of Go starts there, and computenetwork.c in the place of HCN.
 #
 # What is not run here: whatever listens on a named pipe, since go-winio's Accept
@@ -13,8 +13,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 programs=$(realpath "$1")
-LANES=${LANES:-3}      # how many packages at a time: most tests wait
-DEADLINE=${DEADLINE:-180} # seconds for the tests of one package
+LANES=${LANES:-3} # how many packages at a time: most tests wait
+DEADLINE=${DEADLINE:-300} # seconds for the tests of one package
 WINE=${WINE:-$(command -v wine64 || echo /usr/lib/wine/wine64)}
 WINESERVER=${WINESERVER:-$(command -v wineserver64 || echo /usr/lib/wine/wineserver64)}
 CC=${WINDOWS_CC:-x86_64-w64-mingw32-gcc}
@@ -56,14 +56,15 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 work=$(mktemp -d)
-export WINEPREFIX=$work/prefix WINEDEBUG=-all WINEDLLOVERRIDES='mscoree=;mshtml=;winemenubuilder.exe=' WINESERVER
+export TMPDIR=$work WINEPREFIX=$work/prefix WINEDEBUG=-all WINEDLLOVERRIDES='mscoree=;mshtml=;winemenubuilder.exe=' WINESERVER
 unset DISPLAY
 mkdir "$work/home" # Wine shows a user's folders to the programs
 leave() {
-  [ ! -d "$WINEPREFIX" ] || { "$WINESERVER" -k || true; "$WINESERVER" -w; }
+  [ ! -d "$WINEPREFIX" ] || { "$WINESERVER" -k; "$WINESERVER" -w; } || true # there may be none any more
   rm -rf "$work"
 }
 trap leave EXIT
+trap 'exit 143' INT TERM HUP
 
 # wine SECONDS PROGRAM ARGUMENTS...: runs a program that long.
 wine() { HOME=$work/home timeout -k 10 "$1" "$WINE" "${@:2}" </dev/null; }
@@ -72,7 +73,7 @@ wine() { HOME=$work/home timeout -k 10 "$1" "$WINE" "${@:2}" </dev/null; }
 library() {
   local name=$1
   shift
-  "$CC" -std=gnu11 -Wall -Wextra -Wshadow -Wno-unused-parameter -O1 -shared -s -o "$WINEPREFIX/drive_c/windows/system32/$name.dll" "test/wine/libraries/$name.c" "$@"
+  "$CC" -std=gnu11 -Wall -Wextra -Wshadow -Wno-unused-parameter -O1 -shared -s -o "$WINEPREFIX/drive_c/windows/system32/$name.dll" "test/wine/dll/$name.c" "$@"
 }
 
 # run_package PACKAGE: its tests, where their testdata is.
@@ -81,13 +82,16 @@ run_package() {
   local arguments=(-test.v "-test.timeout=$((DEADLINE - 10))s")
   [ -z "${choice[$package]}" ] || arguments+=("${choice[$package]}")
   (cd "$package" && ZLAYER_BIN=Z:$programs wine "$DEADLINE" "$work/tests/${package##*/}.test.exe" "${arguments[@]}") >"$log" 2>&1 || status=$?
+  local passed skipped
+  passed=$(grep -cE '^ *--- PASS' "$log") || true
+  skipped=$(grep -cE '^ *--- SKIP' "$log") || true
   # A skipped test would look as if it had been run.
-  if [ $status -eq 0 ] && grep -qE '^--- PASS' "$log" && ! grep -qE '^ *--- SKIP' "$log"; then
-    echo "ok    $package: $(grep -cE '^ *--- PASS' "$log") tests in $((SECONDS - begin)) s"
+  if [ $status -eq 0 ] && [ "$passed" -gt 0 ] && [ "$skipped" -eq 0 ]; then
+    echo "ok    $package: $passed tests in $((SECONDS - begin)) s"
     return
   fi
   touch "$work/failed"
-  echo "FAIL  $package: exit $status"$'\n'"$(tr -d '\r' <"$log" | grep -vE '^ *(=== (RUN|PAUSE|CONT|NAME)|--- PASS)')"
+  echo "FAIL  $package: exit $status, $passed passed, $skipped skipped"$'\n'"$(tr -d '\r' <"$log" | grep -vE '^ *(=== (RUN|PAUSE|CONT|NAME)|--- PASS)')"
 }
 
 begin=$SECONDS

@@ -15,7 +15,7 @@ import (
 )
 
 // hcnStub is the stand-in for computenetwork.dll that `make test-wine` builds of
-// test/wine/libraries/computenetwork.c. There is one in the process.
+// test/wine/dll/computenetwork.c. There is one in the process.
 type hcnStub struct {
 	*testing.T
 	dll *windows.LazyDLL
