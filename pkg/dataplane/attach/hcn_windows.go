@@ -104,7 +104,7 @@ func convert[T any](from any, err error) (T, error) {
 // that hcnAPI promises. hcsshim's IsNotFoundError knows what its own look-ups do
 // not find. HCN's codes (winerror.h, FACILITY_HCN) it does not, and of what HCN
 // says not even ERROR_NOT_FOUND, which is meant to be known: its HcnError does
-// not unwrap to the HcsError that is looked for (v0.15.0).
+// not unwrap to the HcsError that is looked for (v0.14.1).
 func wellKnown(err error) error {
 	is := func(codes ...windows.Handle) bool {
 		for _, code := range codes {
