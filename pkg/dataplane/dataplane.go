@@ -98,7 +98,7 @@ type Dataplane struct {
 	cfg      Config
 	log      *slog.Logger
 	key      wireguard.PrivateKey
-	firewall *firewall.Firewall
+	firewall hostFirewall
 	system   system
 
 	sandboxes keylock.Lock // serializes work on one sandbox; taken before mu
@@ -142,7 +142,7 @@ type parts struct {
 	layouts   []layout       // of slices, in their order
 	port      int            // WireGuard's UDP port
 	nat       NATConfig      // how ways through NATs are looked for
-	cluster   []netip.Prefix // as change last gave it to the firewall; guarded by Dataplane.setNodes
+	cluster   []netip.Prefix // as change last gave it to device and firewall; guarded by Dataplane.setNodes
 	addresses *addresses
 	device    *wireguard.Device
 	traversal *traversal // nil while no ways through NATs are looked for

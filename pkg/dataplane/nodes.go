@@ -164,18 +164,15 @@ func (d *Dataplane) logNew(problems, before []wireguard.Problem) {
 // change moves a running data plane to other peers and cluster prefixes. Sandboxes keep the MTU
 // they were attached with.
 func (d *Dataplane) change(ctx context.Context, running *parts, peers []wireguard.Peer, cluster []netip.Prefix) error {
-	// The firewall comes first: where a new peer's packets may not leave in clear
-	// is known before there are any.
+	// What refuses comes first: where a new peer's packets may not leave in clear is
+	// known before there are any. The firewall does that, or routes, as the system has
+	// it, so that neither waits for the other.
 	var errs []error
 	if !slices.Equal(running.cluster, cluster) {
-		err := d.applyFirewall(ctx, running, nil)
-		if err == nil {
-			err = running.device.SetCluster(ctx, cluster)
-		}
-		if err == nil {
+		errs = append(errs, running.device.SetCluster(ctx, cluster), d.applyFirewall(ctx, running, nil))
+		if errors.Join(errs...) == nil {
 			running.cluster = cluster
 		}
-		errs = append(errs, err)
 	}
 	if errors.Join(errs...) == nil {
 		errs = append(errs, d.setPeers(ctx, running, peers))

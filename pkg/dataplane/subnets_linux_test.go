@@ -479,3 +479,39 @@ func TestSubnetAddressAskedFor(t *testing.T) {
 		t.Errorf("any address: %v, %v", err, got.Addrs)
 	}
 }
+
+// brokenFirewall fails to apply rules.
+type brokenFirewall struct {
+	hostFirewall
+	broken   error
+	applying func()
+}
+
+func (f *brokenFirewall) Apply(ctx context.Context, rules firewall.Rules) (bool, error) {
+	if f.applying != nil {
+		f.applying()
+	}
+	if f.broken != nil {
+		return false, f.broken
+	}
+	return f.hostFirewall.Apply(ctx, rules)
+}
+
+// A new prefix of the cluster is refused by routes there, whatever becomes of the
+// firewall: the device is told first, by which it comes back if it is gone.
+func TestSubnetClusterGrows(t *testing.T) {
+	d, _ := newSubnetPlane(t, func(*Config) {})
+	if out, err := exec.Command("ip", "link", "delete", deviceName()).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	var told bool
+	d.firewall = &brokenFirewall{hostFirewall: d.firewall, broken: errors.New("the firewall is broken"), applying: func() {
+		told = exec.Command("ip", "link", "show", deviceName()).Run() == nil
+	}}
+	set := clusterOfOne()
+	set.Cluster = append(set.Cluster, netip.MustParsePrefix("10.201.0.0/16"))
+	err := d.SetNodes(t.Context(), set)
+	if !told || err == nil {
+		t.Errorf("the device was told before the firewall: %t; error %v", told, err)
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/attach"
+	"github.com/zlayer/zlayer-cni/pkg/dataplane/firewall"
 	"github.com/zlayer/zlayer-cni/pkg/dataplane/ipam"
 )
 
@@ -31,6 +32,15 @@ type attacher interface {
 	Run(ctx context.Context, gone func(attach.Attachment)) error
 	Segments() []attach.Segment
 	SetMTU(ctx context.Context, mtu int) error
+}
+
+// hostFirewall is what this package needs of a firewall.Firewall.
+type hostFirewall interface {
+	Apply(ctx context.Context, rules firewall.Rules) (changed bool, err error)
+	Close() error
+	Counters(ctx context.Context) (firewall.Counters, error)
+	Pin(ctx context.Context, pin firewall.Pin) error
+	Unpin(ctx context.Context, port int) error
 }
 
 // system is in what operating systems differ for this package. It is a value, so
