@@ -109,12 +109,13 @@ type netConf struct {
 
 // parseNetConf reads and checks everything that ADD and CHECK use of a
 // configuration. Wanted addresses come from runtimeConfig, else from args.cni,
-// else from CNI_ARGS (CONVENTIONS.md of the CNI repository).
-func parseNetConf(cniVersion string, conf object, args podArgs) (netConf, error) {
+// else from CNI_ARGS (CONVENTIONS.md of the CNI repository). goos is the system
+// that the sandbox is of.
+func parseNetConf(goos, cniVersion string, conf object, args podArgs) (netConf, error) {
 	c := netConf{pod: args.pod()}
 	var runtime struct {
 		wishes
-		DNS *runtimeDNS `json:"dns"`
+		DNS json.RawMessage `json:"dns"`
 	}
 	var fixed struct {
 		CNI wishes `json:"cni"`
@@ -135,7 +136,7 @@ func parseNetConf(cniVersion string, conf object, args podArgs) (netConf, error)
 	if c.mtu != 0 && (c.mtu < smallestMTU || c.mtu > largestMTU) {
 		return c, invalid("mtu", fmt.Sprint(c.mtu), fmt.Sprintf("is not within %d to %d", smallestMTU, largestMTU))
 	}
-	if err := firstError(c.want(args.wishes()), c.want(fixed.CNI), c.want(runtime.wishes), c.resolve(runtime.DNS)); err != nil {
+	if err := firstError(c.want(args.wishes()), c.want(fixed.CNI), c.want(runtime.wishes), c.resolve(goos, runtime.DNS)); err != nil {
 		return c, err
 	}
 	if prev != nil {
@@ -198,10 +199,16 @@ type runtimeDNS struct {
 	Searches []string `json:"searches"`
 }
 
-// resolve takes what the sandbox resolves names with.
-func (c *netConf) resolve(wanted *runtimeDNS) error {
-	if wanted == nil {
+// resolve takes what the sandbox resolves names with, which only Windows has from
+// us: elsewhere the runtime sees to it, and no mistake in it keeps a pod from
+// starting.
+func (c *netConf) resolve(goos string, raw json.RawMessage) error {
+	if goos != "windows" || len(raw) == 0 {
 		return nil
+	}
+	var wanted *runtimeDNS
+	if err := (object{"dns": raw}).get("dns", &wanted); err != nil || wanted == nil {
+		return err
 	}
 	c.told = &shim.DNSSettings{Search: wanted.Searches}
 	for _, text := range wanted.Servers {

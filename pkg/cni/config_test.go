@@ -46,6 +46,8 @@ func TestParseNetConf(t *testing.T) {
 			wantIPs: []string{"10.0.0.9"}, wantMAC: "02:00:00:00:00:08",
 		},
 		{name: "CNI_ARGS alone", conf: minimal + `}`, args: "IgnoreUnknown=1;FOO=bar;IP=10.0.0.7", wantIPs: []string{"10.0.0.7"}},
+		{name: "what names are resolved with is the runtime's business", conf: minimal + `,"runtimeConfig":{"dns":{"servers":["fe80::1%eth0","dns.example"]}}}`},
+		{name: "however it is written", conf: minimal + `,"runtimeConfig":{"dns":["10.96.0.10"]}}`},
 		{name: "IPv4 in IPv6 is IPv4", conf: minimal + `,"runtimeConfig":{"ips":["::ffff:10.0.0.9"]}}`, wantIPs: []string{"10.0.0.9"}},
 	}
 	for _, tt := range tests {
@@ -58,7 +60,7 @@ func TestParseNetConf(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			got, err := parseNetConf(daemon.cniVersion, rest, args)
+			got, err := parseNetConf("linux", daemon.cniVersion, rest, args)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -93,6 +95,7 @@ func TestParseNetConfRefuses(t *testing.T) {
 		{"another plugin's IPAM", `,"ipam":{"type":"host-local"}`, types.ErrUnsupportedField, "ipam.type host-local"},
 		{"its own masquerading", `,"ipMasq":true`, types.ErrUnsupportedField, "ipMasq true"},
 		{"a DNS server by name", `,"runtimeConfig":{"dns":{"servers":["dns.example"]}}`, types.ErrInvalidNetworkConfig, "dns"},
+		{"DNS servers in no list", `,"runtimeConfig":{"dns":{"servers":"10.96.0.10"}}`, types.ErrDecodingFailure, "dns"},
 		{"a wished address of words", `,"runtimeConfig":{"ips":["ten"]}`, types.ErrInvalidNetworkConfig, "ips"},
 		{"a wished address with a zone", `,"runtimeConfig":{"ips":["fe80::1%eth0"]}`, types.ErrInvalidNetworkConfig, "ips"},
 		{"a wished address as a number", `,"runtimeConfig":{"ips":[10]}`, types.ErrDecodingFailure, "ips"},
@@ -111,7 +114,7 @@ func TestParseNetConfRefuses(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			daemon, rest, err := parseConf([]byte(minimal + tt.conf + "}"))
 			if err == nil {
-				_, err = parseNetConf(daemon.cniVersion, rest, podArgs{})
+				_, err = parseNetConf("windows", daemon.cniVersion, rest, podArgs{})
 			}
 			var e *types.Error
 			if !errors.As(err, &e) {
@@ -206,7 +209,7 @@ func FuzzNetConf(f *testing.F) {
 		daemon, rest, delErr := parseConf(stdin)
 		valid, gcErr := validAttachments(rest)
 		args, argsErr := parseArgs(argsText)
-		conf, addErr := parseNetConf(daemon.cniVersion, rest, args)
+		conf, addErr := parseNetConf("windows", daemon.cniVersion, rest, args)
 		for _, err := range []error{delErr, gcErr, argsErr, addErr} {
 			var e *types.Error
 			if err != nil && (!errors.As(err, &e) || e.Code == 0 || e.Msg == "") {

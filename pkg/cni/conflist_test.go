@@ -43,7 +43,7 @@ func TestShippedNetwork(t *testing.T) {
 			if daemon.cniVersion != protocol {
 				t.Errorf("version %q, want %q", daemon.cniVersion, protocol)
 			}
-			conf, err := parseNetConf(protocol, rest, podArgs{})
+			conf, err := parseNetConf("windows", protocol, rest, podArgs{})
 			if err != nil || conf.network != "zlayer" || conf.told == nil || len(conf.told.Nameservers) != 1 {
 				t.Errorf("version %s: network %q, DNS %v and %v", protocol, conf.network, conf.told, err)
 			}

@@ -12,6 +12,7 @@ import (
 	"context"
 	"io"
 	"os"
+	"runtime"
 	"strings"
 	"time"
 
@@ -172,7 +173,7 @@ func (p *plugin) sandboxConf(args *skel.CmdArgs) (daemonConf, netConf, error) {
 	if err != nil {
 		return daemon, netConf{}, err
 	}
-	conf, err := parseNetConf(daemon.cniVersion, rest, podArgs)
+	conf, err := parseNetConf(runtime.GOOS, daemon.cniVersion, rest, podArgs)
 	return daemon, conf, err
 }
 

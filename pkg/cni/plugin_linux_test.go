@@ -21,7 +21,7 @@ import (
 
 func TestAddAsksForWhatTheRuntimeWants(t *testing.T) {
 	d := newDaemon(t, nil)
-	r := newCaller(t, d, `,"mtu":1400,"runtimeConfig":{"ips":["10.0.0.9"],"mac":"02:00:00:00:00:01","dns":{"servers":["10.96.0.10"],"searches":["default.svc"]}}`)
+	r := newCaller(t, d, `,"mtu":1400,"runtimeConfig":{"ips":["10.0.0.9"],"mac":"02:00:00:00:00:01","dns":{"servers":["dns.example"],"searches":["default.svc"]}}`)
 	r.args.Args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;K8S_POD_UID=u"
 	if err := r.plugin.add(&r.args); err != nil {
 		t.Fatal(err)
@@ -31,7 +31,6 @@ func TestAddAsksForWhatTheRuntimeWants(t *testing.T) {
 		JoinGlobal: true,
 		Pod:        &shim.Pod{Namespace: "default", Name: "web-0", UID: "u"},
 		IPs:        []netip.Addr{netip.MustParseAddr("10.0.0.9")}, MAC: "02:00:00:00:00:01", MTU: 1400, Network: "n",
-		DNS: &shim.DNSSettings{Nameservers: []netip.Addr{netip.MustParseAddr("10.96.0.10")}, Search: []string{"default.svc"}},
 	}}
 	asked := d.asked()
 	if handle, ok := asked[0].(*shim.AttachContainer).Handle.(*shim.LinuxNetns); !ok || handle.File == nil {
