@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -25,7 +26,7 @@ func runCommand(p parent) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Run the daemon",
-		Long: "Run the daemon until SIGTERM or SIGINT. The data plane stays up when it ends.\n\n" +
+		Long: "Run the daemon until SIGTERM or SIGINT. When it ends, " + whatStays(runtime.GOOS) + ".\n\n" +
 			"Every key of the configuration file has a flag, which overrides it.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -214,7 +215,7 @@ func (d *daemon) run(ctx context.Context, socket, metrics net.Listener) error {
 		return *again
 	}
 	if err == nil {
-		d.log.Info("ended, the data plane stays up", "op", "run")
+		d.log.Info("ended, "+whatStays(runtime.GOOS), "op", "run")
 	}
 	return err
 }

@@ -16,6 +16,7 @@ func TestSystemsDiffer(t *testing.T) {
 		Modes     bool
 		Chain     []string
 		DNS       bool
+		Stays     string
 	}
 	tests := []struct {
 		goos string
@@ -24,13 +25,17 @@ func TestSystemsDiffer(t *testing.T) {
 		{"linux", differences{
 			Files:     []string{"zlayer-cni", "zlayer-portmap", "zlayer-bandwidth", "zlayer-tuning"},
 			SysctlDir: "/proc/sys/net", Modes: true, Chain: []string{"zlayer-cni", "zlayer-portmap", "zlayer-bandwidth"},
+			Stays: "the data plane stays up",
 		}},
 		// A network names plugins as on Linux: runtimes try NAME.exe first.
-		{"windows", differences{Files: []string{"zlayer-cni.exe"}, Chain: []string{"zlayer-cni"}, DNS: true}},
+		{"windows", differences{
+			Files: []string{"zlayer-cni.exe"}, Chain: []string{"zlayer-cni"}, DNS: true,
+			Stays: "sandboxes stay attached, traffic between nodes stops until the daemon is back",
+		}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.goos, func(t *testing.T) {
-			got := differences{Files: pluginFiles(tt.goos), SysctlDir: sysctlDir(tt.goos), Modes: hasModes(tt.goos)}
+			got := differences{Files: pluginFiles(tt.goos), SysctlDir: sysctlDir(tt.goos), Modes: hasModes(tt.goos), Stays: whatStays(tt.goos)}
 			network, err := networkOf(tt.goos, Config{Socket: `\\.\pipe\second`, StateDir: `D:\zlayer`})
 			if err != nil {
 				t.Fatal(err)
