@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/windows"
 	"golang.zx2c4.com/wireguard/tun"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 	"golang.zx2c4.com/wireguard/windows/driver"
 	"golang.zx2c4.com/wireguard/windows/tunnel/winipcfg"
 )
@@ -41,18 +42,9 @@ func (d *Device) ensure(ctx context.Context) (err, partial error) {
 		return context.Cause(ctx), nil
 	}
 	unrefused := d.ensureRefusals()
-	if err := d.ensureAdapter(ctx); err != nil {
-		return errors.Join(err, unrefused), nil
-	}
-	have, err := d.ensureDevice()
+	have, err := d.ensureRunning(ctx)
 	if err != nil {
-		return err, nil
-	}
-	if err := d.ensureUp(ctx); err != nil {
-		return err, nil
-	}
-	if err := ctx.Err(); err != nil {
-		return context.Cause(ctx), nil
+		return errors.Join(err, unrefused), nil
 	}
 	peers := d.resolver.resolved(d.peers)
 	if d.backend == Userspace {
@@ -63,6 +55,25 @@ func (d *Device) ensure(ctx context.Context) (err, partial error) {
 		partial = errors.Join(partial, d.ensurePeers(have.Peers, peers))
 	}
 	return nil, partial
+}
+
+// ensureRunning makes the device run, without peers if it is new, and returns it as
+// it then is.
+func (d *Device) ensureRunning(ctx context.Context) (*wgtypes.Device, error) {
+	if err := d.ensureAdapter(ctx); err != nil {
+		return nil, err
+	}
+	have, err := d.ensureDevice()
+	if err != nil {
+		return nil, err
+	}
+	if err := d.ensureUp(ctx); err != nil {
+		return nil, err
+	}
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	return have, nil
 }
 
 // ensureAdapter sees that there is an adapter with the carrier of its packets.
