@@ -2,6 +2,7 @@ package firewall
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -18,8 +19,8 @@ type Firewall struct {
 	log   *slog.Logger
 	turn  boundedTurn // of whoever works on rules and NATs
 
-	mu    sync.Mutex // guards the next field
-	fault string     // why NATs are not as wanted
+	mu    sync.Mutex        // guards the next field
+	tells map[string]string // what is wrong and was told, by the message
 }
 
 // New returns a Firewall that has touched nothing yet. Config.Table names the
@@ -31,25 +32,36 @@ func New(c Config) (*Firewall, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Firewall{group: c.Table, log: c.Log, turn: newBoundedTurn()}, nil
+	return &Firewall{group: c.Table, log: c.Log, turn: newBoundedTurn(), tells: map[string]string{}}, nil
 }
 
-// Apply makes our rules what r says, each in place, and repairs what strangers did
-// to them. It writes only differences, and returns whether there were any. A rule
-// with a name of ours that is of another group is an error, and stays. Services are
-// errors.ErrUnsupported; of the rest, Ports, NamePorts, Cluster, Own, Masquerade and
-// Subnets count. A NAT that cannot be made is logged and no error, since without it
-// pods still reach the cluster. It waits for Windows 30 s at most.
+// Apply makes our rules what r says and repairs what strangers did to them: in
+// place, unless they gave a rule another protocol or what none of ours has; it is
+// removed and added then. It writes only differences, and returns whether there were
+// any. A rule with a name of ours that is of another group is an error, and stays.
+// Services are errors.ErrUnsupported; of the rest, Ports, NamePorts, Cluster, Own,
+// Masquerade and Subnets count. An error about a rule costs neither other rules nor
+// NATs. A NAT that cannot be made is logged and no error, since without it pods still
+// reach the cluster; so is a policy under which the rules let nothing in. It waits
+// for Windows 30 s at most, once for rules and once for NATs.
 func (f *Firewall) Apply(ctx context.Context, r Rules) (changed bool, err error) {
-	if err = checkHostRules(r); err == nil {
-		changed, err = f.reconcile(ctx, wantedHostRules(f.group, r))
+	if err := checkHostRules(r); err != nil {
+		return false, fmt.Errorf("apply firewall rules: %w", err)
 	}
+	changed, err = f.reconcile(ctx, wantedHostRules(f.group, r))
 	if err != nil {
-		return changed, fmt.Errorf("apply firewall rules: %w", err)
+		err = fmt.Errorf("apply firewall rules: %w", err)
 	}
-	translated, err := f.masquerade(ctx, r)
-	f.tell(err)
-	return changed || translated, nil
+	if errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
+		return changed, err // a call that hangs has the turn
+	}
+	translated, untranslated := f.masquerade(ctx, r)
+	why := ""
+	if untranslated != nil {
+		why = untranslated.Error()
+	}
+	f.tell("what sandboxes send out of the cluster is not translated", why)
+	return changed || translated, err
 }
 
 // masquerade makes our NATs what r says. Without a way out at the moment they stay
@@ -72,18 +84,14 @@ func (f *Firewall) masquerade(ctx context.Context, r Rules) (changed bool, err e
 	})
 }
 
-// tell logs why NATs are not as wanted when that is news.
-func (f *Firewall) tell(err error) {
+// tell logs a message and why, when that is news. Without a reason all is well.
+func (f *Firewall) tell(message, why string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	fault := ""
-	if err != nil {
-		fault = err.Error()
+	if why != f.tells[message] && why != "" {
+		f.log.Warn(message, "op", "firewall", "err", why)
 	}
-	if fault != f.fault && fault != "" {
-		f.log.Warn("what sandboxes send out of the cluster is not translated", "op", "firewall", "err", fault)
-	}
-	f.fault = fault
+	f.tells[message] = why
 }
 
 // Teardown removes our rules and NATs. None to remove is fine.
@@ -99,7 +107,10 @@ func (f *Firewall) Teardown(ctx context.Context) error {
 
 func (f *Firewall) reconcile(ctx context.Context, wanted []hostRule) (changed bool, err error) {
 	return bounded(ctx, f.turn, func() (changed bool, err error) {
-		err = withPolicy(f.group, func(store hostRules) error {
+		err = withPolicy(f.group, func(store policy) error {
+			if len(wanted) > 0 {
+				f.tell("rules of the firewall may let nothing in", store.withoutEffect())
+			}
 			changed, err = reconcileHostRules(store, hostRuleNames(f.group), wanted)
 			return err
 		})
@@ -110,7 +121,7 @@ func (f *Firewall) reconcile(ctx context.Context, wanted []hostRule) (changed bo
 // Count counts our rules in Windows' firewall, and our NATs.
 func (f *Firewall) Count(ctx context.Context) (rules, translations int, err error) {
 	rules, err = bounded(ctx, f.turn, func() (n int, err error) {
-		err = withPolicy(f.group, func(store hostRules) error {
+		err = withPolicy(f.group, func(store policy) error {
 			n, err = countHostRules(store, hostRuleNames(f.group))
 			return err
 		})

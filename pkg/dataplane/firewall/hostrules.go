@@ -111,12 +111,58 @@ func sameHostRule(a, b hostRule) bool {
 
 // hostRules is where Windows keeps the rules of one group.
 type hostRules interface {
-	// find returns the rule name, and false if there is none.
+	// find returns the rule name, and false if there is none. One of another group is an error.
 	find(name string) (hostRule, bool, error)
 	add(rule hostRule) error
-	// change makes the rule that is there, have, what want says, in place.
-	change(have, want hostRule) error
+	// change makes the rule that is there what want says, in place.
+	change(want hostRule) error
+	// remove removes a rule of that name. Of several, it is Windows that chooses.
 	remove(name string) error
+}
+
+// removeTimes is how often a name is removed that is still there.
+const removeTimes = 5
+
+// removeHostRule removes all rules of ours with a name. As a name is all that
+// Windows takes, it looks again: one that is not ours stays, and is an error.
+func removeHostRule(store hostRules, name string) error {
+	for range removeTimes {
+		if err := store.remove(name); err != nil {
+			return err
+		}
+		if _, found, err := store.find(name); err != nil || !found {
+			return err
+		}
+	}
+	return fmt.Errorf("remove firewall rule %q: there is still one of that name after %d times", name, removeTimes)
+}
+
+// changeHostRule makes the rule have what want says: in place, unless ports or ICMP
+// types of another protocol, or what none of ours has, would be in the way. Such a
+// rule is removed and added, and lets nothing in meanwhile.
+func changeHostRule(store hostRules, have, want hostRule) error {
+	if have.protocol == want.protocol && !have.edited {
+		return store.change(want)
+	}
+	if err := removeHostRule(store, want.name); err != nil {
+		return err
+	}
+	return store.add(want)
+}
+
+// withoutEffect says why rules may let nothing in although they are there, by what
+// Windows has as LocalPolicyModifyState (NET_FW_MODIFY_STATE of icftypes.h); empty
+// if they do.
+func withoutEffect(state int64) string {
+	switch state {
+	case 0: // NET_FW_MODIFY_STATE_OK
+		return ""
+	case 1: // NET_FW_MODIFY_STATE_GP_OVERRIDE
+		return "group policy overrides the rules of this machine"
+	case 2: // NET_FW_MODIFY_STATE_INBOUND_BLOCKED
+		return "all that comes in is blocked, whatever rules say"
+	}
+	return fmt.Sprintf("Windows gives the state %d for its policy", state)
 }
 
 // reconcileHostRules makes the rules with our names those wanted, writes only
@@ -135,11 +181,11 @@ func reconcileHostRules(store hostRules, names []string, wanted []hostRule) (cha
 		case at < 0 && !found, at >= 0 && found && sameHostRule(have, wanted[at]):
 			continue
 		case at < 0:
-			err = store.remove(name)
+			err = removeHostRule(store, name)
 		case !found:
 			err = store.add(wanted[at])
 		default:
-			err = store.change(have, wanted[at])
+			err = changeHostRule(store, have, wanted[at])
 		}
 		changed = changed || err == nil
 		errs = append(errs, err)

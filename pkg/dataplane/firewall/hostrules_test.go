@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -13,9 +14,11 @@ import (
 // fakeHostRules keeps rules as Windows does, by name, and writes down what is
 // done to them. It fails at the names in broken.
 type fakeHostRules struct {
-	rules  map[string]hostRule
-	broken map[string]bool
-	done   []string
+	rules     map[string]hostRule
+	broken    map[string]bool
+	namesakes int  // there are as many more of a name, which go first
+	foreign   bool // behind one that is removed there is one of somebody else
+	done      []string
 }
 
 func (f *fakeHostRules) find(name string) (hostRule, bool, error) {
@@ -35,9 +38,9 @@ func (f *fakeHostRules) add(rule hostRule) error {
 	return nil
 }
 
-func (f *fakeHostRules) change(have, want hostRule) error {
-	if !sameHostRule(f.rules[want.name], have) || have.name != want.name {
-		return fmt.Errorf("%s is not as it was read", want.name)
+func (f *fakeHostRules) change(want hostRule) error {
+	if _, found := f.rules[want.name]; !found {
+		return fmt.Errorf("%s is not there", want.name)
 	}
 	f.done = append(f.done, "change "+want.name)
 	f.rules[want.name] = want
@@ -46,7 +49,12 @@ func (f *fakeHostRules) change(have, want hostRule) error {
 
 func (f *fakeHostRules) remove(name string) error {
 	f.done = append(f.done, "remove "+name)
+	if f.namesakes > 0 {
+		f.namesakes--
+		return nil
+	}
 	delete(f.rules, name)
+	f.broken[name] = f.broken[name] || f.foreign
 	return nil
 }
 
@@ -131,10 +139,10 @@ func TestReconcileHostRules(t *testing.T) {
 		{name: "new", wanted: wanted, done: []string{"add zlayer WireGuard", "add zlayer probes (ICMPv4)"}},
 		{name: "as it should be", have: wanted, wanted: wanted},
 		{name: "another port", have: edited(func(r *hostRule) { r.ports = []uint16{51899} }), wanted: wanted, done: []string{"change zlayer WireGuard"}},
-		{name: "narrowed", have: edited(func(r *hostRule) { r.edited = true }), wanted: wanted, done: []string{"change zlayer WireGuard"}},
+		{name: "narrowed", have: edited(func(r *hostRule) { r.edited = true }), wanted: wanted, done: []string{"remove zlayer WireGuard", "add zlayer WireGuard"}},
 		{name: "disabled", have: edited(func(r *hostRule) { r.disabled = true }), wanted: wanted, done: []string{"change zlayer WireGuard"}},
 		{name: "from some only", have: edited(func(r *hostRule) { r.from = hostPrefixes("192.0.2.0/24") }), wanted: wanted, done: []string{"change zlayer WireGuard"}},
-		{name: "another protocol", have: edited(func(r *hostRule) { r.protocol = 6 }), wanted: wanted, done: []string{"change zlayer WireGuard"}},
+		{name: "another protocol", have: edited(func(r *hostRule) { r.protocol = 6 }), wanted: wanted, done: []string{"remove zlayer WireGuard", "add zlayer WireGuard"}},
 		{name: "teardown", have: append(slices.Clone(wanted), other), done: []string{"remove zlayer WireGuard", "remove zlayer probes (ICMPv4)"}},
 		{name: "teardown of nothing", have: []hostRule{other}},
 		{name: "one cannot be read", wanted: wanted, broken: "zlayer WireGuard", done: []string{"add zlayer probes (ICMPv4)"}, failed: true},
@@ -164,6 +172,39 @@ func TestReconcileHostRules(t *testing.T) {
 				t.Errorf("left (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// A name is all that Windows takes to remove a rule, and there may be more of one.
+func TestRemoveHostRule(t *testing.T) {
+	rule := hostRule{name: "zlayer WireGuard", protocol: 17, ports: []uint16{51820}}
+	for _, c := range []struct {
+		name      string
+		namesakes int
+		foreign   bool
+		failed    bool
+	}{
+		{name: "one"},
+		{name: "three", namesakes: 2},
+		{name: "no end", namesakes: removeTimes, failed: true},
+		{name: "one of somebody else behind it", foreign: true, failed: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			store := &fakeHostRules{rules: map[string]hostRule{rule.name: {protocol: 6}}, broken: map[string]bool{}, namesakes: c.namesakes, foreign: c.foreign}
+			err := changeHostRule(store, store.rules[rule.name], rule)
+			if added := slices.Contains(store.done, "add "+rule.name); (err != nil) != c.failed || added == c.failed {
+				t.Errorf("%v, after %v", err, store.done)
+			}
+		})
+	}
+}
+
+// Group policy may leave the rules of a machine without effect.
+func TestWithoutEffect(t *testing.T) {
+	for state, want := range map[int64]string{0: "", 1: "group policy", 2: "blocked", 7: "state 7"} {
+		if got := withoutEffect(state); !strings.Contains(got, want) || (got == "") != (want == "") {
+			t.Errorf("state %d: %q, want %q", state, got, want)
+		}
 	}
 }
 

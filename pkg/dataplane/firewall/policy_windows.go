@@ -23,12 +23,13 @@ var errForeignRule = errors.New("exists and is not ours")
 // (https://learn.microsoft.com/windows/win32/api/netfw/nn-netfw-inetfwpolicy2). It
 // belongs to one thread.
 type policy struct {
-	group string
-	rules *ole.IDispatch
+	group  string
+	object *ole.IDispatch
+	rules  *ole.IDispatch
 }
 
 // withPolicy calls fn with the rules of group, on a thread with COM.
-func withPolicy(group string, fn func(hostRules) error) error {
+func withPolicy(group string, fn func(policy) error) error {
 	return withCOM(func() error {
 		object, err := newDispatch("HNetCfg.FwPolicy2")
 		if err != nil {
@@ -40,7 +41,7 @@ func withPolicy(group string, fn func(hostRules) error) error {
 			return fmt.Errorf("open the firewall's rules: %w", err)
 		}
 		defer rules.Release()
-		return fn(policy{group: group, rules: rules})
+		return fn(policy{group: group, object: object, rules: rules})
 	})
 }
 
@@ -69,6 +70,15 @@ func newDispatch(class string) (*ole.IDispatch, error) {
 		return nil, fmt.Errorf("use a %s: %w", class, err)
 	}
 	return object, nil
+}
+
+// withoutEffect says why rules that are added may let nothing in, empty if they do.
+func (p policy) withoutEffect() string {
+	state, err := numberOf(p.object, "LocalPolicyModifyState")
+	if err != nil {
+		return err.Error()
+	}
+	return withoutEffect(state)
 }
 
 // item returns the rule name, to be released, or nil if there is none.
@@ -133,10 +143,7 @@ func (p policy) add(rule hostRule) error {
 
 // change writes all that a rule says. Windows takes each property at once, and
 // the port is let in all the while.
-func (p policy) change(have, want hostRule) error {
-	if have.protocol != want.protocol || have.edited { // ports or ICMP types of the one would be in the way of the other
-		return errors.Join(p.remove(want.name), p.add(want))
-	}
+func (p policy) change(want hostRule) error {
 	item, err := p.item(want.name)
 	if err != nil || item == nil {
 		return err // gone meanwhile: the next Apply adds it
