@@ -126,6 +126,7 @@ type Dataplane struct {
 	waiting      string              // why parts is nil, or what is wrong with this node's own entry
 	moved        bool                // the set gives this node other slices than parts has
 	fault        error               // the last resync's, nil when all was well
+	notLetIn     error               // the firewall's, where it only lets in, nil when all was well
 	nat          natTraversal        // finds ways through NATs, nil while that is off
 }
 
@@ -274,16 +275,27 @@ func (d *Dataplane) reconcile(ctx context.Context, parts *parts) error {
 }
 
 // applyFirewall holds the firewall to its rules. Nil pins are those that came
-// and went since they were last given.
+// and went since they were last given. Where it only lets in, its fault is told by
+// Waiting and holds up nothing else; resync tries again.
 func (d *Dataplane) applyFirewall(ctx context.Context, parts *parts, pins []firewall.Pin) error {
 	d.applying.Lock()
 	defer d.applying.Unlock()
 	changed, err := d.firewall.Apply(ctx, d.rules(parts, pins))
-	if err != nil {
-		return fmt.Errorf("apply firewall: %w", err)
-	}
 	if changed {
 		d.log.Info("firewall written", "op", "firewall")
+	}
+	if err != nil {
+		err = fmt.Errorf("apply firewall: %w", err)
+	}
+	if !d.system.subnets || ctx.Err() != nil {
+		return err
+	}
+	d.mu.Lock()
+	before := d.notLetIn
+	d.notLetIn = err
+	d.mu.Unlock()
+	if err != nil && (before == nil || before.Error() != err.Error()) {
+		d.log.Warn("not all is let in that should be, will try again", "op", "firewall", "err", err)
 	}
 	return nil
 }

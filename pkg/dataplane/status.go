@@ -103,7 +103,7 @@ func (d *Dataplane) Backend() wireguard.Backend {
 // Waiting lists why the node is not ready, a line for each reason.
 func (d *Dataplane) Waiting() []string {
 	d.mu.Lock()
-	parts, waiting, fault := d.parts, d.waiting, d.fault
+	parts, waiting, faults := d.parts, d.waiting, []error{d.fault, d.notLetIn}
 	d.mu.Unlock()
 	var reasons []string
 	if waiting != "" {
@@ -115,8 +115,10 @@ func (d *Dataplane) Waiting() []string {
 	if err := parts.device.Ready(); err != nil {
 		reasons = append(reasons, err.Error())
 	}
-	if fault != nil {
-		reasons = append(reasons, fault.Error())
+	for _, fault := range faults {
+		if fault != nil {
+			reasons = append(reasons, fault.Error())
+		}
 	}
 	for _, pool := range parts.addresses.stats() {
 		if pool.Free() == 0 {

@@ -510,8 +510,48 @@ func TestSubnetClusterGrows(t *testing.T) {
 	}}
 	set := clusterOfOne()
 	set.Cluster = append(set.Cluster, netip.MustParsePrefix("10.201.0.0/16"))
-	err := d.SetNodes(t.Context(), set)
-	if !told || err == nil {
+	if err := d.SetNodes(t.Context(), set); !told || err != nil {
 		t.Errorf("the device was told before the firewall: %t; error %v", told, err)
+	}
+}
+
+// What only lets in holds up nothing: the node comes up, says what is wrong, and
+// tries again.
+func TestSubnetFirewallBroken(t *testing.T) {
+	d, attacher := newPlane(t), &subnetAttacher{all: map[string]attach.Attachment{}, segments: map[string]bool{}}
+	attacher.under(d)
+	broken := &brokenFirewall{hostFirewall: d.firewall, broken: errors.New("the firewall is broken")}
+	d.firewall = broken
+	if err := d.SetNodes(t.Context(), clusterOfOne()); err != nil {
+		t.Fatal(err)
+	}
+	request := in("pod", oneNamespace)
+	if _, err := d.Attach(t.Context(), request); err != nil {
+		t.Error(err)
+	}
+	if _, err := d.Check(t.Context(), request.Key, nil, oneNamespace); err != nil {
+		t.Error(err)
+	}
+	for range 2 {
+		if err := d.reconcile(t.Context(), d.current()); err != nil {
+			t.Error(err)
+		}
+		if diff := cmp.Diff([]string{"apply firewall: the firewall is broken"}, d.Waiting()); diff != "" {
+			t.Errorf("the node waits for (-want +got):\n%s", diff)
+		}
+	}
+	broken.broken = nil
+	if err := d.reconcile(t.Context(), d.current()); err != nil || len(d.Waiting()) > 0 {
+		t.Errorf("with a firewall that works: %v, waits for %v", err, d.Waiting())
+	}
+}
+
+// A firewall that drops is another matter: nothing comes up without.
+func TestFirewallBroken(t *testing.T) {
+	d := newPlane(t)
+	broken := &brokenFirewall{hostFirewall: d.firewall, broken: errors.New("the firewall is broken")}
+	d.firewall = broken
+	if err := d.SetNodes(t.Context(), clusterOfOne()); !errors.Is(err, broken.broken) || d.current() != nil {
+		t.Errorf("up without a firewall: %v", err)
 	}
 }
