@@ -155,6 +155,9 @@ func (a *hcnAttacher) mend(ctx context.Context, r hcnAttachment, endpoints []hcn
 	}
 	placed := namespace.holds(r.Endpoint)
 	if !slices.ContainsFunc(endpoints, func(e hcnEndpoint) bool { return sameID(e.ID, r.Endpoint) }) {
+		if err := a.dropUntold(ctx, r, endpoints); err != nil {
+			return r, false, err
+		}
 		if r, err = a.remake(ctx, r, placed); errors.Is(err, ErrConflict) {
 			a.log.Warn("endpoint is gone for good", "op", "mend", "sandbox", r.Key.String(), "iface", r.Endpoint, "err", err)
 			return r, false, nil
@@ -330,6 +333,7 @@ type hcnWork struct {
 	attacher *hcnAttacher
 	spec     Spec
 	network  hcnNetwork
+	untold   bool // HCN may have made an endpoint and not said so
 }
 
 // reserve finds the segment's network and writes the attachment down with all
@@ -400,7 +404,7 @@ func (w *hcnWork) makeEndpoint(ctx context.Context) error {
 		}
 		made, err = w.createEndpoint(ctx)
 	}
-	if err != nil {
+	if w.untold = err != nil; w.untold {
 		return err
 	}
 	if made.ID != "" && !sameID(made.ID, w.Endpoint) {
@@ -462,7 +466,15 @@ func (w *hcnWork) commit(context.Context) error {
 func (w *hcnWork) undo(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), w.attacher.timeout)
 	defer cancel()
-	if err := w.attacher.ringIf(w.attacher.remove(ctx, w.hcnAttachment)); err != nil {
+	a := w.attacher
+	err := a.ringIf(a.remove(ctx, w.hcnAttachment))
+	if w.untold && err == nil {
+		var endpoints []hcnEndpoint
+		if endpoints, err = a.listEndpoints(ctx); err == nil {
+			err = a.dropUntold(ctx, w.hcnAttachment, endpoints)
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("undo: %w", err)
 	}
 	return nil

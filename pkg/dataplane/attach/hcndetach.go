@@ -70,9 +70,37 @@ func (a *hcnAttacher) dropEndpoint(ctx context.Context, endpoint, namespace stri
 		return errors.Join(kept, err)
 	}
 	if kept != nil {
-		a.log.Info("endpoint is gone, but its namespace did not let go of it", "op", "detach", "iface", endpoint, "err", kept)
+		a.takeOutAfter(ctx, endpoint, namespace, kept)
 	}
 	return nil
+}
+
+// takeOutAfter takes an endpoint that is gone out of its namespace, if it is in
+// there. kept is why it could not be while it was there.
+func (a *hcnAttacher) takeOutAfter(ctx context.Context, endpoint, namespace string, kept error) {
+	if !a.calls.busy(namespace) { // else what hangs is about it
+		found, err := a.namespace(ctx, namespace)
+		if unlessGone(err) == nil && !found.holds(endpoint) {
+			return
+		}
+		kept = unlessGone(a.takeOut(ctx, namespace, endpoint))
+	}
+	if kept != nil {
+		a.log.Info("endpoint is gone, but its namespace did not let go of it", "op", "detach", "iface", endpoint, "err", kept)
+	}
+}
+
+// dropUntold removes endpoints with the sandbox's name that the record does not
+// know: HCN made them by ids of its own, and its answer was lost. endpoints is what
+// HCN has; the sandbox's lock is held.
+func (a *hcnAttacher) dropUntold(ctx context.Context, r hcnAttachment, endpoints []hcnEndpoint) error {
+	var errs []error
+	for _, e := range endpoints {
+		if e.Name == endpointName(r.Key) && !sameID(e.ID, r.Endpoint) {
+			errs = append(errs, a.dropEndpoint(ctx, e.ID, e.HostComputeNamespace))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // dropLate removes what HCN made after nobody waited for it any more, and called

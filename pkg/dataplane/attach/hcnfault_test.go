@@ -25,6 +25,7 @@ type fault struct {
 	after bool // the call has its effect
 	dead  bool
 	name  string // of the calls that count; empty is all
+	dies  func() // called with the first that fails
 }
 
 func (f fault) arm(fake *fakeHCN, n int) (hit func() bool) {
@@ -33,7 +34,10 @@ func (f fault) arm(fake *fakeHCN, n int) (hit func() bool) {
 		if f.name != "" && f.name != call {
 			return nil
 		}
-		if calls++; calls == n || f.dead && calls > n {
+		if calls++; calls == n && f.dies != nil {
+			f.dies()
+		}
+		if calls == n || f.dead && calls > n {
 			done = true
 			return errInjected
 		}
@@ -53,8 +57,9 @@ func (f fault) arm(fake *fakeHCN, n int) (hit func() bool) {
 	return func() bool { return done }
 }
 
-// eachFault runs a test for every call that may fail, until none is left.
-func eachFault(t *testing.T, dead bool, run func(t *testing.T, arm func(*hcnNode) (hit func() bool)) (hit bool)) {
+// eachFault runs a test for every call that may fail, until none is left; there are
+// at least as many as least. A dead process writes no record either.
+func eachFault(t *testing.T, dead bool, least int, run func(t *testing.T, arm func(*hcnNode) (hit func() bool)) (hit bool)) {
 	for _, after := range []bool{false, true} {
 		for i, hit := 1, true; hit; i++ {
 			name := fmt.Sprintf("before call %d", i)
@@ -62,12 +67,18 @@ func eachFault(t *testing.T, dead bool, run func(t *testing.T, arm func(*hcnNode
 				name = fmt.Sprintf("after call %d", i)
 			}
 			t.Run(name, func(t *testing.T) {
-				hit = run(t, func(n *hcnNode) func() bool { return fault{after: after, dead: dead}.arm(n.fake, i) })
+				hit = run(t, func(n *hcnNode) func() bool {
+					f := fault{after: after, dead: dead}
+					if dead {
+						f.dies = n.kill
+					}
+					return f.arm(n.fake, i)
+				})
 			})
 			if i > 30 {
 				t.Fatal("no end of calls")
 			}
-			if !hit && i < 5 {
+			if !hit && i <= least {
 				t.Fatalf("only %d calls could fail", i-1)
 			}
 		}
@@ -82,7 +93,7 @@ func ownSpec() Spec {
 }
 
 func TestHCNFailedAttachLeavesNothing(t *testing.T) {
-	eachFault(t, false, func(t *testing.T, arm func(*hcnNode) func() bool) bool {
+	eachFault(t, false, 5, func(t *testing.T, arm func(*hcnNode) func() bool) bool {
 		n := newHCNNode(t)
 		hit := arm(n)
 		_, err := n.Attach(t.Context(), ownSpec())
@@ -114,7 +125,7 @@ func TestHCNKilledAttachLeavesNothing(t *testing.T) {
 
 func killedAttachLeaves(t *testing.T, ownIDs bool) {
 	t.Helper()
-	eachFault(t, true, func(t *testing.T, arm func(*hcnNode) func() bool) bool {
+	eachFault(t, true, 5, func(t *testing.T, arm func(*hcnNode) func() bool) bool {
 		n := newHCNNode(t)
 		n.fake.ownIDs = ownIDs
 		hit := arm(n)

@@ -75,11 +75,24 @@ func (a *hcnAttacher) networkOf(ctx context.Context, spec SegmentSpec) (hcnNetwo
 	}
 	network, err := a.ensureNetwork(ctx, s)
 	if err != nil && isNew {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.timeout)
-		defer cancel()
-		err = errors.Join(err, a.ringIf(a.removeSegment(ctx, s.Name)))
+		err = errors.Join(err, a.undoSegment(ctx, s))
 	}
 	return network, err
+}
+
+// undoSegment takes back a segment whose network could not be made; also one that HCN
+// made by an id of its own, if its answer was lost. Its own time has begun.
+func (a *hcnAttacher) undoSegment(ctx context.Context, s hcnSegment) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.timeout)
+	defer cancel()
+	if err := a.ringIf(a.removeSegment(ctx, s.Name)); err != nil {
+		return err
+	}
+	networks, err := a.listNetworks(ctx)
+	if err != nil {
+		return err
+	}
+	return a.dropDuplicates(ctx, s.networks(networks))
 }
 
 // settled refuses a network about which HCN has not answered yet: what is there
