@@ -215,7 +215,7 @@ func (d *daemon) run(ctx context.Context, socket, metrics net.Listener) error {
 		return *again
 	}
 	if err == nil {
-		d.log.Info("ended, "+whatStays(runtime.GOOS), "op", "run")
+		d.log.Info("ended", "op", "run", "left", whatStays(runtime.GOOS))
 	}
 	return err
 }
