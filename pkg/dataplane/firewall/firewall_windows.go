@@ -19,8 +19,8 @@ type Firewall struct {
 	log   *slog.Logger
 	turn  boundedTurn // of whoever works on rules and NATs
 
-	mu    sync.Mutex        // guards the next field
-	tells map[string]string // what is wrong and was told, by the message
+	mu   sync.Mutex        // guards the next field
+	told map[string]string // what is wrong, by its subject
 }
 
 // New returns a Firewall that has touched nothing yet. Config.Table names the
@@ -32,7 +32,7 @@ func New(c Config) (*Firewall, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Firewall{group: c.Table, log: c.Log, turn: newBoundedTurn(), tells: map[string]string{}}, nil
+	return &Firewall{group: c.Table, log: c.Log, turn: newBoundedTurn(), told: map[string]string{}}, nil
 }
 
 // Apply makes our rules what r says and repairs what strangers did to them: in
@@ -60,7 +60,9 @@ func (f *Firewall) Apply(ctx context.Context, r Rules) (changed bool, err error)
 	if untranslated != nil {
 		why = untranslated.Error()
 	}
-	f.tell("what sandboxes send out of the cluster is not translated", why)
+	if f.isNews("NATs", why) {
+		f.log.Warn("what sandboxes send out of the cluster is not translated", "op", "firewall", "err", why)
+	}
 	return changed || translated, err
 }
 
@@ -84,14 +86,14 @@ func (f *Firewall) masquerade(ctx context.Context, r Rules) (changed bool, err e
 	})
 }
 
-// tell logs a message and why, when that is news. Without a reason all is well.
-func (f *Firewall) tell(message, why string) {
+// isNews tells whether something is wrong with a subject that was not before, or
+// for another reason. Without a reason all is well.
+func (f *Firewall) isNews(subject, why string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if why != f.tells[message] && why != "" {
-		f.log.Warn(message, "op", "firewall", "err", why)
-	}
-	f.tells[message] = why
+	before := f.told[subject]
+	f.told[subject] = why
+	return why != "" && why != before
 }
 
 // Teardown removes our rules and NATs. None to remove is fine.
@@ -108,8 +110,8 @@ func (f *Firewall) Teardown(ctx context.Context) error {
 func (f *Firewall) reconcile(ctx context.Context, wanted []hostRule) (changed bool, err error) {
 	return bounded(ctx, f.turn, func() (changed bool, err error) {
 		err = withPolicy(f.group, func(store policy) error {
-			if len(wanted) > 0 {
-				f.tell("rules of the firewall may let nothing in", store.withoutEffect())
+			if why := store.withoutEffect(); len(wanted) > 0 && f.isNews("rules", why) {
+				f.log.Warn("rules of the firewall may let nothing in", "op", "firewall", "err", why)
 			}
 			changed, err = reconcileHostRules(store, hostRuleNames(f.group), wanted)
 			return err
