@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -90,19 +91,47 @@ func filesOf(t *testing.T, folder string) []string {
 	return files
 }
 
+// modeHere is how a file of that mode is listed, which says nothing of who may run
+// it where files have no modes.
+func modeHere(mode fs.FileMode) string {
+	if hasModes(runtime.GOOS) {
+		return mode.String()
+	}
+	return "-rw-rw-rw-"
+}
+
+// identify returns what os.SameFile compares, nil if the file is not there. It asks by
+// a handle: of a path, Windows is asked for the identity only once it is compared.
+func identify(t *testing.T, path string) os.FileInfo {
+	t.Helper()
+	file, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := file.Stat()
+	if err := errors.Join(err, file.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return info
+}
+
 // TestInstall walks through a node's life: what is installed when, beside
 // whose files, and what is left at the end.
 func TestInstall(t *testing.T) {
 	h := newHost(t)
 	put(t, filepath.Join(h.config.CNIBinDir, "portmap"), "the distribution's")
 	put(t, filepath.Join(h.config.CNIConfDir, "99-other.conf"), "another's")
-	put(t, filepath.Join(h.config.CNIBinDir, pluginMain), "an old version")
+	put(t, filepath.Join(h.config.CNIBinDir, pluginFile(runtime.GOOS, pluginMain)), "an old version")
 
 	h.serving.Store(false)
 	h.install(t)
-	wantBin := []string{"-rw-r--r-- portmap: the distribution's"}
+	portmap := modeHere(0o644) + " portmap: the distribution's"
+	wantBin := []string{portmap}
 	for _, name := range pluginFiles(runtime.GOOS) {
-		wantBin = append(wantBin, "-rwxr-xr-x "+name+": program "+name)
+		wantBin = append(wantBin, modeHere(0o755)+" "+name+": program "+name)
 	}
 	slices.SortFunc(wantBin, func(a, b string) int { return strings.Compare(a[11:], b[11:]) })
 	if diff := cmp.Diff(wantBin, filesOf(t, h.config.CNIBinDir)); diff != "" {
@@ -114,7 +143,8 @@ func TestInstall(t *testing.T) {
 
 	h.serving.Store(true)
 	h.install(t)
-	wantConf := []string{"-rw-r--r-- " + networkFile + ": " + string(h.installer.network), "-rw-r--r-- 99-other.conf: another's"}
+	other := modeHere(0o644) + " 99-other.conf: another's"
+	wantConf := []string{modeHere(0o644) + " " + networkFile + ": " + string(h.installer.network), other}
 	if diff := cmp.Diff(wantConf, filesOf(t, h.config.CNIConfDir)); diff != "" {
 		t.Errorf("networks (-want +got):\n%s", diff)
 	}
@@ -124,10 +154,10 @@ func TestInstall(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if diff := cmp.Diff([]string{"-rw-r--r-- portmap: the distribution's"}, filesOf(t, h.config.CNIBinDir)); diff != "" {
+	if diff := cmp.Diff([]string{portmap}, filesOf(t, h.config.CNIBinDir)); diff != "" {
 		t.Errorf("plugins left (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff([]string{"-rw-r--r-- 99-other.conf: another's"}, filesOf(t, h.config.CNIConfDir)); diff != "" {
+	if diff := cmp.Diff([]string{other}, filesOf(t, h.config.CNIConfDir)); diff != "" {
 		t.Errorf("networks left (-want +got):\n%s", diff)
 	}
 }
@@ -135,7 +165,8 @@ func TestInstall(t *testing.T) {
 func TestInstallWritesOnlyWhatDiffers(t *testing.T) {
 	h := newHost(t)
 	h.install(t)
-	plugin := filepath.Join(h.config.CNIBinDir, pluginMain)
+	file := pluginFile(runtime.GOOS, pluginMain)
+	plugin := filepath.Join(h.config.CNIBinDir, file)
 	ours := string(h.installer.network)
 	withMesh := strings.Replace(ours, `"plugins": [`, `"plugins": [{"type": "tuning"},`, 1)
 	tests := []struct {
@@ -149,8 +180,8 @@ func TestInstallWritesOnlyWhatDiffers(t *testing.T) {
 		{"a plugin in the chain", h.network(), func(path string) { put(t, path, withMesh) }, false},
 		{"plugin vanished", plugin, func(path string) { remove(t, path) }, true},
 		{"plugin cut short", plugin, func(path string) { put(t, path, "program") }, true},
-		{"plugin of the same size", plugin, func(path string) { put(t, path, "PROGRAM zlayer-cni") }, true},
-		{"plugin not executable", plugin, func(path string) { chmod(t, path, 0o644) }, true},
+		{"plugin of the same size", plugin, func(path string) { put(t, path, "PROGRAM "+file) }, true},
+		{"plugin not executable", plugin, func(path string) { chmod(t, path, 0o644) }, hasModes(runtime.GOOS)},
 		{"network vanished", h.network(), func(path string) { remove(t, path) }, true},
 		{"network cut short", h.network(), func(path string) { put(t, path, ours[:50]) }, true},
 		{"network without our plugin", h.network(), func(path string) {
@@ -162,12 +193,9 @@ func TestInstallWritesOnlyWhatDiffers(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			tt.spoil(tt.path)
-			before, _ := os.Stat(tt.path)
+			before := identify(t, tt.path)
 			h.install(t)
-			after, err := os.Stat(tt.path)
-			if err != nil {
-				t.Fatal(err)
-			}
+			after := identify(t, tt.path)
 			if written := before == nil || !os.SameFile(before, after); written != tt.written {
 				t.Errorf("written: %v, want %v", written, tt.written)
 			}
@@ -176,8 +204,8 @@ func TestInstallWritesOnlyWhatDiffers(t *testing.T) {
 			}
 			if tt.written {
 				h.install(t)
-				if again, err := os.Stat(tt.path); err != nil || !os.SameFile(after, again) {
-					t.Errorf("a second pass wrote again (%v)", err)
+				if !os.SameFile(after, identify(t, tt.path)) {
+					t.Error("a second pass wrote again")
 				}
 			}
 		})
@@ -245,9 +273,11 @@ func TestInstallWarnsOfNetworksAhead(t *testing.T) {
 
 func TestInstallFaultIsTold(t *testing.T) {
 	h := newHost(t)
-	remove(t, filepath.Join(h.installer.source, pluginTuning))
+	plugins := pluginFiles(runtime.GOOS)
+	last := plugins[len(plugins)-1]
+	remove(t, filepath.Join(h.installer.source, last))
 	err := h.installer.install()
-	if err == nil || !strings.HasPrefix(err.Error(), "install plugin zlayer-tuning: open ") {
+	if err == nil || !strings.HasPrefix(err.Error(), "install plugin "+last+": open ") {
 		t.Errorf("error %v", err)
 	}
 	if _, err := os.Stat(h.network()); err == nil {
