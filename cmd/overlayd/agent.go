@@ -10,6 +10,7 @@ import (
 	"math"
 	"net/netip"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -296,7 +297,7 @@ func (d *daemon) checkSetup(setup agentSetup) error {
 
 // checkUAPIDir refuses a folder in which nobody would find a device's socket.
 func checkUAPIDir(dir string) error {
-	switch filepath.Clean(cmp.Or(dir, wireguard.UAPIDir)) {
+	switch path.Clean(cmp.Or(dir, wireguard.UAPIDir)) { // slashes on Windows, too
 	case wireguard.UAPIDir, "/run/wireguard": // by the link /var/run
 		return nil
 	}

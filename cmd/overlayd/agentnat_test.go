@@ -48,7 +48,7 @@ func TestNATOfAnAgent(t *testing.T) {
 	if diff := cmp.Diff(new(natConfigOf(said)), got, compareConfigs); diff != "" {
 		t.Errorf("handed over (-want +got):\n%s", diff)
 	}
-	if info, err := os.Stat(agentFile(config)); err != nil || info.Mode().Perm() != 0o600 {
+	if info, err := os.Stat(agentFile(config)); err != nil || info.Mode().String() != modeHere(0o600) {
 		t.Errorf("file %v, %v", info, err)
 	}
 
