@@ -3,11 +3,16 @@ package main
 import (
 	"io"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
 )
 
 func TestCommandLine(t *testing.T) {
+	serviceInstall := `^unknown command "service" for "overlayd"$`
+	if runtime.GOOS == "windows" {
+		serviceInstall = `^--config: not set$`
+	}
 	tests := []struct {
 		args      []string
 		out, fail string // patterns
@@ -15,14 +20,14 @@ func TestCommandLine(t *testing.T) {
 		{args: nil, out: `(?s)Usage:.*run .*status .*teardown .*version `},
 		{args: []string{"version"}, out: `^overlayd \S+ \(go1\.\S+, \w+/\w+\)\n$`},
 		{args: []string{"run", "--help"}, out: `(?s)--cluster-cidrs.*--state-dir`},
-		{args: []string{"service", "install"}, fail: `^unknown command "service" for "overlayd"$`}, // it is Windows'
+		{args: []string{"service", "install"}, fail: serviceInstall},
 		{args: []string{"bogus"}, fail: `^unknown command "bogus" for "overlayd"$`},
 		{args: []string{"run", "extra"}, fail: `^unknown command "extra" for "overlayd run"$`},
 		{args: []string{"run", "--bogus"}, fail: `^unknown flag: --bogus$`},
 		{args: []string{"run", "--mtu=x"}, fail: `^invalid argument "x" for "--mtu" flag`},
 		{args: []string{"run"}, fail: `^config: clusterCIDRs: not set$`},
 		{args: []string{"status", "-o", "xml"}, fail: `^--output: "xml" is none of table, json$`},
-		{args: []string{"status", "--socket=/run/nobody.sock"}, fail: `^overlayd is not reachable: dial unix /run/nobody\.sock: `},
+		{args: []string{"status", "--socket=" + socketHere("nobody")}, fail: `^overlayd is not reachable: (dial unix|open) ` + regexp.QuoteMeta(socketHere("nobody")) + `: `},
 		{args: []string{"status", "--config=/nowhere.yaml"}, fail: `^config: open /nowhere\.yaml: `},
 		{args: []string{"teardown", "--state-dir"}, fail: `^flag needs an argument: --state-dir$`},
 	}

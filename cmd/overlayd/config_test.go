@@ -37,21 +37,40 @@ func load(t testing.TB, text string, args ...string) (Config, error) {
 	return loadConfig(path, flags, "host-name")
 }
 
+// pathHere is an absolute path of Unix as it is on this system, and socketHere a
+// socket called name.
+func pathHere(path string) string {
+	if runtime.GOOS == "windows" {
+		return "C:" + filepath.FromSlash(path)
+	}
+	return path
+}
+
+func socketHere(name string) string {
+	if runtime.GOOS == "windows" {
+		return `\\.\pipe\` + name
+	}
+	return "/run/" + name + ".sock"
+}
+
 var compareConfigs = cmpopts.EquateComparable(netip.Prefix{}, netip.AddrPort{})
 
 func TestConfigDefaults(t *testing.T) {
-	got, err := load(t, "", "--cluster-cidrs=10.20.0.0/16", "--nodes-file=/n")
+	got, err := load(t, "", "--cluster-cidrs=10.20.0.0/16", "--nodes-file="+pathHere("/n"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := Config{
 		NodeName: "host-name", ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.20.0.0/16")},
-		SliceBits: SliceBits{IPv4: 24, IPv6: 64}, NodesFile: "/n",
-		Socket: "/run/zlayer/overlayd.sock", StateDir: "/var/lib/zlayer", SysctlDir: "/proc/sys/net",
+		SliceBits: SliceBits{IPv4: 24, IPv6: 64}, NodesFile: pathHere("/n"),
+		Socket: "/run/zlayer/overlayd.sock", StateDir: "/var/lib/zlayer", SysctlDir: sysctlDir(runtime.GOOS),
 		ListenPort: 51820, Backend: wireguard.Auto, Masquerade: true, NAT: shim.DefaultNATConfig(),
 		DNS:            dataplane.DNSConfig{Enabled: true, Zone: "overlay.local", Ports: []int{53, 15353}, HostRoot: hostRoot(runtime.GOOS), RateLimit: 10000},
 		MetricsAddress: netip.MustParseAddrPort("127.0.0.1:9551"),
 		LogLevel:       slog.LevelInfo, LogFormat: "text",
+	}
+	if runtime.GOOS == "windows" {
+		want.Socket, want.StateDir = `\\.\pipe\zlayer-overlayd`, `C:\ProgramData\zlayer`
 	}
 	if diff := cmp.Diff(want, got, compareConfigs); diff != "" {
 		t.Errorf("config (-want +got):\n%s", diff)
@@ -59,18 +78,18 @@ func TestConfigDefaults(t *testing.T) {
 }
 
 // everyKey sets every key of the file to something else than its default.
-const everyKey = `
+var everyKey = `
 nodeName: node-a
 clusterCIDRs: [10.20.0.0/16, "fd20::/48"]
 sliceBits:
   ipv4: 26
   ipv6: 72
-nodesFile: /etc/zlayer/nodes.yaml
-socket: /run/a.sock
-stateDir: /state
-sysctlDir: /host/proc/sys/net
-cniBinDir: /opt/cni/bin
-cniConfDir: /etc/cni/net.d
+nodesFile: ` + pathHere("/etc/zlayer/nodes.yaml") + `
+socket: ` + socketHere("a") + `
+stateDir: ` + pathHere("/state") + `
+sysctlDir: ` + pathHere("/host/proc/sys/net") + `
+cniBinDir: ` + pathHere("/opt/cni/bin") + `
+cniConfDir: ` + pathHere("/etc/cni/net.d") + `
 listenPort: 40000
 backend: userspace
 mtu: 1300
@@ -96,7 +115,7 @@ dns:
   zone: Names.Example.
   ports: [1053]
   upstreams: [192.0.2.53, "[2001:db8::53]:5353"]
-  hostRoot: /host
+  hostRoot: ` + pathHere("/host") + `
   rateLimit: 0
 metricsAddress: "[::1]:9000"
 handover: true
@@ -105,20 +124,20 @@ logFormat: json
 `
 
 // kubernetesKeys sets the keys that exclude the nodes file.
-const kubernetesKeys = `
+var kubernetesKeys = `
 nodeName: node-a
 kubernetes: true
-kubeconfig: /etc/zlayer/kubeconfig
+kubeconfig: ` + pathHere("/etc/zlayer/kubeconfig") + `
 endpoint: "[2001:db8::1]:51820"
 `
 
 func TestConfigOfKubernetes(t *testing.T) {
-	got, err := load(t, kubernetesKeys, "--socket=/s")
+	got, err := load(t, kubernetesKeys, "--socket="+socketHere("s"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := defaultConfig("node-a")
-	want.Kubernetes, want.Kubeconfig, want.Endpoint, want.Socket = true, "/etc/zlayer/kubeconfig", "[2001:db8::1]:51820", "/s"
+	want.Kubernetes, want.Kubeconfig, want.Endpoint, want.Socket = true, pathHere("/etc/zlayer/kubeconfig"), "[2001:db8::1]:51820", socketHere("s")
 	if diff := cmp.Diff(want, got, compareConfigs); diff != "" {
 		t.Errorf("config (-want +got):\n%s", diff)
 	}
@@ -133,12 +152,12 @@ endpoint: 192.0.2.1:51820
 
 func TestConfigOfAnAgent(t *testing.T) {
 	for _, args := range [][]string{nil, {"--endpoint="}} {
-		got, err := load(t, agentKeys, append(args, "--socket=/s")...)
+		got, err := load(t, agentKeys, append(args, "--socket="+socketHere("s"))...)
 		if err != nil {
 			t.Fatal(err)
 		}
 		want := defaultConfig("node-a")
-		want.Agent, want.Socket = true, "/s"
+		want.Agent, want.Socket = true, socketHere("s")
 		if args == nil {
 			want.Endpoint = "192.0.2.1:51820"
 		}
@@ -155,9 +174,9 @@ func TestConfigFileSetsEveryKey(t *testing.T) {
 	}
 	want := Config{
 		NodeName: "node-a", ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.20.0.0/16"), netip.MustParsePrefix("fd20::/48")},
-		SliceBits: SliceBits{IPv4: 26, IPv6: 72}, NodesFile: "/etc/zlayer/nodes.yaml",
-		Socket: "/run/a.sock", StateDir: "/state",
-		SysctlDir: "/host/proc/sys/net", CNIBinDir: "/opt/cni/bin", CNIConfDir: "/etc/cni/net.d",
+		SliceBits: SliceBits{IPv4: 26, IPv6: 72}, NodesFile: pathHere("/etc/zlayer/nodes.yaml"),
+		Socket: socketHere("a"), StateDir: pathHere("/state"),
+		SysctlDir: pathHere("/host/proc/sys/net"), CNIBinDir: pathHere("/opt/cni/bin"), CNIConfDir: pathHere("/etc/cni/net.d"),
 		ListenPort: 40000, Backend: wireguard.Userspace, MTU: 1300,
 		MasqueradeExclusions: []netip.Prefix{netip.MustParsePrefix("192.168.0.0/16")},
 		NAT: shim.NATConfig{
@@ -170,7 +189,7 @@ func TestConfigFileSetsEveryKey(t *testing.T) {
 		DNS: dataplane.DNSConfig{
 			Zone: "names.example", Ports: []int{1053},
 			Upstreams: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.53:53"), netip.MustParseAddrPort("[2001:db8::53]:5353")},
-			HostRoot:  "/host",
+			HostRoot:  pathHere("/host"),
 		},
 		MetricsAddress: netip.MustParseAddrPort("[::1]:9000"),
 		Handover:       true,
@@ -184,17 +203,17 @@ func TestConfigFileSetsEveryKey(t *testing.T) {
 func TestFlagsOverrideTheFile(t *testing.T) {
 	got, err := load(t, everyKey,
 		"--node-name=flagged", "--cluster-cidrs=10.30.0.0/16", "--cluster-cidrs=fd30::/48", "--slice-bits-ipv4=25", "--slice-bits-ipv6=80",
-		"--nodes-file=/f", "--socket=/run/f.sock", "--state-dir=/fs", "--sysctl-dir=/s", "--cni-bin-dir=", "--cni-conf-dir=/c", "--listen-port=4", "--backend=kernel", "--mtu=1400", "--masquerade=true",
+		"--nodes-file="+pathHere("/f"), "--socket="+socketHere("f"), "--state-dir="+pathHere("/fs"), "--sysctl-dir="+pathHere("/s"), "--cni-bin-dir=", "--cni-conf-dir="+pathHere("/c"), "--listen-port=4", "--backend=kernel", "--mtu=1400", "--masquerade=true",
 		"--nat-enabled=true", "--nat-stun-servers=a.example:1,address=b.example:2;label=b", "--nat-turn-servers=address=c.example:3;username=you", "--nat-hole-punch-timeout-secs=6",
 		"--nat-stun-refresh-interval-secs=31", "--nat-max-candidate-pairs=5", "--nat-relay-listen-port=1", "--nat-relay-external-addr=[2001:db8::2]:2", "--nat-relay-tls-port=9", "--nat-relay-max-sessions=8", "--nat-relay-forbidden=fd96::/112",
-		"--dns-enabled=true", "--dns-zone=flagged.example", "--dns-ports=5300,5301", "--dns-ports=5302", "--dns-upstreams=", "--dns-host-root=/h", "--dns-rate-limit=7",
+		"--dns-enabled=true", "--dns-zone=flagged.example", "--dns-ports=5300,5301", "--dns-ports=5302", "--dns-upstreams=", "--dns-host-root="+pathHere("/h"), "--dns-rate-limit=7",
 		"--masquerade-exclusions=", "--metrics-address=", "--handover=false", "--log-level=warn", "--log-format=text")
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := Config{
 		NodeName: "flagged", ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.30.0.0/16"), netip.MustParsePrefix("fd30::/48")},
-		SliceBits: SliceBits{IPv4: 25, IPv6: 80}, NodesFile: "/f", Socket: "/run/f.sock", StateDir: "/fs", SysctlDir: "/s", CNIConfDir: "/c",
+		SliceBits: SliceBits{IPv4: 25, IPv6: 80}, NodesFile: pathHere("/f"), Socket: socketHere("f"), StateDir: pathHere("/fs"), SysctlDir: pathHere("/s"), CNIConfDir: pathHere("/c"),
 		ListenPort: 4, Backend: wireguard.Kernel, MTU: 1400, Masquerade: true, MasqueradeExclusions: []netip.Prefix{},
 		NAT: shim.NATConfig{
 			Enabled: true, STUNServers: []shim.STUNServer{{Address: "a.example:1"}, {Address: "b.example:2", Label: "b"}},
@@ -203,7 +222,7 @@ func TestFlagsOverrideTheFile(t *testing.T) {
 			RelayServer: &shim.RelayServer{ListenPort: 1, ExternalAddr: netip.MustParseAddrPort("[2001:db8::2]:2"), TLSPort: 9, MaxSessions: 8, Forbidden: []netip.Prefix{netip.MustParsePrefix("fd96::/112")}},
 		},
 		TURNCredentialFiles: []string{""},
-		DNS:                 dataplane.DNSConfig{Enabled: true, Zone: "flagged.example", Ports: []int{5300, 5301, 5302}, Upstreams: []netip.AddrPort{}, HostRoot: "/h", RateLimit: 7},
+		DNS:                 dataplane.DNSConfig{Enabled: true, Zone: "flagged.example", Ports: []int{5300, 5301, 5302}, Upstreams: []netip.AddrPort{}, HostRoot: pathHere("/h"), RateLimit: 7},
 		LogLevel:            slog.LevelWarn, LogFormat: "text",
 	}
 	if diff := cmp.Diff(want, got, compareConfigs); diff != "" {
@@ -251,6 +270,10 @@ func TestEveryKeyHasAFlagAndIsInTheExample(t *testing.T) {
 
 func TestBadConfigIsOneLineThatNamesTheKey(t *testing.T) {
 	good := "clusterCIDRs: [10.20.0.0/16]\nnodesFile: /n\n"
+	longSocket := "socket: path of 310 bytes, at most 107"
+	if runtime.GOOS == "windows" {
+		longSocket = "socket: path of 309 characters, at most 256"
+	}
 	tests := []struct {
 		name, file string
 		args       []string
@@ -300,7 +323,7 @@ func TestBadConfigIsOneLineThatNamesTheKey(t *testing.T) {
 		{name: "endpoint without a port", file: "kubernetes: true\nendpoint: 192.0.2.1", want: "endpoint: its endpoint is not HOST:PORT"},
 		{name: "endpoint in the overlay", file: "kubernetes: true\nclusterCIDRs: [10.20.0.0/16]\nendpoint: 10.20.0.1:51820", want: "endpoint: its endpoint 10.20.0.1 lies in the overlay"},
 		{name: "no socket", file: good + "socket: ''", want: "socket: not set"},
-		{name: "socket too long", file: good + "socket: /" + strings.Repeat("s", 107), want: "socket: path of 108 bytes, at most 107"},
+		{name: "socket too long", file: good + "socket: " + socketHere(strings.Repeat("s", 300)), want: longSocket},
 		{name: "no state folder", file: good + "stateDir: ''", want: "stateDir: not set"},
 		{name: "no node name", file: good + "nodeName: ''", want: "nodeName: not set"},
 		{name: "long node name", file: good + "nodeName: " + strings.Repeat("n", 254), want: "nodeName: 254 bytes, a node's name may have 253"},
