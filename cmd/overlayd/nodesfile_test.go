@@ -202,12 +202,12 @@ func TestNodesFileKeepsTheLastGoodSet(t *testing.T) {
 		spoil func() error
 		want  string
 	}{
-		{"removed", func() error { return os.Remove(path) }, "no such file"},
+		{"removed", func() error { return os.Remove(path) }, "open " + path + ": "},
 		{"truncated", func() error { return os.Truncate(path, 0) }, "the file is empty"},
 		{"cut short", func() error { return os.Truncate(path, int64(len(good)-4)) }, "nodes[1].name"},
 		{"garbage", func() error { return os.WriteFile(path, []byte("\x00\x01{{{{"), 0o600) }, path},
 		{"without this node", func() error { return os.WriteFile(path, []byte(nodesText("b")), 0o600) }, "this node, a, is not in the list"},
-		{"a folder in its place", func() error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o700)) }, "is a directory"},
+		{"a folder in its place", func() error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o700)) }, "read " + path + ": "},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -263,9 +263,8 @@ func TestNodesFileSurvivesItsFolder(t *testing.T) {
 		}
 		return nil
 	})
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
+	// On Windows the name may be taken until the watch has let go of the folder.
+	eventually(t, func() error { return os.Mkdir(dir, 0o700) })
 	write(t, path, nodesText("a", "b"))
 	eventually(t, func() error { return sets.is("a b") })
 }
