@@ -145,7 +145,8 @@ verify: ## formatting, vet on linux and windows, builds for windows, lint, tidy 
 # The image: the daemon, and in cni/ what it installs on its node. The CNI
 # project's plugins, which are for Linux, get names of ours, see cmd/overlayd.
 IMAGE ?= zlayer-cni:dev
-IMAGE_PLATFORMS ?= linux/amd64 linux/arm64 windows/amd64
+# Windows is asked for: IMAGE_PLATFORMS="linux/amd64 linux/arm64 windows/amd64".
+IMAGE_PLATFORMS ?= linux/amd64 linux/arm64
 CHAINED := portmap bandwidth tuning
 # WireGuard's libraries for Windows go beside the daemon: the folders bin of the
 # archives of WireGuardNT and wintun, which have one for each architecture. Without
