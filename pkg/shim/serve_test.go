@@ -12,7 +12,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -530,8 +529,8 @@ func TestServeSurvivesAShortageOfDescriptors(t *testing.T) {
 	ours, theirs := net.Pipe()
 	stop := serveOn(t, newBrokenListener(
 		step{conn: idleTheirs},
-		step{err: &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", syscall.EMFILE)}},
-		step{err: syscall.ECONNABORTED},
+		step{err: &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", shortages()[0])}},
+		step{err: shortages()[len(shortages())-1]},
 		step{conn: theirs},
 	), ServeOptions{})
 	newRawConn(t, idle).closed() // it gave its descriptor up
