@@ -55,6 +55,9 @@ func socketHere(name string) string {
 
 var compareConfigs = cmpopts.EquateComparable(netip.Prefix{}, netip.AddrPort{})
 
+// windowsStateDir is the default of stateDir on Windows.
+const windowsStateDir = `C:\ProgramData\zlayer`
+
 func TestConfigDefaults(t *testing.T) {
 	got, err := load(t, "", "--cluster-cidrs=10.20.0.0/16", "--nodes-file="+pathHere("/n"))
 	if err != nil {
@@ -70,7 +73,7 @@ func TestConfigDefaults(t *testing.T) {
 		LogLevel:       slog.LevelInfo, LogFormat: "text",
 	}
 	if runtime.GOOS == "windows" {
-		want.Socket, want.StateDir = `\\.\pipe\zlayer-overlayd`, `C:\ProgramData\zlayer`
+		want.Socket, want.StateDir = `\\.\pipe\zlayer-overlayd`, windowsStateDir
 	}
 	if diff := cmp.Diff(want, got, compareConfigs); diff != "" {
 		t.Errorf("config (-want +got):\n%s", diff)

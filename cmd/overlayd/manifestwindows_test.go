@@ -1,8 +1,10 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -89,5 +91,41 @@ func TestWindowsNetwork(t *testing.T) {
 	}
 	if diff := cmp.Diff(string(want), string(got)); diff != "" {
 		t.Errorf("deploy/windows/%s (-want +got):\n%s", networkFile, diff)
+	}
+}
+
+// TestWindowsNodeScript checks that the script looks for what the daemon has by
+// default, and by the manifest.
+func TestWindowsNodeScript(t *testing.T) {
+	script, err := os.ReadFile("../../deploy/windows/check-node.ps1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	manifested, err := readTree([]byte(at[string](t, windowsManifest(t, "daemonset.yaml", "ConfigMap"), "data", "overlayd.yaml")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := defaultConfig("node-a")
+	ports := strings.Trim(strings.ReplaceAll(fmt.Sprint(config.DNS.Ports), " ", ", "), "[]")
+	want := map[string]string{
+		"CniBinDir":   fmt.Sprintf("'%s'", manifested["cniBinDir"]),
+		"CniConfDir":  fmt.Sprintf("'%s'", manifested["cniConfDir"]),
+		"StateDir":    fmt.Sprintf("'%s'", windowsStateDir),
+		"ListenPort":  fmt.Sprint(config.ListenPort),
+		"MetricsPort": fmt.Sprint(config.MetricsAddress.Port()),
+		"NamePorts":   fmt.Sprintf("@(%s)", ports),
+	}
+	got := map[string]string{}
+	for _, match := range regexp.MustCompile(`(?m)^    \[\S+\] \$(\w+) = (.+?),?\r?$`).FindAllStringSubmatch(string(script), -1) {
+		if _, ok := want[match[1]]; ok {
+			got[match[1]] = match[2]
+		}
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("defaults of check-node.ps1 (-want +got):\n%s", diff)
+	}
+	probe := at[map[string]any](t, windowsManifest(t, "daemonset.yaml", "DaemonSet"), "spec", "template", "spec", "containers", "0", "livenessProbe", "httpGet")
+	if port := fmt.Sprint(probe["port"]); port != want["MetricsPort"] {
+		t.Errorf("deploy/windows/daemonset.yaml asks at port %s whether the daemon lives, which has %s", port, want["MetricsPort"])
 	}
 }

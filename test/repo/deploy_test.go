@@ -1,8 +1,6 @@
 package repo
 
 import (
-	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -120,38 +118,6 @@ func TestManifestsHaveKnownKeys(t *testing.T) {
 				t.Errorf("%s: %s: %v", name, kind, err)
 			}
 		}
-	}
-}
-
-// TestWindowsNodeScript checks that the script looks for what the manifest and the
-// daemon's defaults say.
-func TestWindowsNodeScript(t *testing.T) {
-	script := read(t, "deploy/windows/check-node.ps1")
-	value := func(parameter string) string {
-		match := regexp.MustCompile(`(?m)^    \[\w+\] \$` + parameter + ` = '?([^',\n]+)'?,?$`).FindStringSubmatch(script)
-		if match == nil {
-			t.Fatalf("check-node.ps1 has no parameter %s with a default", parameter)
-		}
-		return match[1]
-	}
-	var config map[string]any
-	for _, document := range documents(t, "deploy/windows/daemonset.yaml") {
-		if document.tree["kind"] == "ConfigMap" {
-			if err := yaml.Unmarshal([]byte(document.tree.at("data")["overlayd.yaml"].(string)), &config); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	probe := container(daemonSet(t, "deploy/windows/daemonset.yaml")).at("livenessProbe", "httpGet")
-	want := map[string]string{
-		"CniBinDir": config["cniBinDir"].(string), "CniConfDir": config["cniConfDir"].(string), "MetricsPort": fmt.Sprint(probe["port"]), "ListenPort": "51820",
-	}
-	got := map[string]string{}
-	for parameter := range want {
-		got[parameter] = value(parameter)
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("defaults of check-node.ps1 (-want +got):\n%s", diff)
 	}
 }
 
