@@ -472,3 +472,27 @@ func TestSameNamespace(t *testing.T) {
 		}
 	}
 }
+
+func TestParseGUID(t *testing.T) {
+	const bare = "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9"
+	for _, test := range []struct{ text, want string }{
+		{bare, bare},
+		{"{" + bare + "}", bare},
+		{strings.ToUpper(bare), bare},
+		{"{" + bare, ""},
+		{bare + "}", ""},
+		{"(" + bare + ")", ""},
+		{"urn:uuid:" + bare, ""},
+		{strings.ReplaceAll(bare, "-", ""), ""},
+		{"container:abc", ""},
+		{"", ""},
+	} {
+		got, err := parseGUID(test.text)
+		if got != test.want || (err != nil) != (test.want == "") {
+			t.Errorf("%q: %q, %v; want %q", test.text, got, err, test.want)
+		}
+	}
+	if one, other := newGUID(), newGUID(); one == other {
+		t.Errorf("%s twice", one)
+	}
+}

@@ -1,13 +1,13 @@
 package attach
 
 import (
-	"crypto/rand"
-	"encoding/hex"
 	"fmt"
 	"net/netip"
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/google/uuid"
 
 	"github.com/zlayer/zlayer-cni/internal/linkalias"
 )
@@ -50,33 +50,25 @@ func endpointKey(name string) (keyID string, ours bool) {
 
 func matches(form, s string) bool { return regexp.MustCompile(`^(?:` + form + `)$`).MatchString(s) }
 
-// newGUID is a random GUID (RFC 9562, version 4) as HCN writes them in
-// references: bare and in lower case.
-func newGUID() string {
-	var b [16]byte
-	_, _ = rand.Read(b[:])                      // never fails
-	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80 // version and variant
-	s := hex.EncodeToString(b[:])
-	return strings.Join([]string{s[:8], s[8:12], s[12:16], s[16:20], s[20:]}, "-")
-}
+// newGUID is a random GUID as HCN writes them in references: bare and in lower case.
+func newGUID() string { return uuid.NewString() }
 
 // hcnNoID is how HCN writes the id of none: in an endpoint, that of the namespace
 // it is not in.
 const hcnNoID = "00000000-0000-0000-0000-000000000000"
 
-// parseGUID reads a GUID with or without braces and writes it as newGUID does.
+// parseGUID reads a GUID with or without braces and writes it as newGUID does. The
+// other forms that the library reads are none of HCN's.
 func parseGUID(text string) (string, error) {
-	bare := strings.ToLower(text)
-	if inner, opened := strings.CutPrefix(bare, "{"); opened {
-		closed := strings.HasSuffix(inner, "}")
-		if bare = strings.TrimSuffix(inner, "}"); !closed {
-			bare = ""
-		}
+	bare := text
+	if inner, opened := strings.CutPrefix(text, "{"); opened && strings.HasSuffix(inner, "}") {
+		bare = strings.TrimSuffix(inner, "}")
 	}
-	if !matches(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`, bare) {
+	id, err := uuid.Parse(bare)
+	if err != nil || len(bare) != len(hcnNoID) {
 		return "", fmt.Errorf("%q is no GUID: %w", shorten(text), ErrInvalid)
 	}
-	return bare, nil
+	return id.String(), nil
 }
 
 // SameNamespace tells whether two texts are the GUID of one HCN namespace, with
